@@ -1,0 +1,28 @@
+# `make demo` and `make test` make their own environment in .venv and reuse it the next time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean help
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## pre-train a small model on bundled images (5 minutes on 2 CPU cores)
+	$(BIN)/emae demo
+
+test: $(VENV)/.installed  ## run the linters, the type checker and the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## run only the linters and the type checker
+	$(BIN)/python -m pytest tests/test_house.py
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

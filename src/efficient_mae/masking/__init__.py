@@ -1,0 +1,29 @@
+"""Pure functions of the mask: which patches are hidden, how hard each is, and what it weighs.
+
+No module, no state, no assumption about the device. Letters in shapes: B images, H x W the grid of
+patches, N = H * W patches, V visible patches of an image, T predicted patches of the batch, P patch size.
+"""
+
+from efficient_mae.masking.difficulty import METRICS, difficulty
+from efficient_mae.masking.layout import MaskLayout, Sequences, build_layout, plan_masks
+from efficient_mae.masking.loss import difficulty_flatten_loss
+from efficient_mae.masking.p2dist import p2dist, p2dist_exact
+from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking
+from efficient_mae.masking.targets import flatten_weights, select_targets
+
+__all__ = [
+    "METRICS",
+    "MaskLayout",
+    "Sequences",
+    "build_layout",
+    "difficulty",
+    "difficulty_flatten_loss",
+    "flatten_weights",
+    "mask_from_noise",
+    "num_visible",
+    "p2dist",
+    "p2dist_exact",
+    "plan_masks",
+    "random_masking",
+    "select_targets",
+]

@@ -1,0 +1,67 @@
+"""The difficulty of masked patches by name: P2Dist and the metrics that Table 5 compares it with."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from efficient_mae.errors import InputError
+from efficient_mae.masking.p2dist import check_mask, p2dist, p2dist_exact
+
+
+def _visible_neighbours(mask: Tensor, patch_size: int) -> Tensor:
+    """Table 5 (a): one over the number of visible patches in the 3 x 3 neighbourhood; no unit."""
+    check_mask(mask)
+    return 1 / _neighbourhood_sum(mask, torch.ones(3, 3))
+
+
+def _inverse_distance_sum(mask: Tensor, patch_size: int) -> Tensor:
+    """Table 5 (b): one over the sum of inverse distances to the visible patches of the 5 x 5 around; pixels."""
+    check_mask(mask)
+    steps = torch.arange(-2, 3)
+    distance = patch_size * torch.hypot(steps[:, None].float(), steps[None, :].float())
+    return 1 / _neighbourhood_sum(mask, torch.where(distance > 0, 1 / distance, 0.0))
+
+
+def _nearest_patch(mask: Tensor, patch_size: int) -> Tensor:
+    """Table 5 (c): distance between the centres of a patch and of its nearest visible patch; pixels."""
+    return patch_size * p2dist_exact(mask, patch_size=1)
+
+
+def _neighbourhood_sum(mask: Tensor, kernel: Tensor) -> Tensor:
+    """(B, H, W): the kernel's weights summed over the visible patches around each patch."""
+    visible = (~mask[:, None]).float()
+    return F.conv2d(visible, kernel.to(mask.device)[None, None], padding="same")[:, 0]
+
+
+METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "p2dist": p2dist,
+    "p2dist_exact": p2dist_exact,
+    "visible_neighbours": _visible_neighbours,
+    "inverse_distance_sum": _inverse_distance_sum,
+    "nearest_patch": _nearest_patch,
+}
+
+
+def difficulty(
+    mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = "p2dist"
+) -> Float[Tensor, "B H W"]:
+    """How hard each masked patch is to reconstruct; larger is harder.
+
+    Args:
+        mask: True = masked; each image needs a visible and a masked patch.
+        patch_size: P, in pixels.
+        metric: one of :data:`METRICS`: ``p2dist`` (Algorithm 1), ``p2dist_exact`` (Eq. 1), or Table 5's
+            ``visible_neighbours`` (a), ``inverse_distance_sum`` (b), ``nearest_patch`` (c).
+
+    Returns:
+        float32; 0 where visible, infinite where (a) or (b) see no visible patch. Pixels, but for (a).
+
+    Raises:
+        InputError: an unknown metric, or an image without a visible or without a masked patch.
+    """
+    if metric not in METRICS:
+        raise InputError(f"metric={metric!r}: must be one of {', '.join(METRICS)}")
+    return torch.where(mask, METRICS[metric](mask, patch_size), 0.0)

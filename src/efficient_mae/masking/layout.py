@@ -1,0 +1,189 @@
+"""The packed layout of a batch: which tokens exist, and where each lies in the decoder's packed sequences.
+
+The decoder's sequences differ in length, since every image keeps another number of targets. They are packed one
+behind another, without padding. All of it follows from the mask, so it is computed with the batch, on the host,
+and a training step has nothing left to ask the device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int32, Int64
+from torch import Tensor
+
+from efficient_mae.errors import InputError
+from efficient_mae.masking.p2dist import p2dist
+from efficient_mae.masking.random import mask_from_noise
+from efficient_mae.masking.targets import flatten_weights, select_targets
+
+Moved = TypeVar("Moved", bound="_TensorFields")
+
+
+class _TensorFields:
+    """Moving a dataclass of tensors, as a DataLoader and a training step need."""
+
+    def to(self: Moved, device: torch.device | str, non_blocking: bool = False) -> Moved:
+        """The same on another device."""
+        return _map_tensors(self, lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Moved) -> Moved:
+        """The same in page-locked memory, from which copies to a GPU overlap with its work."""
+        return _map_tensors(self, lambda value: value.pin_memory())
+
+
+def _map_tensors(value: Moved, function: Callable[[Any], Any]) -> Moved:
+    """The dataclass with the function applied to each tensor, nested ones too."""
+    held = {field.name: getattr(value, field.name) for field in fields(cast(Any, value))}
+    moved = {name: function(v) for name, v in held.items() if isinstance(v, Tensor | _TensorFields)}
+    return replace(cast(Any, value), **moved)
+
+
+@dataclass(frozen=True)
+class Sequences(_TensorFields):
+    """How the rows of a packed tensor fall into the batch's sequences.
+
+    Attributes:
+        cu_seqlens: first row of each sequence, and the number of rows.
+        max_seqlen: length of the longest.
+        min_seqlen: length of the shortest.
+        slots: where each row lies when the sequences are padded to (B, max_seqlen) and flattened.
+    """
+
+    cu_seqlens: Int32[Tensor, " bounds"]
+    max_seqlen: int
+    min_seqlen: int
+    slots: Int64[Tensor, " rows"]
+
+    @classmethod
+    def of(cls, lengths: Int64[Tensor, " B"]) -> "Sequences":
+        """Sequences of these lengths, one behind another."""
+        ends = lengths.cumsum(0)
+        longest, shortest = int(lengths.max()), int(lengths.min())
+        # A row's padded slot is its own index plus the padding of the sequences before it.
+        padding = torch.arange(len(lengths), device=lengths.device) * longest - (ends - lengths)
+        rows = torch.arange(int(ends[-1]), device=lengths.device)
+        return cls(
+            cu_seqlens=torch.nn.functional.pad(ends, (1, 0)).int(),
+            max_seqlen=longest,
+            min_seqlen=shortest,
+            slots=rows + padding.repeat_interleave(lengths),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def uniform(self) -> bool:
+        """All sequences are of one length, so packed and dense are the same memory."""
+        return self.min_seqlen == self.max_seqlen
+
+    @cached_property
+    def padding_bias(self) -> Float[Tensor, "B max_seqlen"]:
+        """0 at a token, -inf at padding: what attention adds to the scores of padded keys."""
+        bias = self.slots.new_full((self.batch_size * self.max_seqlen,), -torch.inf, dtype=torch.float32)
+        return bias.index_fill_(0, self.slots, 0.0).view(self.batch_size, self.max_seqlen)
+
+
+@dataclass(frozen=True)
+class MaskLayout(_TensorFields):
+    """A batch's masks, their difficulties, and the packed decoder sequences that follow from them.
+
+    A decoder sequence is an image's class token, its V visible patches, then its predicted patches, each group
+    in row-major order.
+
+    Attributes:
+        mask: True = masked.
+        difficulty: of each masked patch, 0 where visible.
+        predicted: the masked patches that the decoder reconstructs.
+        ids_keep: the visible patches of each image, ascending.
+        ids_predict: the T predicted patches, as indices into the B * N patches, ascending.
+        weights: of the predicted patches in the loss.
+        tokens: the decoder's packed sequences.
+        targets: the predicted patches' own packed sequences: the queries of the last decoder block.
+        positions: each packed token's row in a position table that starts with the class token.
+        rows_encoded: packed rows of the encoder's B * (1 + V) tokens.
+        rows_predict: packed rows of the T predicted patches.
+    """
+
+    mask: Bool[Tensor, "B H W"]
+    difficulty: Float[Tensor, "B H W"]
+    predicted: Bool[Tensor, "B H W"]
+    ids_keep: Int64[Tensor, "B V"]
+    ids_predict: Int64[Tensor, " T"]
+    weights: Float[Tensor, " T"]
+    tokens: Sequences
+    targets: Sequences
+    positions: Int64[Tensor, " tokens"]
+    rows_encoded: Int64[Tensor, " encoded"]
+    rows_predict: Int64[Tensor, " T"]
+
+
+def build_layout(
+    mask: Bool[Tensor, "B H W"],
+    difficulty: Float[Tensor, "B H W"],
+    predicted: Bool[Tensor, "B H W"],
+    gamma: float = 0.6,
+) -> MaskLayout:
+    """Lay out a batch whose masks, difficulties and targets are known.
+
+    Raises:
+        InputError: images with different numbers of visible patches, or nothing to predict in the whole batch.
+    """
+    images = len(mask)
+    visible = ~mask.flatten(1)
+    counts = visible.sum(dim=1)
+    if int(counts.min()) != int(counts.max()):
+        raise InputError(
+            f"mask leaves between {int(counts.min())} and {int(counts.max())} patches visible: "
+            "every image of a batch must keep the same number"
+        )
+    ids_keep = visible.nonzero()[:, 1].view(images, -1)
+    flat = predicted.flatten(1)
+    ids_predict = flat.flatten().nonzero()[:, 0]
+    if len(ids_predict) == 0:
+        raise InputError("beta leaves no masked patch of the batch to predict: take a larger one")
+
+    targets = Sequences.of(flat.sum(dim=1))
+    encoded = 1 + ids_keep.shape[1]
+    tokens = Sequences.of(flat.sum(dim=1) + encoded)
+    first = tokens.cu_seqlens[:-1].long()
+    rows_encoded = (first[:, None] + torch.arange(encoded, device=mask.device)).flatten()
+    image, patch = flat.nonzero().unbind(1)
+    rank = torch.arange(len(image), device=mask.device) - targets.cu_seqlens[:-1].long()[image]
+    rows_predict = first[image] + encoded + rank
+    positions = torch.empty(len(tokens.slots), dtype=torch.int64, device=mask.device)
+    positions[rows_encoded] = torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten()
+    positions[rows_predict] = patch + 1
+    return MaskLayout(
+        mask=mask,
+        difficulty=difficulty,
+        predicted=predicted,
+        ids_keep=ids_keep,
+        ids_predict=ids_predict,
+        weights=flatten_weights(difficulty[predicted], gamma),
+        tokens=tokens,
+        targets=targets,
+        positions=positions,
+        rows_encoded=rows_encoded,
+        rows_predict=rows_predict,
+    )
+
+
+def plan_masks(
+    noise: Float[Tensor, "B N"],
+    *,
+    grid_size: tuple[int, int],
+    patch_size: int,
+    mask_ratio: float = 0.85,
+    gamma: float = 0.6,
+    beta: float | None = 26.0,
+    k: int = 8,
+) -> MaskLayout:
+    """From noise to layout, as a data loader's worker does it: mask, P2Dist, targets, weights, packing."""
+    mask = mask_from_noise(noise, grid_size, mask_ratio)
+    distance = p2dist(mask, patch_size, k)
+    return build_layout(mask, distance, select_targets(distance, patch_size, beta), gamma)

@@ -1,0 +1,37 @@
+"""The Difficulty-Flatten Loss (Sec. 4.1, Eq. 2)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from efficient_mae.errors import InputError
+from efficient_mae.masking.targets import flatten_weights
+
+
+def patch_errors(prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"]) -> Float[Tensor, " T"]:
+    """Mean squared error of each patch over its X = P * P * C values, in float32 or better."""
+    return (prediction.to(target.dtype) - target).square().mean(dim=1)
+
+
+def difficulty_flatten_loss(
+    prediction: Float[Tensor, "T X"],
+    target: Float[Tensor, "T X"],
+    difficulty: Float[Tensor, " T"],
+    gamma: float = 0.6,
+) -> Float[Tensor, ""]:
+    """Mean of the patches' squared errors, each weighted by its difficulty to the power of -gamma.
+
+    Args:
+        prediction: T predicted patches of X = P * P * C values.
+        target: their true values.
+        difficulty: of each patch.
+        gamma: flattening parameter; 0 gives MAE's loss.
+
+    Raises:
+        InputError: no patch, or gamma is negative.
+
+    Source: Eq. 2, with MAE's squared error.
+    """
+    if len(prediction) == 0:
+        raise InputError("no patch to take the loss of: prediction is empty")
+    weights = flatten_weights(difficulty, gamma)
+    return (weights * patch_errors(prediction, target)).sum() / weights.sum()

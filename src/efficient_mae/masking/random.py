@@ -1,0 +1,79 @@
+"""Random masking (MAE, Sec. 3; the paper's Sec. 3.1): hide the patches with the largest noise."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from efficient_mae.errors import InputError
+
+
+def num_visible(num_patches: int, mask_ratio: float) -> int:
+    """Number of patches that stay visible, ``int(num_patches * (1 - mask_ratio))`` as in MAE.
+
+    Raises:
+        InputError: the ratio leaves no patch visible, or none masked.
+    """
+    if not 0.0 < mask_ratio < 1.0:
+        raise InputError(f"mask_ratio={mask_ratio}: must lie between 0 and 1, both excluded")
+    visible = int(num_patches * (1 - mask_ratio))
+    if visible == 0:
+        highest = 1 - 1 / num_patches
+        raise InputError(
+            f"mask_ratio={mask_ratio} leaves none of {num_patches} patches visible: "
+            f"take at most {highest:.4g}, or smaller patches"
+        )
+    if visible == num_patches:
+        raise InputError(f"mask_ratio={mask_ratio} masks none of {num_patches} patches: take a larger one")
+    return visible
+
+
+def mask_from_noise(
+    noise: Float[Tensor, "B N"], grid_size: tuple[int, int], mask_ratio: float
+) -> Bool[Tensor, "B H W"]:
+    """The mask that keeps, in each image, the patches with the smallest noise; equal noise by index.
+
+    Args:
+        noise: one number a patch, in row-major order of the grid.
+        grid_size: (H, W) in patches.
+        mask_ratio: share of patches to hide.
+
+    Returns:
+        True = masked.
+    """
+    height, width = grid_size
+    if noise.shape[1] != height * width:
+        raise InputError(
+            f"noise has {noise.shape[1]} numbers an image, a {height} x {width} grid needs one a patch"
+        )
+    visible = num_visible(height * width, mask_ratio)
+    ids_keep = noise.argsort(dim=1, stable=True)[:, :visible]
+    mask = torch.ones_like(noise, dtype=torch.bool)
+    mask.scatter_(1, ids_keep, False)
+    return mask.view(-1, height, width)
+
+
+def random_masking(
+    batch_size: int,
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "B H W"]:
+    """Uniformly random masks with the same number of visible patches in every image.
+
+    Args:
+        batch_size: B.
+        grid_size: (H, W) in patches.
+        mask_ratio: share of patches to hide; see :func:`num_visible` for the rounding.
+        generator: source of randomness; the masks lie on its device (CPU without one).
+
+    Returns:
+        True = masked.
+
+    Raises:
+        InputError: the ratio leaves nothing visible or nothing masked.
+    """
+    height, width = grid_size
+    num_visible(height * width, mask_ratio)
+    device = generator.device if generator is not None else None
+    noise = torch.rand(batch_size, height * width, generator=generator, device=device)
+    return mask_from_noise(noise, grid_size, mask_ratio)

@@ -1,0 +1,47 @@
+"""What the decoder reconstructs (decoder masking, Sec. 4.2) and what each patch weighs (Sec. 4.1)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from efficient_mae.errors import InputError
+
+# The patch size for which the paper states beta (Sec. 5.1); Table 3's ViT-H/14 cost shows that it scales.
+BETA_PATCH_SIZE = 16
+
+
+def select_targets(
+    difficulty: Float[Tensor, "B H W"], patch_size: int = 16, beta: float | None = 26.0
+) -> Bool[Tensor, "B H W"]:
+    """The masked patches that the decoder reconstructs: those no harder than beta.
+
+    Args:
+        difficulty: 0 where visible; a patch of infinite difficulty is never reconstructed.
+        patch_size: P, in pixels.
+        beta: threshold in pixels at patch size 16, scaled as beta * P / 16; None keeps every masked patch.
+
+    Raises:
+        InputError: beta is not positive.
+    """
+    if beta is not None and not beta > 0:
+        raise InputError(f"beta={beta}: must be positive, or none to reconstruct every masked patch")
+    masked = (difficulty > 0) & difficulty.isfinite()
+    return masked if beta is None else masked & (difficulty <= beta * patch_size / BETA_PATCH_SIZE)
+
+
+def flatten_weights(difficulty: Float[Tensor, "*shape"], gamma: float = 0.6) -> Float[Tensor, "*shape"]:
+    """The Difficulty-Flatten Loss' factor d ** -gamma; 0 where visible (d = 0) or where d is infinite.
+
+    Args:
+        difficulty: any shape.
+        gamma: flattening parameter; 0 weights every masked patch alike.
+
+    Raises:
+        InputError: gamma is negative.
+
+    Source: Eq. 2.
+    """
+    if not gamma >= 0:
+        raise InputError(f"gamma={gamma}: must be 0 or more")
+    masked = (difficulty > 0) & difficulty.isfinite()
+    return torch.where(masked, difficulty, 1.0).pow(-gamma) * masked

@@ -1,0 +1,324 @@
+"""Efficient MAE: a ViT encoder over visible patches and a light decoder over visible and predicted patches.
+
+B images, C channels, H x W patches of P x P pixels, N = H * W, V visible patches, T predicted patches of the
+batch, S packed decoder tokens, D and E the encoder's and decoder's widths.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from efficient_mae.errors import InputError
+from efficient_mae.masking import (
+    MaskLayout,
+    build_layout,
+    num_visible,
+    p2dist,
+    plan_masks,
+    select_targets,
+)
+from efficient_mae.masking.loss import patch_errors
+from efficient_mae.masking.targets import BETA_PATCH_SIZE, flatten_weights
+from efficient_mae.models.patches import as_pair, patch_statistics, pixel_targets
+from efficient_mae.models.positions import sincos_position_embedding
+from efficient_mae.models.sizes import DECODER_HEAD_DIM, parse_name
+from efficient_mae.models.vit import LAYER_NORM_EPS, Block, VisionTransformer, init_weights
+
+
+@dataclass(frozen=True)
+class MAEConfig:
+    """Everything that a model is made of; what a checkpoint records. See :func:`create_model`."""
+
+    img_size: tuple[int, int]
+    patch_size: int
+    in_chans: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    decoder_embed_dim: int
+    decoder_depth: int
+    decoder_num_heads: int
+    mask_ratio: float
+    gamma: float
+    beta: float | None
+    k: int
+    norm_pix_loss: bool
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MAEConfig":
+        """The config that :meth:`to_dict` wrote."""
+        return cls(**{**values, "img_size": as_pair(tuple(values["img_size"]))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON and YAML hold them."""
+        return asdict(self) | {"img_size": list(self.img_size)}
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(H, W) in patches."""
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    @property
+    def masking(self) -> dict[str, Any]:
+        """The arguments of :func:`efficient_mae.masking.plan_masks` that belong to this model."""
+        names = ("grid_size", "patch_size", "mask_ratio", "gamma", "beta", "k")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class MAEOutput:
+    """What a forward pass returns.
+
+    Attributes:
+        loss: Difficulty-Flatten Loss of this batch (Eq. 2).
+        prediction: predicted patches, in the order of ``predicted.nonzero()``; normalised if norm_pix_loss.
+        target: their true values, normalised alike.
+        patch_loss: mean squared error of each predicted patch, before weighting.
+        layout: the masks that were used, their difficulties and the decoder's packing.
+    """
+
+    loss: Float[Tensor, ""]
+    prediction: Float[Tensor, "T X"]
+    target: Float[Tensor, "T X"]
+    patch_loss: Float[Tensor, " T"]
+    layout: MaskLayout
+
+    @property
+    def mask(self) -> Bool[Tensor, "B H W"]:
+        """True = masked."""
+        return self.layout.mask
+
+    @property
+    def difficulty(self) -> Float[Tensor, "B H W"]:
+        """P2Dist in pixels, 0 where visible."""
+        return self.layout.difficulty
+
+    @property
+    def predicted(self) -> Bool[Tensor, "B H W"]:
+        """Masked patches that the decoder reconstructed."""
+        return self.layout.predicted
+
+    @property
+    def weights(self) -> Float[Tensor, " T"]:
+        """Weight of each predicted patch in the loss, d ** -gamma."""
+        return self.layout.weights
+
+
+class MaskedAutoencoder(VisionTransformer):
+    """A ViT encoder with MAE's decoder, the Difficulty-Flatten Loss and decoder masking.
+
+    The encoder's parameters lie at the top under timm's names, the decoder's beside them under MAE's
+    (``decoder_embed``, ``mask_token``, ``decoder_blocks``, ``decoder_norm``, ``decoder_pred``).
+    Make one with :func:`create_model`.
+    """
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(
+            config.img_size,
+            config.patch_size,
+            config.in_chans,
+            config.embed_dim,
+            config.depth,
+            config.num_heads,
+        )
+        _check_objective(config)
+        width = config.decoder_embed_dim
+        self.config = config
+        self.decoder_embed = nn.Linear(config.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("decoder_pos_embed", sincos_position_embedding(width, self.grid_size)[None])
+        self.decoder_pos_embed: Tensor
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, config.decoder_num_heads) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.in_chans)
+        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
+            module.apply(init_weights)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def plan(
+        self,
+        batch_size: int,
+        mask: Bool[Tensor, "B H W"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MaskLayout:
+        """Masks for a batch, laid out: the given ones, or random ones from the generator; on their device.
+
+        Raises:
+            InputError: a mask of another shape, or one that leaves an image nothing visible or nothing masked.
+        """
+        config = self.config
+        if mask is None:
+            device = generator.device if generator is not None else None
+            patches = self.grid_size[0] * self.grid_size[1]
+            noise = torch.rand(batch_size, patches, generator=generator, device=device)
+            return plan_masks(noise, **config.masking)
+        if tuple(mask.shape) != (batch_size, *self.grid_size) or mask.dtype != torch.bool:
+            raise InputError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
+                f"must be torch.bool of shape {(batch_size, *self.grid_size)}, True = masked"
+            )
+        difficulty = p2dist(mask, config.patch_size, config.k)
+        predicted = select_targets(difficulty, config.patch_size, config.beta)
+        return build_layout(mask, difficulty, predicted, config.gamma)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C h w"],
+        mask: Bool[Tensor, "B H W"] | MaskLayout | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MAEOutput:
+        """Hide patches, encode the visible ones, reconstruct the predicted ones, take the loss.
+
+        Args:
+            images: normalised images.
+            mask: True = masked, the same number in every image; or a layout made with the batch; None draws
+                random masks.
+            generator: source of randomness for the masks.
+
+        Raises:
+            InputError: images or mask of a shape that this model does not take.
+        """
+        self.check_images(images)
+        layout = mask if isinstance(mask, MaskLayout) else self.plan(len(images), mask, generator)
+        layout = layout.to(images.device, non_blocking=True)
+        prediction = self.decode(self.forward_features(images, layout.ids_keep), layout)
+        target = self.targets(images, layout)
+        patch_loss = patch_errors(prediction, target)
+        weights = layout.weights.to(patch_loss.dtype)
+        loss = (weights * patch_loss).sum() / weights.sum()
+        return MAEOutput(loss, prediction, target, patch_loss, layout)
+
+    def decode(self, latent: Float[Tensor, "B encoded D"], layout: MaskLayout) -> Float[Tensor, "T X"]:
+        """Predict the layout's targets from the encoder's tokens.
+
+        All token-wise work is on packed rows. The last block computes its queries and its MLP, and the head its
+        pixels, for the predicted patches only.
+        """
+        encoded = self.decoder_embed(latent).flatten(0, 1)
+        queries = self.mask_token[0].to(encoded.dtype).expand(len(layout.rows_predict), -1)
+        x = encoded.new_empty(len(layout.positions), encoded.shape[1])
+        x = x.index_copy(0, layout.rows_encoded, encoded).index_copy(0, layout.rows_predict, queries)
+        x = x + self.decoder_pos_embed[0].index_select(0, layout.positions)  # (S, E)
+        for block in self.decoder_blocks[:-1]:
+            x = self._run(block, x, layout.tokens)
+        last = self.decoder_blocks[-1].forward_queries
+        x = self._run(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def targets(self, images: Float[Tensor, "B C h w"], layout: MaskLayout) -> Float[Tensor, "T X"]:
+        """The predicted patches' pixels, normalised by each patch's own statistics if norm_pix_loss."""
+        target = pixel_targets(images, layout.ids_predict, self.patch_size)
+        if self.config.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        return target
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"] | MaskLayout | None = None
+    ) -> Float[Tensor, "B C h w"]:
+        """The images with their predicted patches filled in.
+
+        Visible pixels are kept; masked patches that the decoder leaves out are 0, the mean colour of a normalised
+        image. Under norm_pix_loss the prediction has no scale of its own, and each patch is de-normalised by the
+        mean and standard deviation of its true pixels.
+        """
+        return self.paint(images, self(images, mask))
+
+    def paint(self, images: Float[Tensor, "B C h w"], out: MAEOutput) -> Float[Tensor, "B C h w"]:
+        """:meth:`reconstruct` from an output that is at hand."""
+        size, (rows, columns) = self.patch_size, self.grid_size
+        prediction = out.prediction.to(images.dtype)
+        if self.config.norm_pix_loss:
+            mean, std = patch_statistics(pixel_targets(images, out.layout.ids_predict, size))
+            prediction = prediction * std + mean
+        hidden = out.mask.repeat_interleave(size, 1).repeat_interleave(size, 2)
+        painted = images.masked_fill(hidden[:, None], 0.0)
+        patches = painted.view(len(images), self.in_chans, rows, size, columns, size).permute(
+            0, 2, 4, 3, 5, 1
+        )
+        patches[out.predicted] = prediction.view(-1, size, size, self.in_chans)  # writes through the view
+        return painted
+
+
+def _check_objective(config: MAEConfig) -> None:
+    """Refuse at once what could only fail later."""
+    rows, columns = config.grid_size
+    num_visible(rows * columns, config.mask_ratio)
+    for name in ("decoder_depth", "k"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")
+    flatten_weights(torch.ones(1), config.gamma)
+    # No patch is easier than one with eight visible neighbours, judged by all of their points.
+    surrounded = torch.zeros(1, 3, 3, dtype=torch.bool, device="cpu")
+    surrounded[0, 1, 1] = True
+    easiest = float(p2dist(surrounded, config.patch_size, k=9 * 8)[0, 1, 1])
+    if config.beta is not None and not config.beta * config.patch_size / BETA_PATCH_SIZE >= easiest:
+        raise InputError(
+            f"beta={config.beta}: no patch is that easy; take at least "
+            f"{easiest * BETA_PATCH_SIZE / config.patch_size:.2f}, or none to reconstruct every masked patch"
+        )
+
+
+def create_model(
+    name: str,
+    img_size: int | tuple[int, int] = 224,
+    in_chans: int = 3,
+    mask_ratio: float = 0.85,
+    gamma: float = 0.6,
+    beta: float | None = 26.0,
+    norm_pix_loss: bool = True,
+    decoder_depth: int = 8,
+    decoder_embed_dim: int | None = None,
+    decoder_num_heads: int | None = None,
+    depth: int | None = None,
+    k: int = 8,
+) -> MaskedAutoencoder:
+    """A model by name, with random weights from torch's global generator.
+
+    Args:
+        name: ``mae_vit_{tiny,small,base,large,huge}_patch{P}``.
+        img_size: pixels, one number or (height, width); the patch size divides both.
+        in_chans: channels of the images.
+        mask_ratio: share of patches hidden from the encoder.
+        gamma: exponent of the Difficulty-Flatten Loss; 0 weights all patches alike.
+        beta: the decoder leaves out patches of larger P2Dist: pixels at patch size 16, scaling with the patch
+            size; None reconstructs every masked patch. ``beta=None, gamma=0`` is MAE.
+        norm_pix_loss: normalise each target patch by its own mean and variance.
+        decoder_depth: decoder blocks.
+        decoder_embed_dim: decoder width; None takes the size's (192, 256, then 512).
+        decoder_num_heads: decoder heads; None takes one for each 32 channels.
+        depth: encoder blocks; None takes the size's.
+        k: points that P2Dist looks at (Algorithm 1).
+
+    Raises:
+        InputError: anything that cannot work, with what would be accepted.
+
+    Source: Sec. 5.1 for the defaults.
+    """
+    size, patch_size = parse_name(name)
+    width = size.decoder_embed_dim if decoder_embed_dim is None else decoder_embed_dim
+    config = MAEConfig(
+        img_size=as_pair(img_size),
+        patch_size=patch_size,
+        in_chans=in_chans,
+        embed_dim=size.embed_dim,
+        depth=size.depth if depth is None else depth,
+        num_heads=size.num_heads,
+        decoder_embed_dim=width,
+        decoder_depth=decoder_depth,
+        decoder_num_heads=max(1, width // DECODER_HEAD_DIM)
+        if decoder_num_heads is None
+        else decoder_num_heads,
+        mask_ratio=mask_ratio,
+        gamma=gamma,
+        beta=beta,
+        k=k,
+        norm_pix_loss=norm_pix_loss,
+    )
+    return MaskedAutoencoder(config)

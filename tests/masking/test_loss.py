@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+import torch
+
+import efficient_mae as emae
+
+
+def test_equation_2():
+    rng = np.random.default_rng(0)
+    prediction, target = rng.normal(size=(2, 7, 12)).astype(np.float32)
+    d = rng.uniform(4, 40, size=7).astype(np.float32)
+    weight = d**-0.6
+    expected = (weight * ((prediction - target) ** 2).mean(axis=1)).sum() / weight.sum()
+    loss = emae.difficulty_flatten_loss(*map(torch.from_numpy, (prediction, target, d)), gamma=0.6)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gamma_zero_is_the_mean_squared_error():
+    prediction, target = torch.randn(2, 9, 5)
+    loss = emae.difficulty_flatten_loss(prediction, target, torch.rand(9) + 1, gamma=0.0)
+    torch.testing.assert_close(loss, torch.nn.functional.mse_loss(prediction, target))
+
+
+def test_nothing_to_predict():
+    empty = torch.empty(0, 4)
+    with pytest.raises(ValueError, match="no patch"):
+        emae.difficulty_flatten_loss(empty, empty, torch.empty(0))

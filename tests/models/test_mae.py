@@ -1,0 +1,265 @@
+"""Parity with transformers' ViTMAE, and of packed with one-at-a-time decoding."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+import efficient_mae as emae
+from efficient_mae.models import MaskedAutoencoder
+
+SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
+
+
+def theirs_and_ours(
+    norm_pix_loss: bool, dtype: torch.dtype
+) -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
+    """transformers' ViTMAE and our model without the paper's additions, with the same random weights."""
+    ours = emae.create_model(
+        "mae_vit_tiny_patch8", mask_ratio=0.75, gamma=0, beta=None, norm_pix_loss=norm_pix_loss, **SMALL
+    ).to(dtype)
+    config = ViTMAEConfig(
+        image_size=64, patch_size=8, hidden_size=192, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=768, decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
+        decoder_intermediate_size=256, mask_ratio=0.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs = ViTMAEForPreTraining(config).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():  # biases and norms too, so that a wrong one shows
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.05)
+        for ours_, theirs_ in parameter_pairs(ours, theirs):
+            theirs_.copy_(ours_.view_as(theirs_))
+        # A model made from a config has all-zero positions in transformers 5.
+        theirs.vit.embeddings.position_embeddings.copy_(ours.pos_embed)
+        theirs.decoder.decoder_pos_embed.copy_(ours.decoder_pos_embed)
+    return theirs, ours
+
+
+def parameter_pairs(ours, theirs, gradient: bool = False):
+    """(ours, theirs) for every learned tensor, the fused qkv cut into three."""
+    get = (lambda p: p.grad) if gradient else (lambda p: p)
+    yield get(ours.cls_token), get(theirs.vit.embeddings.cls_token)
+    yield get(ours.mask_token), get(theirs.decoder.mask_token)
+    modules = [
+        (ours.patch_embed.proj, theirs.vit.embeddings.patch_embeddings.projection),
+        (ours.norm, theirs.vit.layernorm),
+        (ours.decoder_embed, theirs.decoder.decoder_embed),
+        (ours.decoder_norm, theirs.decoder.decoder_norm),
+        (ours.decoder_pred, theirs.decoder.decoder_pred),
+    ]
+    blocks = [*zip(ours.blocks, theirs.vit.layers), *zip(ours.decoder_blocks, theirs.decoder.decoder_layers)]
+    for block, layer in blocks:
+        modules += [
+            (block.norm1, layer.layernorm_before),
+            (block.norm2, layer.layernorm_after),
+            (block.attn.proj, layer.attention.o_proj),
+            (block.mlp.fc1, layer.mlp.fc1),
+            (block.mlp.fc2, layer.mlp.fc2),
+        ]
+        for what in ("weight", "bias"):
+            q, k, v = get(getattr(block.attn.qkv, what)).chunk(3)
+            yield q, get(getattr(layer.attention.q_proj, what))
+            yield k, get(getattr(layer.attention.k_proj, what))
+            yield v, get(getattr(layer.attention.v_proj, what))
+    for mine, his in modules:
+        yield get(mine.weight), get(his.weight)
+        yield get(mine.bias), get(his.bias)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return ((a - b.view_as(a)).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_is_mae_without_the_papers_additions(dtype: torch.dtype, tolerance: float, norm_pix_loss: bool):
+    theirs, ours = theirs_and_ours(norm_pix_loss, dtype)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(6, 3, 64, 64, generator=generator, dtype=dtype)
+    mask = emae.random_masking(6, (8, 8), 0.75, generator)
+    out = ours(images, mask)
+    # The noise that makes transformers hide the same patches.
+    expected = theirs(images, noise=mask.flatten(1).float() + torch.arange(64) * 1e-4)
+    assert torch.equal(expected.mask.bool().view_as(mask), mask)
+
+    assert relative(out.loss, expected.loss) < tolerance
+    assert relative(out.prediction, expected.logits[expected.mask.bool()]) < tolerance
+    out.loss.backward()
+    expected.loss.backward()
+    pairs = list(parameter_pairs(ours, theirs, gradient=True))
+    assert len(pairs) == sum(1 for _ in ours.parameters()) + 2 * 2 * 4  # four blocks' qkv in three
+    # A key's bias shifts all scores alike, so its gradient is rounding noise around zero on both sides.
+    largest = max(theirs_.abs().max() for _, theirs_ in pairs)
+    for ours_, theirs_ in pairs:
+        assert (ours_ - theirs_.view_as(ours_)).abs().max() < tolerance * max(
+            theirs_.abs().max(), 1e-3 * largest
+        )
+
+
+def test_positions_are_those_of_transformers():
+    theirs, ours = theirs_and_ours(True, torch.float32)
+    theirs.vit.embeddings.initialize_weights()
+    torch.testing.assert_close(ours.pos_embed, theirs.vit.embeddings.position_embeddings.data)
+
+
+@pytest.mark.parametrize("img_size", [64, (48, 80)])
+def test_packed_decoding_is_decoding_one_image_at_a_time(img_size):
+    torch.manual_seed(0)
+    model = emae.create_model("mae_vit_tiny_patch8", **{**SMALL, "img_size": img_size, "beta": 16.0}).double()
+    images = torch.randn(5, 3, *model.img_size, dtype=torch.float64)
+    out = model(images, generator=torch.Generator().manual_seed(2))
+    assert not out.layout.tokens.uniform
+    together = torch.autograd.grad(out.loss, list(model.parameters()))
+
+    numerator, errors, predictions = 0, [], []
+    for image, mask in zip(images, out.mask):
+        one = model(image[None], mask[None])
+        predictions.append(one.prediction)
+        errors.append(one.patch_loss)
+        numerator = numerator + (one.weights * one.patch_loss).sum()
+    torch.testing.assert_close(out.prediction, torch.cat(predictions), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(out.patch_loss, torch.cat(errors), rtol=1e-10, atol=1e-12)
+    apart = torch.autograd.grad(numerator / out.weights.double().sum(), list(model.parameters()))
+    for a, b in zip(together, apart):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_last_block_at_the_targets_is_the_whole_block():
+    torch.manual_seed(0)
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL).double()
+    layout = model.plan(4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(len(layout.positions), 64, dtype=torch.float64)
+    block = model.decoder_blocks[-1]
+    whole = block(x, layout.tokens)[layout.rows_predict]
+    part = block.forward_queries(x, layout.rows_predict, layout.targets, layout.tokens)
+    torch.testing.assert_close(part, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_loss_is_equation_2_over_the_predicted_patches():
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
+    out = model(torch.randn(4, 3, 64, 64))
+    distance = out.difficulty[out.predicted]
+    expected = emae.difficulty_flatten_loss(out.prediction, out.target, distance, gamma=0.6)
+    torch.testing.assert_close(out.loss, expected)
+    assert (distance <= 26.0 * 8 / 16).all()
+    assert torch.equal(out.predicted, emae.select_targets(out.difficulty, patch_size=8, beta=26.0))
+
+
+def test_checkpointed_activations_change_nothing():
+    torch.manual_seed(0)
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
+    images, mask = torch.randn(4, 3, 64, 64), model.plan(4).mask
+    plain = torch.autograd.grad(model(images, mask).loss, list(model.parameters()))
+    model.set_grad_checkpointing()
+    for a, b in zip(plain, torch.autograd.grad(model(images, mask).loss, list(model.parameters()))):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_reconstruct_keeps_visible_pixels_and_fills_predicted_patches(norm_pix_loss: bool):
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL, in_chans=2, norm_pix_loss=norm_pix_loss)
+    images = torch.randn(3, 2, 64, 64)
+    with torch.no_grad():
+        out = model(images)
+    picture = model.reconstruct(images, out.mask)
+    blow_up = lambda patches: (
+        patches.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand_as(images)
+    )
+    hidden, predicted = blow_up(out.mask), blow_up(out.predicted)
+    assert torch.equal(picture[~hidden], images[~hidden])
+    assert (picture[hidden & ~predicted] == 0).all()
+    image, row, column = out.predicted.nonzero()[-1].tolist()
+    patch = picture[image, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+    truth = images[image, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+    expected = out.prediction[-1].view(8, 8, 2).permute(2, 0, 1)
+    if norm_pix_loss:
+        expected = expected * (truth.var() + 1e-6).sqrt() + truth.mean()
+    torch.testing.assert_close(patch, expected)
+
+
+# Multiply-accumulates of one image's forward pass, computed from MAE's architecture: ../shared/paper/NOTES.md.
+GMACS = [
+    ("mae_vit_base_patch16", 0.75, None, 9.78),
+    ("mae_vit_base_patch16", 0.85, None, 8.05),
+    ("mae_vit_base_patch16", 0.90, None, 7.18),
+    ("mae_vit_base_patch16", 0.95, None, 6.32),
+    ("mae_vit_base_patch16", 0.85, 26.0, 7.56),
+    ("mae_vit_large_patch16", 0.75, None, 20.76),
+    ("mae_vit_large_patch16", 0.85, None, 14.63),
+    ("mae_vit_large_patch16", 0.90, None, 11.58),
+    ("mae_vit_large_patch16", 0.95, None, 8.54),
+    ("mae_vit_large_patch16", 0.85, 26.0, 14.14),
+    ("mae_vit_large_patch16", 0.90, 26.0, 10.42),
+    ("mae_vit_large_patch16", 0.95, 26.0, 5.92),
+    ("mae_vit_huge_patch14", 0.75, None, 48.56),
+    ("mae_vit_huge_patch14", 0.85, None, 31.97),
+    ("mae_vit_huge_patch14", 0.90, None, 23.71),
+    ("mae_vit_huge_patch14", 0.95, None, 15.48),
+    ("mae_vit_huge_patch14", 0.85, 26.0, 31.33),
+]
+
+
+@pytest.mark.parametrize(("name", "ratio", "beta", "expected"), GMACS)
+def test_cost_is_the_papers_or_less(name: str, ratio: float, beta: float | None, expected: float):
+    images = 64
+    with torch.device("meta"):
+        model = emae.create_model(name, mask_ratio=ratio, beta=beta)
+        pixels = torch.empty(images, 3, 224, 224)
+    layout = model.plan(images, generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels, layout)
+    gmacs = counter.get_total_flops() / 2 / images / 1e9
+    # What is skipped (hidden patches' embedding, the last block's idle queries) costs MAE less than 12 %.
+    assert 0.88 * expected < gmacs < 1.015 * expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (dict(name="mae_vit_bas_patch16"), "did you mean mae_vit_base_patch16"),
+        (dict(name="resnet50"), "unknown model 'resnet50'"),
+        (
+            dict(name="mae_vit_base_patch15"),
+            "patch_size=15 does not divide img_size=224x224: 210x210 would fit",
+        ),
+        (dict(img_size=(224, 230)), "224x230: 224x224 would fit"),
+        (dict(img_size=8), "does not divide img_size=8x8"),
+        (dict(mask_ratio=0.999), "leaves none of 196 patches visible"),
+        (dict(mask_ratio=0.0), "mask_ratio=0.0"),
+        (dict(gamma=-1.0), "gamma=-1.0"),
+        (dict(beta=2.0), "beta=2.0: no patch is that easy"),
+        (dict(in_chans=0), "in_chans=0"),
+        (dict(decoder_depth=0), "decoder_depth=0"),
+        (dict(decoder_embed_dim=100, decoder_num_heads=3), "num_heads=3 does not divide"),
+        (dict(decoder_embed_dim=30, decoder_num_heads=1), "embed_dim=30"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(arguments: dict, what: str):
+    with torch.device("meta"), pytest.raises(ValueError, match=what):
+        emae.create_model(**{"name": "mae_vit_base_patch16", **arguments})
+
+
+def test_inputs_of_another_shape():
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
+    with pytest.raises(ValueError, match="3 x 64 x 64"):
+        model(torch.randn(2, 1, 64, 64))
+    with pytest.raises(ValueError, match=r"\(2, 8, 8\)"):
+        model(torch.randn(2, 3, 64, 64), torch.ones(2, 4, 4, dtype=torch.bool))
+    uneven = emae.random_masking(2, (8, 8), 0.75)
+    uneven[0].logical_not_()
+    with pytest.raises(ValueError, match="same number"):
+        model(torch.randn(2, 3, 64, 64), uneven)
+
+
+@pytest.mark.gpu
+def test_bfloat16_on_a_gpu_is_near_float32_on_the_cpu():
+    torch.manual_seed(0)
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
+    images, mask = torch.randn(8, 3, 64, 64), emae.random_masking(8, (8, 8), 0.85)
+    expected = model(images, mask)
+    with torch.autocast("cuda", torch.bfloat16):
+        out = model.cuda()(images.cuda(), mask)
+    torch.testing.assert_close(out.loss.cpu(), expected.loss, rtol=0.01, atol=0)
+    torch.testing.assert_close(out.prediction.float().cpu(), expected.prediction, rtol=0.05, atol=0.05)
