@@ -1,5 +1,6 @@
 """Efficient MAE: masked autoencoders that work, and cost less, at mask ratio 0.85 and above."""
 
+from efficient_mae.interop import load, to_timm
 from efficient_mae.masking import (
     difficulty,
     difficulty_flatten_loss,
@@ -18,8 +19,10 @@ __all__ = [
     "difficulty",
     "difficulty_flatten_loss",
     "flatten_weights",
+    "load",
     "p2dist",
     "p2dist_exact",
     "random_masking",
     "select_targets",
+    "to_timm",
 ]

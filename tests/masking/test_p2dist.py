@@ -114,6 +114,4 @@ def test_an_image_without_visible_or_masked_patches(function, value: bool, what:
 def test_the_same_on_a_gpu():
     mask = random_masks(0.9, 200)
     torch.testing.assert_close(emae.p2dist(mask.cuda()).cpu(), emae.p2dist(mask), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        emae.p2dist_exact(mask.cuda()).cpu(), emae.p2dist_exact(mask), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(emae.p2dist_exact(mask.cuda()).cpu(), emae.p2dist_exact(mask), atol=1e-4, rtol=0)

@@ -11,9 +11,7 @@ from efficient_mae.models import MaskedAutoencoder
 SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
 
 
-def theirs_and_ours(
-    norm_pix_loss: bool, dtype: torch.dtype
-) -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
+def theirs_and_ours(norm_pix_loss: bool, dtype: torch.dtype) -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
     """transformers' ViTMAE and our model without the paper's additions, with the same random weights."""
     ours = emae.create_model(
         "mae_vit_tiny_patch8", mask_ratio=0.75, gamma=0, beta=None, norm_pix_loss=norm_pix_loss, **SMALL
@@ -93,9 +91,7 @@ def test_is_mae_without_the_papers_additions(dtype: torch.dtype, tolerance: floa
     # A key's bias shifts all scores alike, so its gradient is rounding noise around zero on both sides.
     largest = max(theirs_.abs().max() for _, theirs_ in pairs)
     for ours_, theirs_ in pairs:
-        assert (ours_ - theirs_.view_as(ours_)).abs().max() < tolerance * max(
-            theirs_.abs().max(), 1e-3 * largest
-        )
+        assert (ours_ - theirs_.view_as(ours_)).abs().max() < tolerance * max(theirs_.abs().max(), 1e-3 * largest)
 
 
 def test_positions_are_those_of_transformers():
@@ -113,15 +109,13 @@ def test_packed_decoding_is_decoding_one_image_at_a_time(img_size):
     assert not out.layout.tokens.uniform
     together = torch.autograd.grad(out.loss, list(model.parameters()))
 
-    numerator, errors, predictions = 0, [], []
-    for image, mask in zip(images, out.mask):
-        one = model(image[None], mask[None])
-        predictions.append(one.prediction)
-        errors.append(one.patch_loss)
-        numerator = numerator + (one.weights * one.patch_loss).sum()
+    alone = [model(image[None], mask[None]) for image, mask in zip(images, out.mask)]
+    predictions, errors = [one.prediction for one in alone], [one.patch_loss for one in alone]
+    weights = out.weights.double()
+    numerator = (weights * torch.cat(errors)).sum()
     torch.testing.assert_close(out.prediction, torch.cat(predictions), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(out.patch_loss, torch.cat(errors), rtol=1e-10, atol=1e-12)
-    apart = torch.autograd.grad(numerator / out.weights.double().sum(), list(model.parameters()))
+    apart = torch.autograd.grad(numerator / weights.sum(), list(model.parameters()))
     for a, b in zip(together, apart):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
@@ -164,9 +158,10 @@ def test_reconstruct_keeps_visible_pixels_and_fills_predicted_patches(norm_pix_l
     with torch.no_grad():
         out = model(images)
     picture = model.reconstruct(images, out.mask)
-    blow_up = lambda patches: (
-        patches.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand_as(images)
-    )
+
+    def blow_up(patches: torch.Tensor) -> torch.Tensor:
+        return patches.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand_as(images)
+
     hidden, predicted = blow_up(out.mask), blow_up(out.predicted)
     assert torch.equal(picture[~hidden], images[~hidden])
     assert (picture[hidden & ~predicted] == 0).all()

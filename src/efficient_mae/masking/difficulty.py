@@ -45,9 +45,7 @@ METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def difficulty(
-    mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = "p2dist"
-) -> Float[Tensor, "B H W"]:
+def difficulty(mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = "p2dist") -> Float[Tensor, "B H W"]:
     """How hard each masked patch is to reconstruct; larger is harder.
 
     Args:

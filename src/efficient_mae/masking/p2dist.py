@@ -101,9 +101,7 @@ def _squared_distances(radius: int, patch_size: int, device: torch.device) -> Te
     return F.pad(squared, (0, 0, 0, 1), value=float("inf"))
 
 
-def _nearest_points(
-    offered: Tensor, pending: Tensor, k: int, radius: int, last: bool
-) -> tuple[Tensor, Tensor]:
+def _nearest_points(offered: Tensor, pending: Tensor, k: int, radius: int, last: bool) -> tuple[Tensor, Tensor]:
     """Which pending patches find k points within the radius, and the indices (M', k) of those in `_offsets`."""
     padded = F.pad(offered, (radius,) * 4)
     stride = padded.shape[2]

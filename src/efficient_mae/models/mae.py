@@ -5,7 +5,7 @@ batch, S packed decoder tokens, D and E the encoder's and decoder's widths.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -205,9 +205,9 @@ class MaskedAutoencoder(VisionTransformer):
         x = x.index_copy(0, layout.rows_encoded, encoded).index_copy(0, layout.rows_predict, queries)
         x = x + self.decoder_pos_embed[0].index_select(0, layout.positions)  # (S, E)
         for block in self.decoder_blocks[:-1]:
-            x = self._run(block, x, layout.tokens)
-        last = self.decoder_blocks[-1].forward_queries
-        x = self._run(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
+            x = self.run_block(block, x, layout.tokens)
+        last = cast(Block, self.decoder_blocks[-1]).forward_queries
+        x = self.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
         return self.decoder_pred(self.decoder_norm(x))
 
     def targets(self, images: Float[Tensor, "B C h w"], layout: MaskLayout) -> Float[Tensor, "T X"]:
@@ -239,9 +239,7 @@ class MaskedAutoencoder(VisionTransformer):
             prediction = prediction * std + mean
         hidden = out.mask.repeat_interleave(size, 1).repeat_interleave(size, 2)
         painted = images.masked_fill(hidden[:, None], 0.0)
-        patches = painted.view(len(images), self.in_chans, rows, size, columns, size).permute(
-            0, 2, 4, 3, 5, 1
-        )
+        patches = painted.view(len(images), self.in_chans, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
         patches[out.predicted] = prediction.view(-1, size, size, self.in_chans)  # writes through the view
         return painted
 
@@ -312,9 +310,7 @@ def create_model(
         num_heads=size.num_heads,
         decoder_embed_dim=width,
         decoder_depth=decoder_depth,
-        decoder_num_heads=max(1, width // DECODER_HEAD_DIM)
-        if decoder_num_heads is None
-        else decoder_num_heads,
+        decoder_num_heads=max(1, width // DECODER_HEAD_DIM) if decoder_num_heads is None else decoder_num_heads,
         mask_ratio=mask_ratio,
         gamma=gamma,
         beta=beta,

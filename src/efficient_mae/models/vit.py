@@ -4,6 +4,7 @@ B images, N patches of an image, V of them visible, D width, S rows of packed to
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -119,6 +120,7 @@ class VisionTransformer(nn.Module):
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.embed_dim = embed_dim
+        self.num_heads = num_heads
         self.grid_size = grid_size(self.img_size, patch_size)
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -152,16 +154,16 @@ class VisionTransformer(nn.Module):
         cls_token = (self.cls_token + position[0]).expand(len(x), 1, -1)
         x = torch.cat([cls_token, x], dim=1)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = self.run_block(block, x)
         return self.norm(x)
 
-    def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens D"]:
-        return self.forward_features(images)
+    # Loosely typed: the autoencoder below returns more than features.
+    forward: Callable[..., Any] = forward_features
 
-    def _run(self, function: Callable[..., Tensor], *arguments) -> Tensor:
+    def run_block(self, function: Callable[..., Tensor], *arguments) -> Tensor:
         """Call a block, recomputing it in the backward pass if so set."""
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
         return function(*arguments)
 
 

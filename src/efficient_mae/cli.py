@@ -1,0 +1,200 @@
+"""The command `emae`: one parser; a subcommand is a config dataclass, a function, and how its result is shown."""
+
+import difflib
+import errno
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from rich.console import Console
+
+from efficient_mae import __version__
+from efficient_mae.bench.info import InfoConfig, info, show_info
+from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
+from efficient_mae.errors import InputError
+from efficient_mae.report.command import ReportConfig, report, show_report
+from efficient_mae.report.report import write_report
+from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
+from efficient_mae.tasks.pretrain import pretrain
+from efficient_mae.tasks.pretrain_config import PretrainConfig
+from efficient_mae.tasks.reconstruct import ReconstructConfig, reconstruct, show_reconstruct
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        config: dataclass of its settings; each is a flag.
+        run: does it, and returns what `--json` prints.
+        show: prints that for a person.
+        help: one line.
+    """
+
+    config: type
+    run: Callable[[Any], dict[str, Any]]
+    show: Callable[[dict[str, Any], Console], None]
+    help: str
+
+
+def pretrain_and_report(config: PretrainConfig) -> dict[str, Any]:
+    """Pre-train, then write the report."""
+    run = pretrain(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_report(run)
+    return {"run": str(run), "encoder": str(run / "encoder.safetensors"), "report": str(run / "report.html")}
+
+
+COMMANDS = {
+    "demo": Command(
+        DemoConfig, demo, show_demo, "learn on bundled images in a few minutes, and see what came of it"
+    ),
+    "pretrain": Command(
+        PretrainConfig,
+        pretrain_and_report,
+        lambda result, console: show_run(Path(result["run"]), console),
+        "pre-train an encoder on images; the same command again resumes",
+    ),
+    "reconstruct": Command(
+        ReconstructConfig, reconstruct, show_reconstruct, "picture what a model makes of an image"
+    ),
+    "knn": Command(KnnConfig, knn, show_knn, "k-NN accuracy of an encoder, an untrained one, and raw pixels"),
+    "report": Command(ReportConfig, report, show_report, "write the report of a run"),
+    "info": Command(InfoConfig, info, show_info, "parameters, tokens and GMACs of a model, and the environment"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `emae`; return its exit status: 0 done, 2 for an input that the user can mend, 1 otherwise."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command again resumes from the last checkpoint", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(
+                f"the disk is full ({error.filename}); the last checkpoint is intact: make room, run again", 1
+            )
+        traceback.print_exc()
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = build_parser()
+    try:
+        parsed = parser.parse_args(_with_recipe_paths(arguments))
+    except ArgumentError as error:
+        raise InputError(explain(str(error), arguments)) from None
+    command = COMMANDS[parsed.subcommand]
+    values = vars(parsed[parsed.subcommand])
+    config = command.config(**{field.name: values[field.name] for field in fields(command.config)})
+    result = command.run(config)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return 0
+    if values["json"]:
+        print(json.dumps(result))
+    else:
+        command.show(result, Console(soft_wrap=True))
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all subcommands."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="emae", version=__version__, exit_on_error=False, description=_DESCRIPTION)
+    subcommands = parser.add_subcommands(required=True)
+    for name, command in COMMANDS.items():
+        own = ArgumentParser(exit_on_error=False, description=command.help)
+        own.add_argument(
+            "--config", action="config", help=f"recipe ({', '.join(recipes())}) or YAML file; flags override"
+        )
+        own.add_class_arguments(command.config, as_group=False)
+        own.add_argument("--json", action="store_true", help="print the result as one JSON document")
+        subcommands.add_subcommand(name, own, help=command.help)
+    return parser
+
+
+_DESCRIPTION = "Pre-train Vision Transformers as masked autoencoders, at mask ratio 0.85 and above."
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    folder = Path(str(files("efficient_mae.recipes")))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def _with_recipe_paths(arguments: list[str]) -> list[str]:
+    """The arguments with `--config NAME` turned into the recipe's path.
+
+    Raises:
+        InputError: neither a file nor a recipe.
+    """
+    resolved = list(arguments)
+    for number, argument in enumerate(arguments):
+        if argument == "--config" and number + 1 < len(arguments):
+            resolved[number + 1] = _recipe_path(arguments[number + 1])
+        elif argument.startswith("--config="):
+            resolved[number] = f"--config={_recipe_path(argument.removeprefix('--config='))}"
+    return resolved
+
+
+def _recipe_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    if name in recipes():
+        return str(recipes()[name])
+    raise InputError(f"config={name!r}: no such file, and no recipe of that name{_nearest(name, recipes())}")
+
+
+def explain(message: str, arguments: list[str]) -> str:
+    """A parser's complaint as one line that says what, where, and what would be accepted."""
+    name = next((argument for argument in arguments if argument in COMMANDS), "")
+    flags = [field.name for field in fields(COMMANDS[name].config)] if name else []
+    where = f"{name}: " if name else ""
+    if match := re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
+        flag = match[1].split("=")[0]
+        return f"{where}unknown flag {flag}{_nearest(flag.lstrip('-'), flags, '--')}"
+    if match := re.search(r"does not accept option '([^']+)'", message):
+        return f"{where}unknown key {match[1]!r} in the configuration{_nearest(match[1], flags)}"
+    if match := re.search(r"invalid choice: '([^']+)'", message):
+        return f"unknown command {match[1]!r}{_nearest(match[1], COMMANDS)}; commands: {', '.join(COMMANDS)}"
+    if 'expected "subcommand"' in message:
+        return f"name a command: {', '.join(COMMANDS)} (emae COMMAND --help)"
+    if match := re.search(r"arguments are required: (.*)", message):
+        required = [f"--{part.split('.')[-1]}" for part in match[1].split(", ")]
+        return f"{where}{' and '.join(required)} must be given (emae {name} --help)"
+    if match := re.search(r'Parser key "([^"]+)":', message):
+        key = match[1].split(".")[-1]
+        types = {field.name: field.type for field in fields(COMMANDS[name].config)} if name else {}
+        value = re.search(r"Given value: (.*)", message)
+        if key in types and value:
+            expected = getattr(types[key], "__name__", types[key]) if isinstance(types[key], type) else types[key]
+            return f"{where}{key}={value[1]}: must be {str(expected).replace('None', 'null')}"
+    return f"{where}{' '.join(message.split())}"
+
+
+def _nearest(name: str, known: Any, prefix: str = "") -> str:
+    """A suggestion to append to an error, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def _fail(message: str, status: int) -> int:
+    """One line on stderr, of one process alone where several run."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print(f"emae: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,1 @@
+"""The one engine that every task trains with: optimiser, checkpoints, processes, logging, loop."""

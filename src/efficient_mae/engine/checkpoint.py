@@ -1,0 +1,165 @@
+"""Checkpoints: folders of plain tensors and JSON, complete or not there at all.
+
+`checkpoints/step-00001200/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. It is written
+under a temporary name, flushed to the disk and then renamed, so a run that is killed at any moment leaves
+complete checkpoints only. Nothing is ever unpickled.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from efficient_mae.errors import InputError
+
+_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    metadata: dict[str, str],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of a step, then remove all but the last `keep`.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        step: number of steps done.
+        model: whose state dict is saved.
+        optimizer: whose per-parameter tensors are saved, by parameter name.
+        state: anything else, as JSON.
+        metadata: written into the model file's header, so that the file alone can be loaded.
+        keep: number of checkpoints that stay.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_tensors(partial / "model.safetensors", model.state_dict(), metadata)
+        save_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+        write_synced(partial / "state.json", json.dumps({"step": step, **state}).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync_folder(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in find_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps done when this checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a checkpoint into a model and its optimiser; return the rest of what was saved.
+
+    Raises:
+        InputError: the checkpoint is of another architecture.
+    """
+    load_model(path / "model.safetensors", model)
+    saved = load_file(path / "optimizer.safetensors")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        prefix = f"{names[parameter]}/"
+        tensors = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        # The count of steps stays on the host unless the kernel is fused, as PyTorch itself keeps it.
+        optimizer.state[parameter] = {
+            key: value if value.ndim == 0 and not optimizer.defaults["fused"] else value.to(parameter.device)
+            for key, value in tensors.items()
+        }
+    return json.loads((path / "state.json").read_bytes())
+
+
+def load_model(file: Path, model: nn.Module) -> None:
+    """Load a safetensors file into a model.
+
+    Raises:
+        InputError: names or shapes differ; the first that does is named.
+    """
+    tensors, own = load_file(file), model.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors:
+            raise InputError(f"{file}: weights of another architecture, without {name}")
+        if name not in own:
+            raise InputError(f"{file}: weights of another architecture, with {name}")
+        if own[name].shape != tensors[name].shape:
+            raise InputError(
+                f"{file}: weights of another architecture, {name} is {tuple(tensors[name].shape)} "
+                f"and not {tuple(own[name].shape)}"
+            )
+    model.load_state_dict(tensors)
+
+
+def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file and flush it to the disk.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+    except SafetensorError as error:
+        # safetensors hides the system's error in its message.
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(file)) from error
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def write_synced(file: Path, content: bytes) -> None:
+    """Write a file and flush it to the disk."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the new one, whenever the run is killed."""
+    partial = file.with_name(f".partial-{file.name}")
+    write_synced(partial, content)
+    partial.replace(file)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, tensors in optimizer.state.items()
+        for key, value in tensors.items()
+    }
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,137 @@
+"""What a run writes down and shows: metrics.jsonl, TensorBoard, and a line or a bar for the person who waits."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from efficient_mae.engine.checkpoint import replace_file
+
+# Everything said while working goes to stderr; stdout is for results.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """One line for the user, on stderr."""
+    console.print(message, markup=False)
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard of a run; a resumed run carries on from its checkpoint's step.
+
+    Args:
+        run_dir: where `metrics.jsonl` and `tensorboard/` lie.
+        step: steps already done; what a run that was killed had logged beyond them is dropped.
+    """
+
+    def __init__(self, run_dir: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only runs that log pay for it
+
+        self.path = run_dir / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        replace_file(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        self._file = self.path.open("a", buffering=1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Log the figures of a step."""
+        self._file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none if there is no file, and not the last one if it was cut short."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class ProgressDisplay:
+    """A progress bar on a terminal, plain lines elsewhere; silent where `show` is False.
+
+    Args:
+        total: steps of the whole run.
+        done: steps already done.
+        show: whether this process speaks.
+    """
+
+    def __init__(self, total: int, done: int, show: bool):
+        self.total, self.first, self.started = total, done, time.monotonic()
+        self._show = show
+        self._bar: Progress | None = None
+        if show and console.is_terminal:
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("starting", total=total, completed=done)
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, row: dict[str, float]) -> None:
+        """Show the figures of a logged step."""
+        if not self._show:
+            return
+        step = int(row["step"])
+        text = (
+            f"step {step}/{self.total}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
+            f"{row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            rate = (time.monotonic() - self.started) / max(1, step - self.first)
+            left = int(rate * (self.total - step))
+            print(f"{text}  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+
+class Stopwatch:
+    """Images a second and the share of the time spent waiting for data, since the last reading."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._started, self._waited, self._images = clock(), 0.0, 0
+
+    def wait_for(self, get: Callable[[], Any]) -> Any:
+        """Call a function that may wait for data, and count how long it took."""
+        begin = self._clock()
+        value = get()
+        self._waited += self._clock() - begin
+        return value
+
+    def count(self, images: int) -> None:
+        """So many images have been trained on."""
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """`images_per_second` and `data_wait` (0 to 1); starts anew."""
+        now = self._clock()
+        elapsed = max(now - self._started, 1e-9)
+        figures = {"images_per_second": self._images / elapsed, "data_wait": self._waited / elapsed}
+        self._started, self._waited, self._images = now, 0.0, 0
+        return figures

@@ -1,0 +1,177 @@
+"""The training loop: accumulate, average over the global batch, step, log, checkpoint.
+
+The loss of a step is one weighted mean over the whole global batch: all processes and all micro-batches. Their
+weights (for Efficient MAE, the sum of the predicted patches' d ** -gamma) differ from part to part, so no mean of
+means would do; every part contributes its weighted sum, divided by the weight of the whole.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from efficient_mae.engine.distributed import Processes, autocast
+from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
+from efficient_mae.engine.optim import set_learning_rate
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a task minimises: a weighted mean over the samples (or patches) of the global batch."""
+
+    def weight(self, batch: Any) -> Tensor:
+        """Sum of the weights in this batch, before any forward pass; a scalar."""
+        ...
+
+    def weighted_sum(self, model: nn.Module, batch: Any) -> Tensor:
+        """Sum of weight times error over this batch; a differentiable scalar."""
+        ...
+
+
+@dataclass
+class Step:
+    """One optimiser step over a global batch.
+
+    Attributes:
+        model: as wrapped for the processes.
+        objective: what is minimised.
+        learning_rate: of the step with a given index.
+        clip_grad: largest norm of the gradient; None leaves it as it is.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    processes: Processes
+    learning_rate: Callable[[int], float]
+    precision: str = "fp32"
+    clip_grad: float | None = None
+
+    def __call__(
+        self, index: int, micro_batches: list[Any], with_norm: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Do the step with this index.
+
+        Returns:
+            This process' part of the loss (the loss is the sum over the processes) and, if asked for or if it is
+            clipped, the norm of the gradient. Both stay on the device; nothing here waits for it.
+        """
+        processes = self.processes
+        total = torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()
+        total = processes.sum(total.to(processes.device, non_blocking=True))
+        loss = torch.zeros((), device=processes.device)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            with self._gradients_averaged_after(last), autocast(self.precision, processes.device):
+                part = self.objective.weighted_sum(self.model, batch) / total
+            # Averaging the gradients over the processes divides by their number; the total counts them all.
+            with self._gradients_averaged_after(last):
+                (part * processes.world_size).backward()
+            loss += part.detach()
+        norm = self._gradient_norm(with_norm)
+        set_learning_rate(self.optimizer, self.learning_rate(index))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def _gradients_averaged_after(self, last: bool):
+        """Processes exchange gradients once a step, after the last micro-batch."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _gradient_norm(self, wanted: bool) -> Tensor | None:
+        if self.clip_grad is None and not wanted:
+            return None
+        limit = float("inf") if self.clip_grad is None else self.clip_grad
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+
+@dataclass
+class Loop:
+    """When what happens in a run.
+
+    Attributes:
+        step: does one optimiser step.
+        batches: an endless stream of this process' micro-batches; each has `images` and `damaged`.
+        total_steps: steps of the whole run.
+        steps_per_epoch: steps of an epoch.
+        accum_iter: micro-batches of a step.
+        batch_size: images of a global batch.
+        log_every: steps between two logged ones.
+        checkpoint_every: steps between two checkpoints.
+        save: writes a checkpoint, given the number of steps done.
+        on_damaged: told at every logged step of the unreadable images that were met since the last.
+        on_epoch_end: told how many epochs are done; before the checkpoint of the same step, so that a run which is
+            killed in it calls it again.
+        metrics: where figures are logged; None for all but the main process.
+    """
+
+    step: Step
+    batches: Iterator[Any]
+    total_steps: int
+    steps_per_epoch: int
+    accum_iter: int
+    batch_size: int
+    log_every: int
+    checkpoint_every: int
+    save: Callable[[int], None]
+    on_damaged: Callable[[list[tuple[str, str]]], None]
+    on_epoch_end: Callable[[int], None]
+    metrics: MetricsLog | None
+    _damaged: list[tuple[str, str]] = field(default_factory=list)
+
+    def run(self, first_step: int) -> None:
+        """Train from a step to the end."""
+        display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None)
+        watch = Stopwatch()
+        window = torch.zeros((), device=self.step.processes.device)
+        steps = 0
+        try:
+            for index in range(first_step, self.total_steps):
+                done = index + 1
+                saves = done % self.checkpoint_every == 0 or done == self.total_steps
+                # A checkpoint ends a window, so that no half window need be carried over to a resumed run.
+                logs = saves or done % self.log_every == 0
+                loss, norm = self.step(index, watch.wait_for(self._next_batches), with_norm=logs)
+                window, steps = window + loss, steps + 1
+                watch.count(self.batch_size)
+                if logs:
+                    row = self._row(done, window / steps, norm, watch)
+                    window, steps = torch.zeros_like(window), 0
+                    if self.metrics:
+                        self.metrics.write(row)
+                    display.report(row)
+                    self.on_damaged(self._damaged)
+                    self._damaged = []
+                display.advance(done)
+                if done % self.steps_per_epoch == 0:
+                    self.on_epoch_end(done // self.steps_per_epoch)
+                if saves:
+                    self.save(done)
+        finally:
+            display.close()
+
+    def _next_batches(self) -> list[Any]:
+        device = self.step.processes.device
+        micro_batches = []
+        for _ in range(self.accum_iter):
+            batch = next(self.batches)
+            self._damaged += batch.damaged
+            micro_batches.append(batch.to(device, non_blocking=True))
+        return micro_batches
+
+    def _row(self, done: int, loss: Tensor, norm: Tensor | None, watch: Stopwatch) -> dict[str, float]:
+        loss = self.step.processes.sum(loss.clone())
+        return {
+            "step": done,
+            "epoch": round(done / self.steps_per_epoch, 6),
+            "loss": loss.item(),
+            "lr": self.step.learning_rate(done - 1),
+            "grad_norm": norm.item() if norm is not None else float("nan"),
+            **watch.read(),
+        }

@@ -1,0 +1,270 @@
+"""A picture of what the model sees, how hard it is, and what it makes of it.
+
+Drawn with matplotlib's object-oriented interface alone: no global state, so that it can run inside a training
+process. Letters: B images, C channels, h x w pixels, H x W patches.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.masking import MaskLayout
+from efficient_mae.masking.targets import BETA_PATCH_SIZE
+from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.models.mae import MAEOutput
+
+# Rows of a panel; a longer batch is cut.
+MAX_ROWS = 6
+DPI = 150
+
+# Inches; a column is never so narrow that its heading doesn't fit.
+_CELL = 1.75
+_NARROWEST = 1.15
+_GAP = 0.09
+_MARGIN = 0.16
+_HEAD = 0.66
+_BARS = 0.62
+_LINE = 0.17
+_BAR = 0.1
+# Letters of the caption an inch; points of the smallest print.
+_LETTERS = 17
+_FINE = 7
+
+_HIDDEN = (0.62, 0.62, 0.64)
+_LEFT_OUT: dict[str, Any] = {"facecolor": "#dcdde0", "edgecolor": "#8d929b", "hatch": "//////"}
+_BLANK = (0.955, 0.955, 0.96)
+_INK = "#1d232b"
+_SOFT_INK = "#5b6470"
+# Below this many pixels an image is shown as the pixels it is, and not smoothed.
+_SMALL = 112
+
+_COLUMNS = ("Input", "Visible patches", "P²Dist", "Reconstruction", "Loss of each patch")
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What a panel shows, as arrays on the host; R rows.
+
+    Attributes:
+        pictures: the images, 0 to 1.
+        painted: the same with their predicted patches filled in.
+        mask: True = masked.
+        predicted: masked patches that the decoder reconstructed.
+        difficulty: of the masked patches, nan elsewhere.
+        loss: of the predicted patches, nan elsewhere.
+    """
+
+    pictures: Float[np.ndarray, "R h w colours"]
+    painted: Float[np.ndarray, "R h w colours"]
+    mask: Bool[np.ndarray, "R H W"]
+    predicted: Bool[np.ndarray, "R H W"]
+    difficulty: Float[np.ndarray, "R H W"]
+    loss: Float[np.ndarray, "R H W"]
+
+
+def draw_panel(
+    model: MaskedAutoencoder,
+    images: Float[Tensor, "B C h w"],
+    layout: MaskLayout,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    title: str,
+    path: Path | None = None,
+) -> Figure:
+    """Input, mask, P2Dist, reconstruction and loss of each patch, a row an image; the first six of the batch.
+
+    A caption says how the reconstruction was brought back to pixels, and with which masks.
+
+    Args:
+        model: used in evaluation mode, and given back in the mode that it was in.
+        images: normalised images; one channel is drawn grey, of two the first, of four and more the first three.
+        layout: masks of these images.
+        mean, std: of each channel, for pixels from 0 to 1, by which the images were normalised.
+        title: of the figure.
+        path: where to write it as PNG, whole or not at all; None writes nothing.
+
+    Raises:
+        InputError: images that the model does not take.
+        OSError: the picture cannot be written.
+    """
+    images = images.to(next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            out = model(images, layout)
+            painted = model.paint(images, out)
+    finally:
+        model.train(was_training)
+    figure = _draw(_gather(images, painted, out, mean, std), model.config, title)
+    if path is not None:
+        picture = BytesIO()
+        figure.savefig(picture, format="png", dpi=DPI)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, picture.getvalue())
+    return figure
+
+
+def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, str]:
+    """How predictions became pixels; and which masks and which targets, with their numbers an image."""
+    pixels = (
+        "each hidden patch is de-normalised with its own true mean and variance"
+        if config.norm_pix_loss
+        else "plain pixels, nothing taken from the hidden patches"
+    )
+    beta = "none" if config.beta is None else f"{config.beta:g}"
+    if config.beta is not None and config.patch_size != BETA_PATCH_SIZE:
+        beta += f" ({config.beta * config.patch_size / BETA_PATCH_SIZE:g} px at this patch size)"
+    rows, columns = config.grid_size
+    return (
+        f"Reconstruction: {pixels}.",
+        f"Mask ratio {config.mask_ratio:g}, beta {beta}, gamma {config.gamma:g}: "
+        f"{masked:g} of {rows * columns} patches hidden, {round(predicted, 1):g} predicted an image.",
+    )
+
+
+def _gather(images: Tensor, painted: Tensor, out: MAEOutput, mean: Sequence[float], std: Sequence[float]) -> _Cells:
+    """The first rows of the batch, as what can be drawn."""
+    shown = slice(MAX_ROWS)
+    colours = slice(3 if images.shape[1] >= 3 else 1)
+    scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))
+
+    def pixels(batch: Tensor) -> np.ndarray:
+        real = (batch[shown].float() * scale + shift)[:, colours].clamp(0, 1).permute(0, 2, 3, 1)
+        # Grey as three colours: then every picture is drawn the same way.
+        return real.expand(-1, -1, -1, 3).cpu().numpy()
+
+    loss = torch.full(out.mask.shape, torch.nan, device=images.device)
+    loss[out.predicted] = out.patch_loss.float()
+    difficulty = torch.where(out.mask, out.difficulty, torch.nan)
+    return _Cells(
+        pictures=pixels(images),
+        painted=pixels(painted),
+        mask=out.mask[shown].cpu().numpy(),
+        predicted=out.predicted[shown].cpu().numpy(),
+        difficulty=difficulty[shown].cpu().numpy(),
+        loss=loss[shown].cpu().numpy(),
+    )
+
+
+class _Sheet:
+    """A figure on which things are put in inches from its lower left, so that no layout depends on its text."""
+
+    def __init__(self, width: float, height: float):
+        self.size = (width, height)
+        self.figure = Figure(figsize=self.size, facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
+        across, down = self.size
+        return self.figure.add_axes((left / across, bottom / down, width / across, height / down))
+
+    def text(self, left: float, bottom: float, words: str, size: float, color: str = _INK, **style: Any) -> None:
+        self.figure.text(left / self.size[0], bottom / self.size[1], words, fontsize=size, color=color, **style)
+
+    def swatch(self, left: float, bottom: float, width: float, height: float, style: dict[str, Any]) -> None:
+        across, down = self.size
+        corner = (left / across, bottom / down)
+        self.figure.add_artist(Rectangle(corner, width / across, height / down, linewidth=0, **style))
+
+    def colour_bar(self, colours: ScalarMappable, left: float, bottom: float, width: float, words: str) -> None:
+        bar = self.figure.colorbar(
+            colours, cax=self.axes(left, bottom, width, _BAR), orientation="horizontal", ticks=MaxNLocator(4)
+        )
+        cast(Artist, bar.outline).set_visible(False)
+        bar.ax.tick_params(labelsize=_FINE, length=2, pad=1.5, color=_SOFT_INK, labelcolor=_SOFT_INK)
+        self.text(left + width / 2, bottom - 0.31, words, _FINE, _SOFT_INK, ha="center")
+
+
+def _draw(cells: _Cells, config: MAEConfig, title: str) -> Figure:
+    """The figure: a row an image, colour bars below their columns, and the caption."""
+    rows, height, width = cells.pictures.shape[:3]
+    across = _CELL * min(1.0, max(width / height, _NARROWEST / _CELL))
+    down = across * height / width
+    lefts = [_MARGIN + column * (across + _GAP) for column in range(len(_COLUMNS))]
+    full_width = lefts[-1] + across + _MARGIN
+    masked, predicted = (float(patches.sum(axis=(1, 2)).mean()) for patches in (cells.mask, cells.predicted))
+    caption = [
+        line
+        for words in _caption(config, masked, predicted)
+        for line in textwrap.wrap(words, width=int(full_width * _LETTERS))
+    ]
+    foot = _BARS + _LINE * len(caption) + _MARGIN
+    sheet = _Sheet(full_width, _HEAD + rows * (down + _GAP) - _GAP + foot)
+
+    sheet.text(_MARGIN, sheet.size[1] - 0.29, title, 11, fontweight="bold")
+    for left, words in zip(lefts, _COLUMNS, strict=True):
+        sheet.text(left, sheet.size[1] - _HEAD + 0.08, words, _FINE + 1)
+    distances = ScalarMappable(Normalize(np.nanmin(cells.difficulty), np.nanmax(cells.difficulty)), "viridis")
+    worst = float(np.nanmax(cells.loss)) if cells.predicted.any() else 1.0
+    errors = ScalarMappable(Normalize(0.0, worst), "plasma")
+    for row in range(rows):
+        bottom = foot + (rows - 1 - row) * (down + _GAP)
+        axes = [sheet.axes(left, bottom, across, down) for left in lefts]
+        _show_picture(axes[0], cells.pictures[row])
+        _show_picture(axes[1], cells.pictures[row])
+        _cover(axes[1], cells.mask[row], config.patch_size, {"facecolor": _HIDDEN})
+        _show_map(axes[2], cells.difficulty[row], (height, width), distances)
+        _show_picture(axes[3], cells.painted[row])
+        _show_map(axes[4], cells.loss[row], (height, width), errors)
+        for ax in (axes[3], axes[4]):
+            _cover(ax, cells.mask[row] & ~cells.predicted[row], config.patch_size, _LEFT_OUT)
+
+    under = foot - 0.18
+    sheet.colour_bar(distances, lefts[2], under, across, "pixels")
+    if masked != predicted:
+        sheet.swatch(lefts[3], under, 0.22, _BAR, _LEFT_OUT)
+        sheet.text(lefts[3] + 0.28, under, "beyond beta: left out", _FINE, _SOFT_INK)
+    normalised = " (normalised)" if config.norm_pix_loss and across == _CELL else ""
+    sheet.colour_bar(errors, lefts[4], under, across, "mean squared error" + normalised)
+    for line, words in enumerate(reversed(caption)):
+        sheet.text(_MARGIN, _MARGIN + line * _LINE, words, 7.5, _SOFT_INK)
+    return sheet.figure
+
+
+def _bare(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[], facecolor=_BLANK)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _show_picture(ax: Axes, pixels: Float[np.ndarray, "h w colours"]) -> None:
+    _bare(ax)
+    ax.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < _SMALL else "antialiased", aspect="auto")
+
+
+def _show_map(ax: Axes, values: Float[np.ndarray, "H W"], size: tuple[int, int], colours: ScalarMappable) -> None:
+    """A number a patch, in the coordinates of the image's (h, w) pixels; nan stays blank."""
+    _bare(ax)
+    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
+    ax.imshow(
+        values, colours.cmap, cast(Normalize, colours.norm), aspect="auto", interpolation="nearest", extent=extent
+    )
+
+
+def _cover(ax: Axes, patches: Bool[np.ndarray, "H W"], patch_size: int, style: dict[str, Any]) -> None:
+    """Cover the patches that are True."""
+    squares = [
+        Rectangle((column * patch_size - 0.5, row * patch_size - 0.5), patch_size, patch_size)
+        for row, column in zip(*patches.nonzero(), strict=True)
+    ]
+    ax.add_collection(PatchCollection(squares, linewidth=0, **style))

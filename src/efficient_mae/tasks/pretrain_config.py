@@ -1,0 +1,140 @@
+"""Settings of `emae pretrain`, and how they are settled for given data on a given machine."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+
+from efficient_mae.data import default_mean_std
+from efficient_mae.engine.distributed import resolve_precision
+from efficient_mae.errors import InputError
+from efficient_mae.models import MaskedAutoencoder, create_model
+
+# Settings that may differ when a run is resumed: none of them changes what is learned.
+OPERATIONAL = ("out", "device", "num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "panel_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of a pre-training run; the defaults are the paper's (Sec. 5.1) where it has one."""
+
+    data: str
+    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
+    out: str
+    """run directory; the same command again resumes the run in it"""
+    model: str = "mae_vit_base_patch16"
+    """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
+    img_size: int | tuple[int, int] = 224
+    """pixels, one number or [height, width]"""
+    in_chans: int = 3
+    """channels that images are converted to: 1 grey, 3 RGB, 4 RGBA"""
+    depth: int | None = None
+    """encoder blocks (null: the model's)"""
+    decoder_depth: int = 8
+    """decoder blocks"""
+    decoder_embed_dim: int | None = None
+    """decoder width (null: the model's)"""
+    mask_ratio: float = 0.85
+    """share of patches hidden from the encoder"""
+    gamma: float = 0.6
+    """exponent of the Difficulty-Flatten Loss; 0 weights all patches alike"""
+    beta: float | None = 26.0
+    """P2Dist, in pixels at patch size 16, beyond which a patch is not reconstructed (null: reconstruct all)"""
+    k: int = 8
+    """points that P2Dist looks at"""
+    norm_pix_loss: bool = True
+    """normalise each target patch by its own mean and variance"""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """share of the image's area that a random crop covers, from and to"""
+    hflip: bool = True
+    """flip every other image horizontally"""
+    mean: tuple[float, ...] | None = None
+    """mean of each channel, of pixels in 0 to 1 (null: ImageNet's for RGB, else 0.5)"""
+    std: tuple[float, ...] | None = None
+    """standard deviation of each channel (null: ImageNet's for RGB, else 0.5)"""
+    epochs: int = 200
+    """passes over the data"""
+    batch_size: int | None = None
+    """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
+    accum_iter: int = 1
+    """micro-batches that an optimiser step is cut into, to fit the memory"""
+    base_lr: float = 1.5e-4
+    """learning rate at batch size 256; scales with the batch"""
+    weight_decay: float = 0.05
+    """AdamW's, on weight matrices alone"""
+    warmup_epochs: float | None = None
+    """epochs of linear warm-up (null: 40, or a fifth of the epochs where that is less)"""
+    clip_grad: float | None = None
+    """largest norm of the gradient (null: no clipping)"""
+    grad_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, a third more work"""
+    seed: int = 0
+    """of weights, order, crops and masks"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    num_workers: int | None = None
+    """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
+    log_every: int = 20
+    """steps between two lines of metrics.jsonl"""
+    checkpoint_every: int = 500
+    """steps between two checkpoints"""
+    keep_checkpoints: int = 2
+    """checkpoints that stay on the disk"""
+    panel_every: int = 10
+    """epochs between two pictures of reconstructions; the last epoch draws one too"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(PretrainConfig):
+    """The settings with everything settled that depends on the data and the machine; what `config.yaml` holds."""
+
+    batch_size: int = field()
+    warmup_epochs: float = field()
+    mean: tuple[float, ...] = field()
+    std: tuple[float, ...] = field()
+
+
+def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> ResolvedConfig:
+    """Settle what depends on the data and the machine.
+
+    Raises:
+        InputError: a setting that cannot work.
+    """
+    for name in ("epochs", "accum_iter", "log_every", "checkpoint_every", "keep_checkpoints", "panel_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")
+    warmup = min(40.0, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs
+    if not 0 <= warmup <= config.epochs:
+        raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
+    mean, std = default_mean_std(config.in_chans)
+    statistics = {"mean": config.mean or mean, "std": config.std or std}
+    for name, values in statistics.items():
+        if len(values) != config.in_chans:
+            raise InputError(f"{name}={list(values)}: in_chans={config.in_chans} needs as many numbers")
+    largest = 1 << (num_samples.bit_length() - 1)  # power of two
+    settled = {
+        "batch_size": min(256, largest) if config.batch_size is None else config.batch_size,
+        "warmup_epochs": warmup,
+        "precision": resolve_precision(config.precision, device),
+        **statistics,
+    }
+    return ResolvedConfig(**dataclasses.asdict(config) | settled)
+
+
+def build_model(config: PretrainConfig) -> MaskedAutoencoder:
+    """The model of a configuration, with random weights."""
+    return create_model(
+        config.model,
+        img_size=config.img_size,
+        in_chans=config.in_chans,
+        mask_ratio=config.mask_ratio,
+        gamma=config.gamma,
+        beta=config.beta,
+        norm_pix_loss=config.norm_pix_loss,
+        decoder_depth=config.decoder_depth,
+        decoder_embed_dim=config.decoder_embed_dim,
+        depth=config.depth,
+        k=config.k,
+    )

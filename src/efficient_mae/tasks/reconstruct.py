@@ -1,0 +1,72 @@
+"""A picture of what a trained model makes of an image it sees a small part of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from efficient_mae.data import EvalTransform, normalize
+from efficient_mae.data.decode import decode
+from efficient_mae.engine.distributed import find_device
+from efficient_mae.errors import InputError
+from efficient_mae.interop import load_autoencoder, load_statistics
+from efficient_mae.tasks.panels import draw_panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """Settings of `emae reconstruct`."""
+
+    weights: str
+    """run directory or checkpoint: a model with its decoder"""
+    image: str
+    """image file, in any format that PIL reads"""
+    out: str = "reconstruction.png"
+    """picture to write"""
+    masks: int = 3
+    """random masks to try, a row each"""
+    seed: int = 0
+    """of the masks"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
+    """Hide patches of an image at random, reconstruct them, and write a picture of it.
+
+    Returns:
+        Where the picture is, and the mean loss over its masks.
+
+    Raises:
+        InputError: no such weights or image, weights without a decoder, or an image smaller than a patch.
+    """
+    if config.masks < 1:
+        raise InputError(f"masks={config.masks}: must be at least 1")
+    model = load_autoencoder(config.weights)
+    statistics = load_statistics(config.weights)
+    device = find_device(config.device)
+    file, picture = Path(config.image), Path(config.out)
+    if not file.is_file():
+        raise InputError(f"image={config.image}: no such file")
+    if not picture.parent.is_dir():
+        raise InputError(f"out={config.out}: {picture.parent} is no directory; make it first")
+    image = decode(file.read_bytes(), config.image)
+    if min(image.size) < model.patch_size:
+        raise InputError(
+            f"image={config.image}: {image.width} x {image.height} pixels are less than a patch of "
+            f"{model.patch_size} x {model.patch_size}; give a larger image"
+        )
+    pixels = EvalTransform(model.img_size, model.in_chans)(image)[None].to(device)
+    images = normalize(pixels, statistics.mean, statistics.std).expand(config.masks, -1, -1, -1).contiguous()
+    layout = model.plan(config.masks, generator=torch.Generator().manual_seed(config.seed))
+    with torch.no_grad():
+        loss = model.to(device)(images, layout).loss.item()
+    draw_panel(model, images, layout, mean=statistics.mean, std=statistics.std, title=file.name, path=picture)
+    return {"picture": str(picture), "loss": loss}
+
+
+def show_reconstruct(result: dict[str, Any], console: Console) -> None:
+    """Print what :func:`reconstruct` did."""
+    console.print(f"{result['picture']}  (mean loss {result['loss']:.4f})", markup=False)

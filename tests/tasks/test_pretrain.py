@@ -1,0 +1,210 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import efficient_mae as emae
+from efficient_mae.engine import checkpoint as checkpoint_module
+from efficient_mae.tasks.pretrain import pretrain
+from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
+
+from .conftest import TINY, write_images
+
+
+def config(data: Path, out: Path, **settings) -> PretrainConfig:
+    small = {**TINY, "num_workers": 0, "epochs": 2, "batch_size": 8, "log_every": 2}
+    return PretrainConfig(data=str(data), out=str(out), **(small | settings))
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "a"
+    return pretrain(config(images, out, epochs=12, base_lr=0.03, gamma=0.6))
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def settings_of(run: Path) -> dict:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def test_it_learns(run: Path):
+    losses = [row["loss"] for row in rows(run)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_run_directory(run: Path):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "figures", "encoder.safetensors", "machine.json"
+    }  # fmt: skip
+    assert not any(path.name.startswith(".partial") for path in run.rglob("*"))
+    assert {*rows(run)[0]} == {"step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "data_wait"}
+    assert [row["step"] for row in rows(run)] == list(range(2, 61, 2))
+    with Image.open(next((run / "figures").glob("panel-*.png"))) as panel:
+        assert panel.width > 300
+
+
+def test_tensorboard_holds_the_metrics(run: Path):
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    written = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert written == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows(run)]
+
+
+def test_its_config_repeats_the_run(run: Path, tmp_path: Path):
+    settings = settings_of(run)
+    again = pretrain(PretrainConfig(**settings | {"out": str(tmp_path / "b")}))
+    assert (again / "encoder.safetensors").read_bytes() == (run / "encoder.safetensors").read_bytes()
+
+
+def test_workers_change_nothing(run: Path, tmp_path: Path):
+    settings = settings_of(run)
+    again = pretrain(PretrainConfig(**settings | {"out": str(tmp_path / "b"), "num_workers": 2}))
+    assert (again / "encoder.safetensors").read_bytes() == (run / "encoder.safetensors").read_bytes()
+
+
+def test_a_finished_run_says_so_and_stays(run: Path, capsys: pytest.CaptureFixture[str]):
+    settings = settings_of(run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    pretrain(PretrainConfig(**settings))
+    assert "is finished: 60 steps" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+
+
+def test_a_directory_of_another_configuration(run: Path):
+    settings = settings_of(run)
+    with pytest.raises(ValueError, match=r"another configuration: gamma 0.6 there, 0.5 here; seed 0 there, 3 here"):
+        pretrain(PretrainConfig(**settings | {"gamma": 0.5, "seed": 3}))
+
+
+def test_a_directory_of_something_else(images: Path, tmp_path: Path):
+    (tmp_path / "letter.txt").write_text("Dear")
+    with pytest.raises(ValueError, match="neither empty nor a run directory"):
+        pretrain(config(images, tmp_path))
+    with pytest.raises(ValueError, match="is a file"):
+        pretrain(config(images, tmp_path / "letter.txt"))
+
+
+def test_data_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = write_images(tmp_path / "data", 16)
+    settings = config(data, tmp_path / "run", epochs=4, checkpoint_every=3)
+    stop_at_checkpoint(monkeypatch, 2)
+    with pytest.raises(InterruptedError):
+        pretrain(settings)
+    monkeypatch.undo()
+    write_images(data, 17)
+    with pytest.raises(ValueError, match="has 17 images now and had 16"):
+        pretrain(settings)
+
+
+def stop_at_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Break off while the given checkpoint is being written."""
+    written = []
+    save_tensors = checkpoint_module.save_tensors
+
+    def stopping(file: Path, *arguments):
+        if file.name == "optimizer.safetensors":
+            written.append(file)
+            if len(written) == number:
+                raise InterruptedError
+        save_tensors(file, *arguments)
+
+    monkeypatch.setattr(checkpoint_module, "save_tensors", stopping)
+
+
+def test_a_full_disk_leaves_a_run_that_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = config(images, tmp_path / "run", checkpoint_every=3)
+    save_file = checkpoint_module.save_file
+
+    def full(tensors, file, metadata):
+        if "step-00000006" in str(file):
+            raise OSError(28, "No space left on device", str(file))
+        save_file(tensors, file, metadata)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(settings)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    resumed = pretrain(settings)
+    expected = pretrain(dataclasses.replace(settings, out=str(tmp_path / "alone")))
+    assert (resumed / "encoder.safetensors").read_bytes() == (expected / "encoder.safetensors").read_bytes()
+
+
+def test_damaged_images_are_skipped_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_images(tmp_path / "data", 200)
+    (data / "007.jpg").write_text("not a picture")
+    Image.new("L", (3, 40)).save(data / "009.png")
+    pretrain(config(data, tmp_path / "run"))
+    spoken = capsys.readouterr().err
+    assert "2 of 200 images could not be read" in spoken
+    assert "skipped" in spoken and "007.jpg" in spoken and "009.png" in spoken
+    named = dict(json.loads((tmp_path / "run" / "damaged.json").read_text()))
+    assert sorted(Path(name).name for name in named) == ["007.jpg", "009.png"]
+
+
+def test_too_many_damaged_images_stop_the_run(tmp_path: Path):
+    data = write_images(tmp_path / "data", 200)
+    for number in (1, 2, 4):
+        next(data.glob(f"{number:03}.*")).write_bytes(b"")
+    with pytest.raises(ValueError, match="3 of 200 images cannot be read, more than 1%"):
+        pretrain(config(data, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"batch_size": 64}, "global batch of 64 .* at most the 43"),
+        ({"batch_size": 8, "accum_iter": 3}, "cannot be divided evenly"),
+        ({"epochs": 0}, "epochs=0: must be at least 1"),
+        ({"warmup_epochs": 5.0}, "warmup_epochs=5.0: must lie between 0 and epochs=2"),
+        ({"model": "mae_vit_tiny_patch5"}, "patch_size=5 does not divide img_size=16x16"),
+        ({"model": "vit"}, "unknown model 'vit'"),
+        ({"mask_ratio": 0.99}, "leaves none of 16 patches visible"),
+        ({"precision": "fp8"}, "precision='fp8'"),
+        ({"device": "cuda:9"}, "device='cuda:9'"),
+        ({"device": "gpu"}, "device='gpu'"),
+        ({"mean": (0.5, 0.5)}, r"mean=\[0.5, 0.5\]: in_chans=1"),
+        ({"in_chans": 7}, "in_chans=7"),
+        ({"data": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    images: Path, tmp_path: Path, settings: dict, what: str
+):
+    refused = dataclasses.replace(config(images, tmp_path / "run"), **settings)
+    with pytest.raises(ValueError, match=what):
+        pretrain(refused)
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_that_depend_on_the_data():
+    base = PretrainConfig(data="x", out="y", epochs=200)
+    cpu = torch.device("cpu")
+    assert (resolve(base, 10_000, cpu).batch_size, resolve(base, 10_000, cpu).warmup_epochs) == (256, 40)
+    small = resolve(dataclasses.replace(base, epochs=1), 12, cpu)
+    assert (small.batch_size, small.warmup_epochs) == (8, 0.2)
+    assert small.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_the_encoder_alone_is_the_autoencoders(run: Path):
+    whole, encoder = emae.load(run), emae.load(run / "encoder.safetensors")
+    assert set(load_file(run / "encoder.safetensors")) == set(encoder.state_dict())
+    pictures = torch.randn(2, 1, 16, 16)
+    assert torch.equal(whole.forward_features(pictures), encoder.forward_features(pictures))
+
+
+def test_rectangles_and_repeats(images: Path, tmp_path: Path):
+    run = pretrain(
+        config(images, tmp_path / "run", img_size=(16, 24), in_chans=3, epochs=1, grad_checkpointing=True)
+    )
+    assert emae.load(run).img_size == (16, 24)
