@@ -180,7 +180,7 @@ def explain(message: str, arguments: list[str]) -> str:
     if match := re.search(r'Parser key "([^"]+)":', message):
         key = match[1].split(".")[-1]
         types = {field.name: field.type for field in fields(COMMANDS[name].config)} if name else {}
-        value = re.search(r"Given value: (.*)", message)
+        value = re.search(r"(?:Given|Got) value: (.*)", message)
         if key in types and value:
             expected = getattr(types[key], "__name__", types[key]) if isinstance(types[key], type) else types[key]
             return f"{where}{key}={value[1]}: must be {str(expected).replace('None', 'null')}"

@@ -124,6 +124,11 @@ def draw_panel(
     return figure
 
 
+def beta_in_pixels(config: MAEConfig) -> float | None:
+    """The largest P2Dist that the decoder reconstructs: beta at the model's own patch size; None for no limit."""
+    return None if config.beta is None else config.beta * config.patch_size / BETA_PATCH_SIZE
+
+
 def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, str]:
     """How predictions became pixels; and which masks and which targets, with their numbers an image."""
     pixels = (
@@ -133,7 +138,7 @@ def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, s
     )
     beta = "none" if config.beta is None else f"{config.beta:g}"
     if config.beta is not None and config.patch_size != BETA_PATCH_SIZE:
-        beta += f" ({config.beta * config.patch_size / BETA_PATCH_SIZE:g} px at this patch size)"
+        beta += f" ({beta_in_pixels(config):g} px at this patch size)"
     rows, columns = config.grid_size
     return (
         f"Reconstruction: {pixels}.",

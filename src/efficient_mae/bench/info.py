@@ -1,0 +1,101 @@
+"""`emae info`: what a model is, what it costs, and what it would run on."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from efficient_mae.bench.flops import model_cost
+from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine import describe_machine
+from efficient_mae.interop import find_weights, read_metadata
+from efficient_mae.models import MAEConfig, create_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Settings of `emae info`."""
+
+    weights: str | None = None
+    """run directory, checkpoint or exported weights; null: the model that the other flags describe"""
+    model: str = "mae_vit_base_patch16"
+    """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
+    img_size: int | tuple[int, int] = 224
+    """pixels, one number or [height, width]"""
+    in_chans: int = 3
+    """channels"""
+    depth: int | None = None
+    """encoder blocks (null: the model's)"""
+    decoder_depth: int = 8
+    """decoder blocks"""
+    decoder_embed_dim: int | None = None
+    """decoder width (null: the model's)"""
+    mask_ratio: float = 0.85
+    """share of patches hidden from the encoder"""
+    beta: float | None = 26.0
+    """P2Dist, in pixels at patch size 16, beyond which a patch is not reconstructed (null: reconstruct all)"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+def info(config: InfoConfig) -> dict[str, Any]:
+    """Parameters, tokens and GMACs of a model, and the environment.
+
+    Returns:
+        `model` (its configuration), `cost` (see :class:`efficient_mae.bench.flops.Cost`, and `ratio` to MAE at
+        mask ratio 0.75) and `environment`.
+
+    Raises:
+        InputError: no such weights, model or device.
+    """
+    device = find_device(config.device)
+    described = _model_config(config)
+    cost = model_cost(described)
+    return {
+        "model": described.to_dict(),
+        "cost": dataclasses.asdict(cost) | {"ratio": cost.ratio},
+        "environment": describe_machine(device) | {"precision": resolve_precision("auto", device)},
+    }
+
+
+def _model_config(config: InfoConfig) -> MAEConfig:
+    if config.weights is not None:
+        return read_metadata(find_weights(config.weights))[0]
+    with torch.device("meta"):
+        return create_model(
+            config.model,
+            img_size=config.img_size,
+            in_chans=config.in_chans,
+            mask_ratio=config.mask_ratio,
+            beta=config.beta,
+            depth=config.depth,
+            decoder_depth=config.decoder_depth,
+            decoder_embed_dim=config.decoder_embed_dim,
+        ).config
+
+
+def show_info(result: dict[str, Any], console: Console) -> None:
+    """Print what :func:`info` found."""
+    model, cost = result["model"], result["cost"]
+    table = Table(show_header=False, box=None)
+    height, width = model["img_size"]
+    patches = (height // model["patch_size"]) * (width // model["patch_size"])
+    rows = {
+        "image": f"{height} x {width}, {model['in_chans']} channels, {patches} patches of {model['patch_size']} px",
+        "encoder": f"{model['depth']} blocks, {model['embed_dim']} wide, {model['num_heads']} heads, "
+        f"{cost['encoder_parameters'] / 1e6:.1f} M parameters",
+        "decoder": f"{model['decoder_depth']} blocks, {model['decoder_embed_dim']} wide, "
+        f"{model['decoder_num_heads']} heads, {cost['decoder_parameters'] / 1e6:.1f} M parameters",
+        "objective": f"mask ratio {model['mask_ratio']}, beta {model['beta']}, gamma {model['gamma']}",
+        "encoder tokens": f"{cost['encoder_tokens']} an image",
+        "decoder tokens": f"{cost['decoder_tokens']:.1f} an image, for {cost['predicted_patches']:.1f} "
+        f"predicted of {cost['masked_patches']} masked patches",
+        "forward pass": f"{cost['gmacs']:.2f} GMACs an image, {cost['ratio']:.2f} of MAE 0.75's "
+        f"{cost['mae_gmacs']:.2f}",
+    }
+    for name, value in (*rows.items(), *result["environment"].items()):
+        table.add_row(name, str(value))
+    console.print(table)
