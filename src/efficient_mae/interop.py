@@ -29,7 +29,8 @@ class ImageStatistics:
 def file_metadata(config: MAEConfig, statistics: ImageStatistics) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images."""
     content = {"model": config.to_dict(), "mean": statistics.mean, "std": statistics.std}
-    return {"format": "pt", _METADATA_KEY: json.dumps(content)}
+    # One key only: safetensors writes several in random order, and equal runs should write equal files.
+    return {_METADATA_KEY: json.dumps(content)}
 
 
 def find_weights(path: str | Path) -> Path:
