@@ -1,0 +1,27 @@
+"""Images: where they come from, how they are cropped, and how they reach a training step."""
+
+from efficient_mae.data.batch import EvalBatch, TrainBatch
+from efficient_mae.data.decode import UnreadableImage, decode, to_channels
+from efficient_mae.data.loader import TrainDataset, make_eval_loader, make_train_loader
+from efficient_mae.data.order import ResumableBatchSampler, sample_rng
+from efficient_mae.data.sources import Source, open_source
+from efficient_mae.data.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
+
+__all__ = [
+    "EvalBatch",
+    "EvalTransform",
+    "PretrainTransform",
+    "ResumableBatchSampler",
+    "Source",
+    "TrainBatch",
+    "TrainDataset",
+    "UnreadableImage",
+    "decode",
+    "default_mean_std",
+    "make_eval_loader",
+    "make_train_loader",
+    "normalize",
+    "open_source",
+    "sample_rng",
+    "to_channels",
+]

@@ -1,0 +1,54 @@
+"""What a step is given. Letters: B images, C channels, H and W height and width in pixels.
+
+Images stay uint8 until they are on the device (`transforms.normalize`): a quarter of the bytes to move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+
+@dataclasses.dataclass
+class EvalBatch:
+    """Images in the order of the data set, the unreadable ones left out.
+
+    Attributes:
+        images: their pixels.
+        indices: their numbers in the data set.
+        labels: their classes, -1 for an image without one; None when the data set is unlabelled.
+        damaged: (name, reason) of every unreadable image that was come across for this batch.
+    """
+
+    images: UInt8[Tensor, "B C H W"]
+    indices: Int64[Tensor, " B"]
+    labels: Int64[Tensor, " B"] | None
+    damaged: list[tuple[str, str]]
+
+    def pin_memory(self) -> EvalBatch:
+        """The batch in page-locked memory, with everything in it that can be; DataLoader calls this."""
+        return self._map("pin_memory", lambda value: value.pin_memory())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch on another device, with everything in it that can be moved."""
+        return self._map("to", lambda value: value.to(device, non_blocking=non_blocking))
+
+    def _map(self, method: str, function: Callable[[Any], Any]) -> Self:
+        """The batch with the function applied to all fields that have the method."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {name: function(value) for name, value in fields.items() if hasattr(value, method)}
+        return dataclasses.replace(self, **moved)
+
+
+@dataclasses.dataclass
+class TrainBatch(EvalBatch):
+    """A training batch; every unreadable image is replaced by the next readable one of the data set.
+
+    Attributes:
+        masks: what `make_masks` made for this batch; None without it.
+    """
+
+    masks: Any = None

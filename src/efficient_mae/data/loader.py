@@ -1,0 +1,258 @@
+"""Makes batches, the same for any number of workers. Letters: B images, L patches."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from jaxtyping import Float32, Int64
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from efficient_mae.data.batch import EvalBatch, TrainBatch
+from efficient_mae.data.decode import UnreadableImage
+from efficient_mae.data.order import ResumableBatchSampler, sample_rng
+from efficient_mae.data.sources import Source
+from efficient_mae.data.transforms import EvalTransform, PretrainTransform
+from efficient_mae.errors import InputError
+
+# So many unreadable images one after another mean that the data set as a whole is not what it should be.
+LONGEST_DAMAGE = 100
+
+
+class TrainDataset(Dataset[TrainBatch]):
+    """Makes training batches of (epoch, index) pairs.
+
+    The crop and the mask of a pair are functions of (seed, epoch, index). The masks of a batch are made here, in
+    the worker, at once: so their lengths are known on the host and training never waits for the device to tell.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: PretrainTransform,
+        seed: int,
+        *,
+        min_size: int = 1,
+        num_patches: int | None = None,
+        make_masks: Callable[[Float32[Tensor, "B L"]], Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            min_size: an image with a side shorter than this, in pixels, counts as unreadable (the patch size).
+            num_patches: L, random numbers in [0, 1) that an image's mask is made of; goes with `make_masks`.
+            make_masks: from the random numbers of a batch to its masks: any object that can be sent between
+                processes.
+        """
+        if (num_patches is None) != (make_masks is None):
+            raise ValueError("num_patches and make_masks go together: give both or neither")
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.min_size = min_size
+        self.num_patches = num_patches
+        self.make_masks = make_masks
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, pair: tuple[int, int]) -> TrainBatch:
+        return self.__getitems__([pair])
+
+    def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> TrainBatch:
+        """The batch of these (epoch, index) pairs.
+
+        Raises:
+            InputError: an image and the 100 that follow it are all unreadable.
+        """
+        images, indices = [], []
+        damaged: dict[str, str] = {}
+        for epoch, index in pairs:
+            image, used = self._first_readable(index, damaged)
+            images.append(self.transform(image, sample_rng(self.seed, epoch, index, "crop")))
+            indices.append(used)
+        return TrainBatch(
+            images=torch.stack(images),
+            indices=torch.tensor(indices),
+            labels=_labels(self.source, indices),
+            damaged=list(damaged.items()),
+            masks=self._masks(pairs),
+        )
+
+    def _first_readable(self, index: int, damaged: dict[str, str]) -> tuple[Image.Image, int]:
+        """The image at `index` or the next after it that can be read, and its number."""
+        for step in range(LONGEST_DAMAGE + 1):
+            candidate = (index + step) % len(self.source)
+            try:
+                return _read(self.source, candidate, self.min_size), candidate
+            except UnreadableImage as error:
+                damaged[error.name] = error.reason
+        name = self.source.sample_name(index)
+        raise InputError(
+            f"no readable image in {self.source.name} from {name} to the {LONGEST_DAMAGE}th after it; "
+            f"{name}: {damaged[name]}"
+        )
+
+    def _masks(self, pairs: Sequence[tuple[int, int]]) -> Any:
+        if self.make_masks is None or self.num_patches is None:
+            return None
+        noise = torch.empty(len(pairs), self.num_patches)
+        for row, (epoch, index) in zip(noise.numpy(), pairs, strict=True):
+            sample_rng(self.seed, epoch, index, "mask").random(out=row, dtype=row.dtype)
+        return self.make_masks(noise)
+
+
+class EvalDataset(Dataset[EvalBatch]):
+    """Makes evaluation batches of indices; arguments as for TrainDataset."""
+
+    def __init__(self, source: Source, transform: EvalTransform, *, min_size: int = 1) -> None:
+        self.source = source
+        self.transform = transform
+        self.min_size = min_size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> EvalBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> EvalBatch:
+        """The batch of these images; a smaller one, down to none, where some are unreadable."""
+        images, used = [], []
+        damaged: dict[str, str] = {}
+        for index in indices:
+            try:
+                images.append(self.transform(_read(self.source, index, self.min_size)))
+                used.append(index)
+            except UnreadableImage as error:
+                damaged[error.name] = error.reason
+        nothing = torch.empty((0, *self.transform.shape), dtype=torch.uint8)
+        return EvalBatch(
+            images=torch.stack(images) if images else nothing,
+            indices=torch.tensor(used, dtype=torch.int64),
+            labels=_labels(self.source, used),
+            damaged=list(damaged.items()),
+        )
+
+
+def make_train_loader(
+    dataset: TrainDataset,
+    batch_sampler: ResumableBatchSampler,
+    *,
+    num_workers: int = 0,
+    prefetch_factor: int = 2,
+    pin_memory: bool = False,
+    multiprocessing_context: str | None = None,
+) -> DataLoader[TrainBatch]:
+    """An endless loader of the sampler's batches, in its order whatever the number of workers.
+
+    Args:
+        num_workers: processes that read images; 0 reads them in this one.
+        prefetch_factor: batches that each worker keeps ready.
+        pin_memory: hand over batches in page-locked memory, for asynchronous copies to a GPU.
+        multiprocessing_context: how workers are started; on Linux by fork unless given, which shares the source's
+            memory with them.
+    """
+    return _loader(dataset, batch_sampler, num_workers, pin_memory, prefetch_factor, multiprocessing_context)
+
+
+def make_eval_loader(
+    source: Source,
+    transform: EvalTransform,
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    min_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[EvalBatch]:
+    """A loader of all readable images of a source, in order; may be iterated over again."""
+    batches = BatchSampler(SequentialSampler(range(len(source))), batch_size, drop_last=False)
+    return _loader(EvalDataset(source, transform, min_size=min_size), batches, num_workers, pin_memory)
+
+
+T = TypeVar("T", bound=EvalBatch)
+
+
+class _ErrorsAsValues(Dataset[T], Generic[T]):
+    """Returns an InputError in place of the batch: raised in a worker, it would arrive as a page of traceback."""
+
+    def __init__(self, dataset: TrainDataset | EvalDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Any) -> Any:
+        try:
+            return self.dataset.__getitems__(indices)
+        except InputError as error:
+            return error
+
+
+class _Loader(DataLoader[T]):
+    def __iter__(self) -> Iterator[T]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for batch in super().__iter__():
+            if isinstance(batch, InputError):
+                # A new one: `batch` itself would keep this frame and the workers alive, in a circle.
+                raise InputError(str(batch))
+            yield batch
+
+
+def _loader(
+    dataset: TrainDataset | EvalDataset,
+    batch_sampler: Any,
+    num_workers: int,
+    pin_memory: bool,
+    prefetch_factor: int = 2,
+    multiprocessing_context: str | None = None,
+) -> _Loader[Any]:
+    workers: dict[str, Any] = {}
+    if num_workers:
+        if multiprocessing_context is None and sys.platform == "linux":
+            multiprocessing_context = "fork"
+        workers = {
+            "persistent_workers": True,
+            "prefetch_factor": prefetch_factor,
+            "multiprocessing_context": multiprocessing_context,
+            "worker_init_fn": _start_worker,
+        }
+    return _Loader(
+        _ErrorsAsValues(dataset),
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_as_is,
+        # DataLoader draws a number when it starts; from its own generator it leaves the run's alone.
+        generator=torch.Generator(),
+        **workers,
+    )
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches every process of the terminal; the main one decides what becomes of it, and needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _read(source: Source, index: int, min_size: int) -> Image.Image:
+    """An image of sufficient size; raises UnreadableImage."""
+    image = source.image(index)
+    if min(image.size) < min_size:
+        size = f"{image.width} x {image.height} pixels"
+        raise UnreadableImage(source.sample_name(index), f"{size}, smaller than a patch of {min_size}")
+    return image
+
+
+def _labels(source: Source, indices: Sequence[int]) -> Int64[Tensor, " B"] | None:
+    if source.classes is None:
+        return None
+    labels = [source.label(index) for index in indices]
+    return torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
