@@ -89,3 +89,9 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path):
     for file in path.glob("*.safetensors"):
         length = int.from_bytes(file.read_bytes()[:8], "little")
         json.loads(file.read_bytes()[8 : 8 + length])
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    files = save(tmp_path / "checkpoints", 1).iterdir()
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "plain").stat().st_mode}

@@ -128,6 +128,10 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         # safetensors hides the system's error in its message.
         code = re.search(r"os error (\d+)", str(error))
         raise OSError(int(code[1]) if code else errno.EIO, str(error), str(file)) from error
+    # safetensors writes for the owner's eyes only; others may read it as they may read any file of the run.
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 

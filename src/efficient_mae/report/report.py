@@ -1,0 +1,220 @@
+"""A run's report: one page that needs nothing beside itself."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from efficient_mae import __version__
+from efficient_mae.bench.flops import MAE_MASK_RATIO, Cost, mae_counterpart, model_cost
+from efficient_mae.data import EvalTransform, UnreadableImage, normalize, open_source
+from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.distributed import find_device
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics, find_weights, load_autoencoder, load_snippet, read_metadata
+from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.report.curves import (
+    cost_bars,
+    data_uri,
+    difficulty_figure,
+    loss_curve,
+    png_data_uri,
+    svg_data_uri,
+)
+from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
+from efficient_mae.report.run_files import RunFiles, read_run
+from efficient_mae.tasks.panels import beta_in_pixels, draw_panel
+
+# Images and random masks of each for the losses of Fig. 2: some ten thousand patches on the smallest grid.
+PROFILE_IMAGES = 256
+PROFILE_MASKS = 2
+_BATCH = 32
+# Panels of earlier epochs: each may be two megabytes.
+_EARLIER_PANELS = 2
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images to look at a trained model with.
+
+    Attributes:
+        pixels: normalised images, evenly spread over the source.
+        split: "test" if they are held out, "train" if the source has no such part.
+    """
+
+    pixels: Float32[Tensor, "B C h w"]
+    split: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory, and return where it is.
+
+    What the run's data is needed for is left out, and the page says so, if the data is no longer there.
+
+    Raises:
+        InputError: not a run directory, or one without weights.
+        OSError: the page cannot be written.
+    """
+    run = read_run(Path(run_dir))
+    weights = find_weights(run.folder)
+    config, statistics = read_metadata(weights)
+    model, samples, missing = None, None, ""
+    try:
+        model = load_autoencoder(run.folder)
+        samples = read_samples(str(run.settings.get("data", "")), config, statistics)
+    except InputError as error:
+        missing = str(error)
+    if model is not None:
+        model.to(find_device("cpu" if run.settings.get("device") == "cpu" else "auto"))
+    page = render_report(run, config, statistics, model, samples, missing)
+    replace_file(run.folder / "report.html", page.encode())
+    return run.folder / "report.html"
+
+
+def read_samples(data: str, config: MAEConfig, statistics: ImageStatistics) -> Samples:
+    """Up to 256 images, held-out ones if the source has them, evenly spread over it.
+
+    Raises:
+        InputError: the source cannot be opened, or none of the images can be read.
+    """
+    try:
+        source, split = open_source(data, "test"), "test"
+    except InputError:
+        source, split = open_source(data, "train"), "train"
+    transform = EvalTransform(config.img_size, config.in_chans)
+    images = []
+    for index in np.unique(np.linspace(0, len(source) - 1, PROFILE_IMAGES).round().astype(int)):
+        with suppress(UnreadableImage):
+            images.append(transform(source.image(int(index))))
+    if not images:
+        raise InputError(f"data={data}: none of the images looked at can be read")
+    return Samples(normalize(torch.stack(images), statistics.mean, statistics.std), split)
+
+
+def render_report(
+    run: RunFiles,
+    config: MAEConfig,
+    statistics: ImageStatistics,
+    model: MaskedAutoencoder | None,
+    samples: Samples | None,
+    missing: str = "",
+) -> str:
+    """The page.
+
+    Args:
+        run: what the run left behind.
+        config: of its model.
+        statistics: by which its images are normalised.
+        model: with its decoder; None leaves out what needs it.
+        samples: images; None leaves out what needs them.
+        missing: why there is no model or there are no samples.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    try:
+        cost, plain = model_cost(config), model_cost(mae_counterpart(config))
+    except InputError:  # a grid of so few patches that MAE's ratio leaves none visible
+        cost = plain = None
+    return environment.get_template("report.html").render(
+        name=run.folder.resolve().name,
+        dumps=json.dumps,
+        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        run=run,
+        config=config,
+        split=samples.split if samples else None,
+        missing=missing,
+        tiles=list(_tiles(run, cost)),
+        loss_curve=svg_data_uri(loss_curve(run.metrics)) if run.metrics else None,
+        panels=_panels(run, statistics, model, samples),
+        difficulty=_difficulty(config, model, samples),
+        cost=cost,
+        plain=plain,
+        cost_bars=svg_data_uri(cost_bars(cost.gmacs, cost.mae_gmacs, "this run")) if cost else None,
+        accuracies=_accuracies(run.knn),
+        snippet=load_snippet(config, run.encoder) if run.encoder else None,
+    )
+
+
+def _tiles(run: RunFiles, cost: Cost | None) -> Iterator[tuple[str, str, str]]:
+    """(heading, figure, remark) of what one wants to know first."""
+    if run.metrics:
+        first, last = run.metrics[0], run.metrics[-1]
+        yield "Loss", f"{last['loss']:.3f}", f"from {first['loss']:.3f} at step {first['step']:,}"
+        state = "finished" if run.encoder else "not finished"
+        yield "Trained", f"{last['epoch']:.4g} epochs", f"{last['step']:,} steps, {state}"
+        speeds = [row["images_per_second"] for row in run.metrics if "images_per_second" in row]
+        waits = [row["data_wait"] for row in run.metrics if "data_wait" in row]
+        if speeds and waits:
+            remark = f"median; {float(np.median(waits)):.0%} of the time waiting for data"
+            yield "Images a second", f"{float(np.median(speeds)):,.0f}", remark
+    if cost:
+        remark = f"multiply-accumulates of MAE at mask ratio {MAE_MASK_RATIO}"
+        yield "Cost of a forward pass", f"{cost.ratio:.2f} ×", remark
+    if run.knn:
+        accuracy = run.knn["accuracy"]
+        remark = f"untrained {accuracy['untrained']:.1%}, raw pixels {accuracy['raw_pixels']:.1%}"
+        yield "k-NN accuracy", f"{accuracy['trained']:.1%}", remark
+
+
+def _panels(
+    run: RunFiles, statistics: ImageStatistics, model: MaskedAutoencoder | None, samples: Samples | None
+) -> list[tuple[str, str]]:
+    """(what it is, data URI) of the last panel and a few earlier ones, newest first; drawn now if there is none."""
+    if run.panels:
+        *earlier, last = run.panels
+        spread = np.unique(np.linspace(0, len(earlier) - 1, _EARLIER_PANELS).round().astype(int)) if earlier else []
+        chosen = [last, *(earlier[index] for index in reversed(spread))]
+        return [(_epoch_of(panel), data_uri(panel.read_bytes(), "image/png")) for panel in chosen]
+    if model is None or samples is None:
+        return []
+    spread = np.unique(np.linspace(0, len(samples.pixels) - 1, 6).round().astype(int))
+    images = samples.pixels[torch.from_numpy(spread)]
+    layout = model.plan(len(images), generator=torch.Generator().manual_seed(0))
+    figure = draw_panel(
+        model, images, layout, mean=statistics.mean, std=statistics.std, title="the run's last checkpoint"
+    )
+    return [("the run's last checkpoint", png_data_uri(figure))]
+
+
+def _epoch_of(panel: Path) -> str:
+    number = panel.stem.rsplit("-", 1)[-1]
+    return f"after epoch {int(number)}" if number.isdigit() else panel.stem
+
+
+def _difficulty(config: MAEConfig, model: MaskedAutoencoder | None, samples: Samples | None) -> dict[str, Any]:
+    """Fig. 2 and its numbers; without a model or images, its upper part alone."""
+    edges = difficulty_edges(config)
+    patches = {}
+    if config.mask_ratio != MAE_MASK_RATIO:
+        with suppress(InputError):  # on a grid of a few patches MAE's ratio leaves none visible
+            mae = patches_by_difficulty(config, MAE_MASK_RATIO, edges)
+            patches[f"mask ratio {MAE_MASK_RATIO} (MAE)"] = mae
+    own = patches_by_difficulty(config, config.mask_ratio, edges)
+    patches[f"mask ratio {config.mask_ratio:g} (this run)"] = own
+    profile = None
+    if model is not None and samples is not None:
+        profile = loss_by_difficulty(model, samples.pixels.split(_BATCH), edges, masks=PROFILE_MASKS)
+    beta = beta_in_pixels(config)
+    figure = difficulty_figure(edges, patches, profile, beta)
+    return {"figure": svg_data_uri(figure), "profile": profile, "beta": beta}
+
+
+def _accuracies(knn: dict[str, Any] | None) -> list[tuple[str, float]]:
+    """(features, k-NN accuracy) in the order to show them."""
+    names = {"raw_pixels": "Raw pixels", "untrained": "Untrained encoder", "trained": "This encoder"}
+    return [(names[key], knn["accuracy"][key]) for key in names] if knn else []
