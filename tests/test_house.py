@@ -26,5 +26,9 @@ def test_rule(command: list[str]):
 
 
 def test_no_file_is_too_long():
-    long = {path.name: count for path in (ROOT / "src").rglob("*.py") if (count := len(path.read_text().splitlines())) > 330}
+    long = {
+        path.name: count
+        for path in (ROOT / "src").rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 330
+    }
     assert not long

@@ -6,7 +6,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import efficient_mae as emae
-from efficient_mae.interop import ImageStatistics, file_metadata, load_autoencoder, load_snippet, load_statistics, save_encoder
+from efficient_mae.interop import (
+    ImageStatistics,
+    file_metadata,
+    load_autoencoder,
+    load_snippet,
+    load_statistics,
+    save_encoder,
+)
 
 STATISTICS = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 

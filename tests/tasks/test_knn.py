@@ -15,7 +15,9 @@ def test_votes_are_scikit_learns():
     labels = rng.integers(0, 7, 900)
     features = (centres[labels] + rng.normal(size=(900, 12)) * 1.5).astype(np.float32)
     train, test = features[:300], features[300:]
-    reference = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE))
+    reference = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE)
+    )
     expected = reference.fit(train, labels[:300]).predict(test)
     ours = knn_classify(torch.from_numpy(train), torch.from_numpy(labels[:300]), torch.from_numpy(test), k=20)
     assert (ours.numpy() == expected).mean() > 0.998  # a vote may be a tie within rounding
