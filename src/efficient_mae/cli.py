@@ -54,9 +54,7 @@ def pretrain_and_report(config: PretrainConfig) -> dict[str, Any]:
 
 
 COMMANDS = {
-    "demo": Command(
-        DemoConfig, demo, show_demo, "learn on bundled images in a few minutes, and see what came of it"
-    ),
+    "demo": Command(DemoConfig, demo, show_demo, "learn on bundled images in a few minutes, and see what came of it"),
     "pretrain": Command(
         PretrainConfig,
         pretrain_and_report,

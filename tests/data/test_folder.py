@@ -13,9 +13,7 @@ from efficient_mae.errors import InputError
 
 def put(path: Path, shade: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 6), shade).save(
-        path, None if path.suffix.lower() in Image.registered_extensions() else "PNG"
-    )
+    Image.new("L", (8, 6), shade).save(path, None if path.suffix.lower() in Image.registered_extensions() else "PNG")
     return path
 
 

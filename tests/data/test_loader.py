@@ -40,9 +40,7 @@ class Shades:
     def image(self, index):
         if index in self.damaged:
             raise UnreadableImage(self.sample_name(index), "damaged on purpose")
-        noise = np.random.default_rng(index).integers(
-            0, 256, (3, 30) if index in self.small else (20, 30), np.uint8
-        )
+        noise = np.random.default_rng(index).integers(0, 256, (3, 30) if index in self.small else (20, 30), np.uint8)
         return Image.fromarray(noise)
 
     def label(self, index):

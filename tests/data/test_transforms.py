@@ -73,9 +73,7 @@ def test_pretrain_transform_crops_resizes_and_flips(img_size, in_chans):
         assert torch.equal(ours, transform(image, np.random.default_rng(seed)))
         top, left, h, w = random_resized_crop_box(90, 120, SCALE, RATIO, np.random.default_rng(seed))
         source = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[in_chans])
-        theirs = F.pil_to_tensor(
-            F.resized_crop(source, top, left, h, w, list(img_size), F.InterpolationMode.BICUBIC)
-        )
+        theirs = F.pil_to_tensor(F.resized_crop(source, top, left, h, w, list(img_size), F.InterpolationMode.BICUBIC))
 
         def error(flipped, ours=ours, theirs=theirs):
             # The outermost pixels differ: torchvision's filter stops at the crop's edge.

@@ -13,9 +13,7 @@ from efficient_mae.report.difficulty_profile import DifficultyProfile
 
 
 def rows(number: int) -> list[dict]:
-    return [
-        dict(step=n + 1, epoch=(n + 1) / 10, loss=math.exp(-n / 50), lr=1e-3 * n / number) for n in range(number)
-    ]
+    return [dict(step=n + 1, epoch=(n + 1) / 10, loss=math.exp(-n / 50), lr=1e-3 * n / number) for n in range(number)]
 
 
 def lines(ax) -> list[np.ndarray]:

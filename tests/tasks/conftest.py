@@ -59,9 +59,7 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess[str]:
 
 def kill_when(command: list[str], out: Path, condition: Callable[[], bool]) -> str:
     """Start a command and `kill -9` it, with all its children, as soon as the condition holds; return its stderr."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     deadline = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, f"ended before it could be killed:\n{process.communicate()[1]}"

@@ -204,7 +204,5 @@ def test_the_encoder_alone_is_the_autoencoders(run: Path):
 
 
 def test_rectangles_and_repeats(images: Path, tmp_path: Path):
-    run = pretrain(
-        config(images, tmp_path / "run", img_size=(16, 24), in_chans=3, epochs=1, grad_checkpointing=True)
-    )
+    run = pretrain(config(images, tmp_path / "run", img_size=(16, 24), in_chans=3, epochs=1, grad_checkpointing=True))
     assert emae.load(run).img_size == (16, 24)

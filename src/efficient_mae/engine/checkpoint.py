@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         InputError: the checkpoint is of another architecture.
     """
     load_model(path / "model.safetensors", model)
-    saved = load_file(path / "optimizer.safetensors")
+    saved = _load_tensors(path / "optimizer.safetensors")
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         prefix = f"{names[parameter]}/"
@@ -100,9 +100,9 @@ def load_model(file: Path, model: nn.Module) -> None:
     """Load a safetensors file into a model.
 
     Raises:
-        InputError: names or shapes differ; the first that does is named.
+        InputError: not a whole file, or names or shapes differ; the first that does is named.
     """
-    tensors, own = load_file(file), model.state_dict()
+    tensors, own = _load_tensors(file), model.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         if name not in tensors:
             raise InputError(f"{file}: weights of another architecture, without {name}")
@@ -114,6 +114,13 @@ def load_model(file: Path, model: nn.Module) -> None:
                 f"and not {tuple(own[name].shape)}"
             )
     model.load_state_dict(tensors)
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error})") from None
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -51,9 +51,7 @@ class Step:
     precision: str = "fp32"
     clip_grad: float | None = None
 
-    def __call__(
-        self, index: int, micro_batches: list[Any], with_norm: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, index: int, micro_batches: list[Any], with_norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Do the step with this index.
 
         Returns:

@@ -10,9 +10,7 @@ from torch import nn
 BASE_BATCH_SIZE = 256
 
 
-def build_adamw(
-    model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
-) -> torch.optim.AdamW:
+def build_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW with the decay on weight matrices alone. The learning rate is set at each step."""
     decayed, plain = [], []
     for name, parameter in model.named_parameters():

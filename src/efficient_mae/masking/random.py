@@ -42,9 +42,7 @@ def mask_from_noise(
     """
     height, width = grid_size
     if noise.shape[1] != height * width:
-        raise InputError(
-            f"noise has {noise.shape[1]} numbers an image, a {height} x {width} grid needs one a patch"
-        )
+        raise InputError(f"noise has {noise.shape[1]} numbers an image, a {height} x {width} grid needs one a patch")
     visible = num_visible(height * width, mask_ratio)
     ids_keep = noise.argsort(dim=1, stable=True)[:, :visible]
     mask = torch.ones_like(noise, dtype=torch.bool)

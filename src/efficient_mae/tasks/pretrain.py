@@ -216,9 +216,7 @@ class _Run:
 
     def _epoch_ended(self, epochs_done: int) -> None:
         config = self.config
-        if not self.processes.is_main or not (
-            epochs_done % config.panel_every == 0 or epochs_done == config.epochs
-        ):
+        if not self.processes.is_main or not (epochs_done % config.panel_every == 0 or epochs_done == config.epochs):
             return
         images = self._panel_images().to(self.processes.device)
         layout = self.model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
