@@ -4,7 +4,7 @@ import dataclasses
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -216,9 +216,10 @@ class _Run:
 
     def _epoch_ended(self, epochs_done: int) -> None:
         config = self.config
-        if not self.processes.is_main or not (epochs_done % config.panel_every == 0 or epochs_done == config.epochs):
+        due = epochs_done % config.panel_every == 0 or epochs_done == config.epochs
+        if not due or not self.processes.is_main:
             return
-        images = self._panel_images().to(self.processes.device)
+        images = self._panel_images.to(self.processes.device)
         layout = self.model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
         draw_panel(
             self.model,
@@ -230,8 +231,9 @@ class _Run:
             path=self.out / "figures" / f"panel-epoch-{epochs_done:04d}.png",
         )
 
+    @cached_property
     def _panel_images(self) -> Tensor:
-        """The same few readable images at every call: held-out ones if the source has them; uint8 (B, C, h, w)."""
+        """A few readable images, held-out ones if the source has them; uint8 (B, C, h, w)."""
         try:
             source = open_source(self.config.data, "test")
         except InputError:
@@ -241,6 +243,4 @@ class _Run:
         for index in range(0, len(source), max(1, len(source) // PANEL_IMAGES)):
             with suppress(UnreadableImage):
                 images.append(transform(source.image(index)))
-                if len(images) == PANEL_IMAGES:
-                    break
-        return torch.stack(images)
+        return torch.stack(images[:PANEL_IMAGES])
