@@ -189,6 +189,11 @@ class _Run:
         if self.processes.is_main:
             machine = describe_machine(self.processes.device)
             replace_file(self.out / "machine.json", json.dumps(machine, indent=1).encode())
+            say(
+                f"pre-training {self.config.model} on {len(self.source):,} images: {self.config.epochs} epochs of "
+                f"{self.steps_per_epoch} steps, {self.config.batch_size} images a step, "
+                f"{self.config.precision} on {self.processes.device}"
+            )
         if not checkpoints:
             return 0
         state = load_checkpoint(checkpoints[-1], self.model, self.optimizer)
