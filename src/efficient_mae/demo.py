@@ -40,10 +40,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     """
     begin = time.monotonic()
     recipe = yaml.safe_load(files("efficient_mae.recipes").joinpath("demo.yaml").read_text())
-    say(
-        f"pre-training {recipe['model']} on 10,000 bundled images of Fashion-MNIST, mask ratio {recipe['mask_ratio']}"
-    )
-    run = pretrain(PretrainConfig(**recipe, out=config.out, device=config.device))
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
+    run = pretrain(PretrainConfig(**settings, out=config.out, device=config.device))
     say("classifying 2,000 held-out images by their nearest neighbours")
     result = knn(KnnConfig(weights=str(run), device=config.device))
     replace_file(run / "knn.json", json.dumps(result, indent=1).encode())
