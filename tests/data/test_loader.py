@@ -172,7 +172,7 @@ def test_nothing_readable_is_one_line(workers):
         batches(data, 1, workers)
     except InputError as error:
         message = str(error)
-    assert message.startswith("no readable image in shades from shade ")
+    assert message.startswith("data=shades: no readable image among 101 of 300 looked at; shade ")
     assert "damaged on purpose" in message and "\n" not in message
 
 

@@ -206,8 +206,8 @@ def test_cost_is_the_papers_or_less(name: str, ratio: float, beta: float | None,
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(pixels, layout)
     gmacs = counter.get_total_flops() / 2 / images / 1e9
-    # What is skipped (hidden patches' embedding, the last block's idle queries) costs MAE less than 12 %.
-    assert 0.88 * expected < gmacs < 1.015 * expected
+    # What is skipped (hidden patches' embedding, the last block's idle queries, ...) is under 4 % of the whole.
+    assert 0.96 * expected < gmacs < 1.015 * expected
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class TrainDataset(Dataset[TrainBatch]):
         images, indices = [], []
         damaged: dict[str, str] = {}
         for epoch, index in pairs:
-            image, used = self._first_readable(index, damaged)
+            image, used = self.first_readable(index, damaged)
             images.append(self.transform(image, sample_rng(self.seed, epoch, index, "crop")))
             indices.append(used)
         return TrainBatch(
@@ -83,9 +83,17 @@ class TrainDataset(Dataset[TrainBatch]):
             masks=self._masks(pairs),
         )
 
-    def _first_readable(self, index: int, damaged: dict[str, str]) -> tuple[Image.Image, int]:
-        """The image at `index` or the next after it that can be read, and its number."""
-        for step in range(LONGEST_DAMAGE + 1):
+    def first_readable(self, index: int, damaged: dict[str, str]) -> tuple[Image.Image, int]:
+        """The image at `index` or the next after it that can be read, and its number.
+
+        Args:
+            damaged: filled with the reason, by name, of every unreadable image on the way.
+
+        Raises:
+            InputError: this image and the 100 that follow it are all unreadable.
+        """
+        looked_at = min(LONGEST_DAMAGE + 1, len(self.source))
+        for step in range(looked_at):
             candidate = (index + step) % len(self.source)
             try:
                 return _read(self.source, candidate, self.min_size), candidate
@@ -93,7 +101,7 @@ class TrainDataset(Dataset[TrainBatch]):
                 damaged[error.name] = error.reason
         name = self.source.sample_name(index)
         raise InputError(
-            f"no readable image in {self.source.name} from {name} to the {LONGEST_DAMAGE}th after it; "
+            f"data={self.source.name}: no readable image among {looked_at} of {len(self.source)} looked at; "
             f"{name}: {damaged[name]}"
         )
 
