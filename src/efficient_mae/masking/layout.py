@@ -7,7 +7,6 @@ and a training step has nothing left to ask the device.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -50,12 +49,14 @@ class Sequences(_TensorFields):
         max_seqlen: length of the longest.
         min_seqlen: length of the shortest.
         slots: where each row lies when the sequences are padded to (B, max_seqlen) and flattened.
+        padding_bias: 0 at a token, -inf at padding: what attention adds to the scores of padded keys.
     """
 
     cu_seqlens: Int32[Tensor, " bounds"]
     max_seqlen: int
     min_seqlen: int
     slots: Int64[Tensor, " rows"]
+    padding_bias: Float[Tensor, "B max_seqlen"]
 
     @classmethod
     def of(cls, lengths: Int64[Tensor, " B"]) -> "Sequences":
@@ -65,11 +66,14 @@ class Sequences(_TensorFields):
         # A row's padded slot is its own index plus the padding of the sequences before it.
         padding = torch.arange(len(lengths), device=lengths.device) * longest - (ends - lengths)
         rows = torch.arange(int(ends[-1]), device=lengths.device)
+        slots = rows + padding.repeat_interleave(lengths)
+        bias = torch.full((len(lengths) * longest,), -torch.inf, device=lengths.device)
         return cls(
             cu_seqlens=torch.nn.functional.pad(ends, (1, 0)).int(),
             max_seqlen=longest,
             min_seqlen=shortest,
-            slots=rows + padding.repeat_interleave(lengths),
+            slots=slots,
+            padding_bias=bias.index_fill_(0, slots, 0.0).view(len(lengths), longest),
         )
 
     @property
@@ -80,12 +84,6 @@ class Sequences(_TensorFields):
     def uniform(self) -> bool:
         """All sequences are of one length, so packed and dense are the same memory."""
         return self.min_seqlen == self.max_seqlen
-
-    @cached_property
-    def padding_bias(self) -> Float[Tensor, "B max_seqlen"]:
-        """0 at a token, -inf at padding: what attention adds to the scores of padded keys."""
-        bias = self.slots.new_full((self.batch_size * self.max_seqlen,), -torch.inf, dtype=torch.float32)
-        return bias.index_fill_(0, self.slots, 0.0).view(self.batch_size, self.max_seqlen)
 
 
 @dataclass(frozen=True)
