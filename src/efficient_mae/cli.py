@@ -22,7 +22,11 @@ from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
 from efficient_mae.errors import InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
 from efficient_mae.report.report import write_report
+from efficient_mae.tasks.classifier import show_classifier
+from efficient_mae.tasks.export import ExportConfig, export, show_export
+from efficient_mae.tasks.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
+from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.reconstruct import ReconstructConfig, reconstruct, show_reconstruct
@@ -65,6 +69,13 @@ COMMANDS = {
         ReconstructConfig, reconstruct, show_reconstruct, "picture what a model makes of an image"
     ),
     "knn": Command(KnnConfig, knn, show_knn, "k-NN accuracy of an encoder, an untrained one, and raw pixels"),
+    "linear-probe": Command(
+        LinearProbeConfig, linear_probe, show_classifier, "train a linear head on a frozen encoder, and judge it"
+    ),
+    "finetune": Command(
+        FinetuneConfig, finetune, show_classifier, "train an encoder and a head with labels, and judge them"
+    ),
+    "export": Command(ExportConfig, export, show_export, "write a model for timm, transformers, ONNX, torch.export"),
     "report": Command(ReportConfig, report, show_report, "write the report of a run"),
     "info": Command(InfoConfig, info, show_info, "parameters, tokens and GMACs of a model, and the environment"),
 }
@@ -94,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = build_parser()
     try:
-        parsed = parser.parse_args(_with_recipe_paths(arguments))
+        parsed = parser.parse_args(_with_recipe_paths(_with_scratch(arguments)))
     except ArgumentError as error:
         raise InputError(explain(str(error), arguments)) from None
     command = COMMANDS[parsed.subcommand]
@@ -133,6 +144,25 @@ def recipes() -> dict[str, Path]:
     """The recipes that ship with the package, by name."""
     folder = Path(str(files("efficient_mae.recipes")))
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def _with_scratch(arguments: list[str]) -> list[str]:
+    """The arguments with `--from scratch` turned into the flag it stands for (`from` can't be a Python name).
+
+    Raises:
+        InputError: from something else.
+    """
+    spaced = [part for argument in arguments for part in _split_from(argument)]
+    resolved = []
+    for before, argument in zip(["", *spaced], spaced, strict=False):
+        if before == "--from" and argument != "scratch":
+            raise InputError(f"from={argument!r}: only --from scratch; for trained weights give --weights PATH")
+        resolved += ["--from_scratch"] if argument == "--from" else ["true"] if before == "--from" else [argument]
+    return resolved
+
+
+def _split_from(argument: str) -> list[str]:
+    return ["--from", argument.removeprefix("--from=")] if argument.startswith("--from=") else [argument]
 
 
 def _with_recipe_paths(arguments: list[str]) -> list[str]:

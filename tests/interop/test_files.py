@@ -1,66 +1,19 @@
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import efficient_mae as emae
 from efficient_mae.interop import (
-    ImageStatistics,
+    adapt_encoder,
     file_metadata,
     load_autoencoder,
-    load_snippet,
+    load_config,
     load_statistics,
     save_encoder,
 )
-
-STATISTICS = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    model = emae.create_model("mae_vit_tiny_patch8", img_size=(32, 48), depth=3, decoder_depth=1).eval()
-    with torch.no_grad():  # biases and norms too, so that a wrong one shows
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-@pytest.fixture(scope="module")
-def encoder(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("export") / "encoder.safetensors"
-    save_encoder(file, model, STATISTICS)
-    return file
-
-
-def test_timm_gives_the_same_features(model):
-    images = torch.randn(2, 3, 32, 48)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            emae.to_timm(model).forward_features(images), model.forward_features(images), rtol=1e-5, atol=1e-5
-        )
-
-
-def test_the_printed_snippet_loads_the_encoder(model, encoder: Path):
-    names: dict = {}
-    exec(load_snippet(model.config, encoder), names)
-    images = torch.randn(2, 3, 32, 48)
-    with torch.no_grad():
-        features = names["vit"].eval().forward_features(images)
-        torch.testing.assert_close(features, model.forward_features(images), rtol=1e-5, atol=1e-5)
-
-
-def test_timms_own_models_take_the_encoder(tmp_path: Path):
-    model = emae.create_model("mae_vit_tiny_patch16", decoder_depth=1).eval()
-    save_encoder(tmp_path / "encoder.safetensors", model, STATISTICS)
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    vit.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
-    images = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        ours = model.forward_features(images)
-        torch.testing.assert_close(vit.eval().forward_features(images), ours, rtol=1e-4, atol=1e-4)
+from tests.interop.conftest import STATISTICS, save_model
 
 
 def test_features_of_visible_patches_are_the_encoders(model):
@@ -95,3 +48,17 @@ def test_what_is_no_model(tmp_path: Path, model):
     save_file(weights, tmp_path / "less.safetensors", file_metadata(model.config, STATISTICS))
     with pytest.raises(ValueError, match="another architecture, without norm.bias"):
         emae.load(tmp_path / "less.safetensors")
+
+
+def test_an_adapted_encoder_is_saved_and_loaded(tmp_path: Path, model):
+    adapted = adapt_encoder(model, img_size=(24, 40))
+    save_encoder(tmp_path / "encoder.safetensors", adapted, STATISTICS)
+    loaded = emae.load(tmp_path)
+    with pytest.raises(ValueError, match="describes an encoder alone"):
+        load_config(tmp_path)
+    assert loaded.img_size == (24, 40) and load_statistics(tmp_path) == STATISTICS
+    assert all(torch.equal(value, adapted.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_config_of_a_file(tmp_path: Path, model, encoder: Path):
+    assert load_config(save_model(tmp_path / "model.safetensors", model)) == model.config == load_config(encoder)

@@ -13,6 +13,7 @@ SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
 
 def theirs_and_ours(norm_pix_loss: bool, dtype: torch.dtype) -> tuple[ViTMAEForPreTraining, MaskedAutoencoder]:
     """transformers' ViTMAE and our model without the paper's additions, with the same random weights."""
+    torch.manual_seed(0)
     ours = emae.create_model(
         "mae_vit_tiny_patch8", mask_ratio=0.75, gamma=0, beta=None, norm_pix_loss=norm_pix_loss, **SMALL
     ).to(dtype)

@@ -160,6 +160,17 @@ def test_too_many_damaged_images_stop_the_run(tmp_path: Path):
         pretrain(config(data, tmp_path / "run"))
 
 
+@pytest.mark.parametrize("unreadable", ["text", "small"])
+def test_no_readable_image_is_refused_before_anything_is_written(tmp_path: Path, unreadable: str):
+    data = write_images(tmp_path / "data", 9, size=(3, 30))
+    if unreadable == "text":
+        for file in data.iterdir():
+            file.write_text("not a picture")
+    with pytest.raises(ValueError, match="no readable image among 9 of 9 looked at"):
+        pretrain(config(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
@@ -176,6 +187,7 @@ def test_too_many_damaged_images_stop_the_run(tmp_path: Path):
         ({"mean": (0.5, 0.5)}, r"mean=\[0.5, 0.5\]: in_chans=1"),
         ({"in_chans": 7}, "in_chans=7"),
         ({"data": "/nowhere"}, "/nowhere"),
+        ({"out": "/proc/nothing"}, "out=/proc/nothing: cannot be written"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(

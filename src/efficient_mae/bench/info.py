@@ -11,7 +11,7 @@ from rich.table import Table
 from efficient_mae.bench.flops import model_cost
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine import describe_machine
-from efficient_mae.interop import find_weights, read_metadata
+from efficient_mae.interop import load_config
 from efficient_mae.models import MAEConfig, create_model
 
 
@@ -63,7 +63,7 @@ def info(config: InfoConfig) -> dict[str, Any]:
 
 def _model_config(config: InfoConfig) -> MAEConfig:
     if config.weights is not None:
-        return read_metadata(find_weights(config.weights))[0]
+        return load_config(config.weights)
     with torch.device("meta"):
         return create_model(
             config.model,

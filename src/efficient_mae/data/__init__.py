@@ -1,18 +1,24 @@
 """Images: where they come from, how they are cropped, and how they reach a training step."""
 
+from efficient_mae.data.augment import AugmentTransform
 from efficient_mae.data.batch import EvalBatch, TrainBatch
 from efficient_mae.data.decode import UnreadableImage, decode, to_channels
+from efficient_mae.data.labelled import LabelledData, open_labelled
 from efficient_mae.data.loader import TrainDataset, make_eval_loader, make_train_loader
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source, open_source
+from efficient_mae.data.subset import Subset, spread
 from efficient_mae.data.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
 
 __all__ = [
+    "AugmentTransform",
     "EvalBatch",
     "EvalTransform",
+    "LabelledData",
     "PretrainTransform",
     "ResumableBatchSampler",
     "Source",
+    "Subset",
     "TrainBatch",
     "TrainDataset",
     "UnreadableImage",
@@ -21,7 +27,9 @@ __all__ = [
     "make_eval_loader",
     "make_train_loader",
     "normalize",
+    "open_labelled",
     "open_source",
     "sample_rng",
+    "spread",
     "to_channels",
 ]

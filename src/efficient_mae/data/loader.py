@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from PIL import Image
@@ -17,8 +18,11 @@ from efficient_mae.data.batch import EvalBatch, TrainBatch
 from efficient_mae.data.decode import UnreadableImage
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source
-from efficient_mae.data.transforms import EvalTransform, PretrainTransform
+from efficient_mae.data.transforms import EvalTransform
 from efficient_mae.errors import InputError
+
+# From an image and its own random numbers to pixels, uint8 (C, H, W); the same for the same.
+TrainTransform = Callable[[Image.Image, np.random.Generator], Tensor]
 
 # So many unreadable images one after another mean that the data set as a whole is not what it should be.
 LONGEST_DAMAGE = 100
@@ -34,7 +38,7 @@ class TrainDataset(Dataset[TrainBatch]):
     def __init__(
         self,
         source: Source,
-        transform: PretrainTransform,
+        transform: TrainTransform,
         seed: int,
         *,
         min_size: int = 1,

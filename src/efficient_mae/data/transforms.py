@@ -89,16 +89,19 @@ class PretrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "C H W"]:
         """The same pixels for the same image and the same state of `rng`."""
-        channels, height, width = self.shape
+        return to_tensor(self.crop(to_channels(image, self.shape[0]), rng))
+
+    def crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """A random part of the image in the wanted size, mirrored or not; its channels stay as they are."""
+        _, height, width = self.shape
         top, left, h, w = random_resized_crop_box(image.height, image.width, self.scale, self.ratio, rng)
-        image = to_channels(image, channels)
         # Cropping and resizing at once; at the crop's edge the filter sees the image beyond it.
         image = image.resize(
             (width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h), reducing_gap=None
         )
         if self.hflip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _to_tensor(image)
+        return image
 
 
 class EvalTransform:
@@ -123,7 +126,7 @@ class EvalTransform:
         image = to_channels(image, channels)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC, box=self._box(image))
-        return _to_tensor(image)
+        return to_tensor(image)
 
     def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
         """The part of the image that the crop shows, (left, top, right, bottom) in its own pixels.
@@ -184,7 +187,8 @@ def _shape(img_size: tuple[int, int], in_chans: int) -> tuple[int, int, int]:
     return in_chans, *img_size
 
 
-def _to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
+    """The pixels of an image of one or more 8-bit channels."""
     pixels = np.array(image)
     if pixels.ndim == 2:
         return torch.from_numpy(pixels[None])

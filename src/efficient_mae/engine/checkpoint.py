@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ def save_checkpoint(
     state: dict[str, Any],
     metadata: dict[str, str],
     keep: int,
+    companions: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> Path:
     """Write the checkpoint of a step, then remove all but the last `keep`.
 
@@ -42,6 +45,7 @@ def save_checkpoint(
         state: anything else, as JSON.
         metadata: written into the model file's header, so that the file alone can be loaded.
         keep: number of checkpoints that stay.
+        companions: further modules by name (an average of the weights), each saved in a file of its own.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -53,6 +57,8 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         save_tensors(partial / "model.safetensors", model.state_dict(), metadata)
         save_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+        for name, companion in companions.items():
+            save_tensors(partial / f"{name}.safetensors", companion.state_dict(), metadata)
         write_synced(partial / "state.json", json.dumps({"step": step, **state}).encode())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -76,13 +82,20 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into a model and its optimiser; return the rest of what was saved.
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    companions: Mapping[str, nn.Module] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Load a checkpoint into a model, its optimiser and its companions; return the rest of what was saved.
 
     Raises:
         InputError: the checkpoint is of another architecture.
     """
     load_model(path / "model.safetensors", model)
+    for name, companion in companions.items():
+        load_model(path / f"{name}.safetensors", companion)
     saved = _load_tensors(path / "optimizer.safetensors")
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -90,7 +103,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         tensors = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
         # The count of steps stays on the host unless the kernel is fused, as PyTorch itself keeps it.
         optimizer.state[parameter] = {
-            key: value if value.ndim == 0 and not optimizer.defaults["fused"] else value.to(parameter.device)
+            key: value if value.ndim == 0 and not optimizer.defaults.get("fused") else value.to(parameter.device)
             for key, value in tensors.items()
         }
     return json.loads((path / "state.json").read_bytes())
@@ -102,7 +115,16 @@ def load_model(file: Path, model: nn.Module) -> None:
     Raises:
         InputError: not a whole file, or names or shapes differ; the first that does is named.
     """
-    tensors, own = _load_tensors(file), model.state_dict()
+    load_tensors(_load_tensors(file), model, file)
+
+
+def load_tensors(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> None:
+    """Load tensors that were read from a file into a model.
+
+    Raises:
+        InputError: names or shapes differ; the first that does is named.
+    """
+    own = model.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         if name not in tensors:
             raise InputError(f"{file}: weights of another architecture, without {name}")
@@ -135,12 +157,16 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         # safetensors hides the system's error in its message.
         code = re.search(r"os error (\d+)", str(error))
         raise OSError(int(code[1]) if code else errno.EIO, str(error), str(file)) from error
-    # safetensors writes for the owner's eyes only; others may read it as they may read any file of the run.
+    share(file)
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def share(file: Path) -> None:
+    """Let others read a file that safetensors wrote, for its owner's eyes only, as they may read any other file."""
     mask = os.umask(0)
     os.umask(mask)
     file.chmod(0o666 & ~mask)
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def write_synced(file: Path, content: bytes) -> None:

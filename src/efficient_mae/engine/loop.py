@@ -6,7 +6,7 @@ means would do; every part contributes its weighted sum, divided by the weight o
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from efficient_mae.data.generators import seeded_generators
+from efficient_mae.data.order import sample_rng
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.optim import set_learning_rate
@@ -41,6 +43,8 @@ class Step:
         objective: what is minimised.
         learning_rate: of the step with a given index.
         clip_grad: largest norm of the gradient; None leaves it as it is.
+        seed: of what is random within a step: drop path, mixup.
+        after: called when the weights have been changed.
     """
 
     model: nn.Module
@@ -50,6 +54,8 @@ class Step:
     learning_rate: Callable[[int], float]
     precision: str = "fp32"
     clip_grad: float | None = None
+    seed: int = 0
+    after: Callable[[], None] = lambda: None
 
     def __call__(self, index: int, micro_batches: list[Any], with_norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Do the step with this index.
@@ -58,6 +64,18 @@ class Step:
             This process' part of the loss (the loss is the sum over the processes) and, if asked for or if it is
             clipped, the norm of the gradient. Both stay on the device; nothing here waits for it.
         """
+        processes = self.processes
+        with _step_generators(self.seed, index, processes.rank):
+            loss = self._backward(micro_batches)
+        norm = self._gradient_norm(with_norm)
+        set_learning_rate(self.optimizer, self.learning_rate(index))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.after()
+        return loss, norm
+
+    def _backward(self, micro_batches: list[Any]) -> Tensor:
+        """Leave the global batch's gradient on the parameters; return this process' part of the loss."""
         processes = self.processes
         total = torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()
         total = processes.sum(total.to(processes.device, non_blocking=True))
@@ -70,11 +88,7 @@ class Step:
             with self._gradients_averaged_after(last):
                 (part * processes.world_size).backward()
             loss += part.detach()
-        norm = self._gradient_norm(with_norm)
-        set_learning_rate(self.optimizer, self.learning_rate(index))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return loss
 
     def _gradients_averaged_after(self, last: bool):
         """Processes exchange gradients once a step, after the last micro-batch."""
@@ -87,6 +101,22 @@ class Step:
             return None
         limit = float("inf") if self.clip_grad is None else self.clip_grad
         return nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+
+@contextmanager
+def _step_generators(seed: int, index: int, rank: int) -> Iterator[None]:
+    """Within, every global generator starts from (seed, step, rank), so that a resumed run draws the same numbers.
+
+    Python's, numpy's and PyTorch's on the host are as before afterwards; seeding a GPU's makes nobody wait for it.
+    """
+    rng = sample_rng(seed, index, rank, "step")
+    host = torch.get_rng_state()
+    with seeded_generators(rng):
+        torch.manual_seed(int(rng.integers(2**63)))
+        try:
+            yield
+        finally:
+            torch.set_rng_state(host)
 
 
 @dataclass

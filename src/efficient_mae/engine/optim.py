@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,13 @@ def build_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float
             matrix = parameter.ndim > 1 and not name.endswith("token")
             (decayed if matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=_fused(model.parameters()))
+    return adamw(groups, betas)
+
+
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW of parameter groups, in fused kernels where there are some. The learning rate is set at each step."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=_fused(parameters))
 
 
 def _fused(parameters: Iterable[torch.Tensor]) -> bool | None:
@@ -35,6 +42,6 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group: `rate`, times the group's own `lr_scale` where it has one (layer decay)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -48,8 +48,11 @@ def claim_run_directory(
         raise InputError(f"out={folder} is neither empty nor a run directory; name another")
     processes.barrier()  # nobody writes before all have looked
     if processes.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(file, yaml.safe_dump(plain, sort_keys=False).encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(file, yaml.safe_dump(plain, sort_keys=False).encode())
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Reading what this software wrote, and handing encoders over to timm."""
+"""What this software writes: safetensors files with, in the header, how to build the model that they belong to."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm.models.vision_transformer as timm_vit
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +16,9 @@ from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
 
+# What a run or an export keeps its weights in, if it has no checkpoints.
+_FILES = ("model.safetensors", "encoder.safetensors")
+
 
 @dataclass(frozen=True)
 class ImageStatistics:
@@ -26,11 +28,38 @@ class ImageStatistics:
     std: tuple[float, ...]
 
 
-def file_metadata(config: MAEConfig, statistics: ImageStatistics) -> dict[str, str]:
-    """A safetensors header that says how to build the model and how to normalise its images."""
-    content = {"model": config.to_dict(), "mean": statistics.mean, "std": statistics.std}
+def file_metadata(config: MAEConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
+    """A safetensors header that says how to build the model and how to normalise its images.
+
+    Args:
+        config: of the whole model, or what :func:`encoder_arguments` gives.
+        statistics: of its images.
+    """
+    model = config.to_dict() if isinstance(config, MAEConfig) else config
+    content = {"model": model, "mean": statistics.mean, "std": statistics.std}
     # One key only: safetensors writes several in random order, and equal runs should write equal files.
     return {_METADATA_KEY: json.dumps(content)}
+
+
+def encoder_arguments(model: VisionTransformer | MAEConfig) -> dict[str, Any]:
+    """The arguments that build an encoder like this one, as :class:`VisionTransformer` and timm name them."""
+    depth = model.depth if isinstance(model, MAEConfig) else len(model.blocks)
+    return {
+        "img_size": model.img_size,
+        "patch_size": model.patch_size,
+        "in_chans": model.in_chans,
+        "embed_dim": model.embed_dim,
+        "depth": depth,
+        "num_heads": model.num_heads,
+    }
+
+
+def encoder_of(model: VisionTransformer) -> VisionTransformer:
+    """The encoder alone, of a whole autoencoder or of an encoder; its weights are copied."""
+    encoder = VisionTransformer(**encoder_arguments(model)).to(model.cls_token)
+    weights = model.state_dict()
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    return encoder.train(model.training)
 
 
 def find_weights(path: str | Path) -> Path:
@@ -51,42 +80,6 @@ def find_weights(path: str | Path) -> Path:
     raise InputError(f"{path}: holds no checkpoint and no {' or '.join(_FILES)}")
 
 
-_FILES = ("model.safetensors", "encoder.safetensors")
-
-
-def load(path: str | Path) -> MaskedAutoencoder | VisionTransformer:
-    """A trained model, in evaluation mode.
-
-    Args:
-        path: a run directory (its last checkpoint), a checkpoint, or exported weights.
-
-    Returns:
-        The whole autoencoder, or the encoder alone if the file holds no decoder.
-
-    Raises:
-        InputError: nothing there, a file of another kind, or weights of another architecture.
-    """
-    file = find_weights(path)
-    config, _ = read_metadata(file)
-    with safe_open(file, "pt") as tensors:
-        whole = "mask_token" in tensors.keys()  # noqa: SIM118 - not a dict
-    model = MaskedAutoencoder(config) if whole else _encoder(config)
-    load_model(file, model)
-    return model.eval()
-
-
-def load_autoencoder(path: str | Path) -> MaskedAutoencoder:
-    """As :func:`load`, where a decoder is needed.
-
-    Raises:
-        InputError: also when the file holds an encoder alone.
-    """
-    model = load(path)
-    if not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"{path}: holds an encoder alone, and a decoder is needed; give the run directory")
-    return model
-
-
 def find_run_settings(path: str | Path) -> dict[str, Any]:
     """The settings of the run that lies at a path or that a checkpoint at the path belongs to; {} if none does."""
     path = Path(path)
@@ -96,17 +89,53 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     return {}
 
 
-def load_statistics(path: str | Path) -> ImageStatistics:
-    """How the images of a trained model are normalised."""
-    return read_metadata(find_weights(path))[1]
+def load_own(file: Path) -> MaskedAutoencoder | VisionTransformer:
+    """The model in a safetensors file of this software: whole, or the encoder alone if it holds no decoder.
+
+    Raises:
+        InputError: no such file, or weights of another architecture.
+    """
+    content, _ = _read_header(file)
+    with safe_open(file, "pt") as tensors:
+        whole = "mask_token" in tensors.keys()  # noqa: SIM118 - not a dict
+    try:
+        if whole:
+            model = MaskedAutoencoder(MAEConfig.from_dict(content))
+        else:
+            names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+            arguments = {name: content[name] for name in names}
+            model = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
+    except (KeyError, TypeError):
+        raise _foreign(file) from None
+    load_model(file, model)
+    return model
 
 
 def read_metadata(file: Path) -> tuple[MAEConfig, ImageStatistics]:
-    """What :func:`file_metadata` wrote.
+    """What :func:`file_metadata` wrote for a whole model.
 
     Raises:
         InputError: no safetensors file, or not one of ours.
     """
+    content, statistics = _read_header(file)
+    if "embed_dim" in content and "decoder_embed_dim" not in content:
+        raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
+    try:
+        return MAEConfig.from_dict(content), statistics
+    except (KeyError, TypeError):
+        raise _foreign(file) from None
+
+
+def read_statistics(file: Path) -> ImageStatistics:
+    """How the images of the model in one of our safetensors files are normalised.
+
+    Raises:
+        InputError: no safetensors file, or not one of ours.
+    """
+    return _read_header(file)[1]
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], ImageStatistics]:
     try:
         with safe_open(file, "pt") as tensors:
             metadata = tensors.metadata() or {}
@@ -114,61 +143,25 @@ def read_metadata(file: Path) -> tuple[MAEConfig, ImageStatistics]:
         raise InputError(f"{file}: not a readable safetensors file ({error})") from None
     try:
         content = json.loads(metadata[_METADATA_KEY])
-        statistics = ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
-        return MAEConfig.from_dict(content["model"]), statistics
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise InputError(f"{file}: its header doesn't describe a model of efficient-mae") from None
+        return dict(content["model"]), ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
+    except (KeyError, TypeError, ValueError):
+        raise _foreign(file) from None
 
 
-def save_encoder(file: Path, model: MaskedAutoencoder, statistics: ImageStatistics) -> None:
+def _foreign(file: Path) -> InputError:
+    return InputError(f"{file}: its header doesn't describe a model of efficient-mae")
+
+
+def save_encoder(file: Path, model: VisionTransformer, statistics: ImageStatistics) -> None:
     """Write the encoder alone, under timm's parameter names.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    names = _encoder(model.config, device="meta").state_dict().keys()
+    with torch.device("meta"):
+        names = VisionTransformer(**encoder_arguments(model)).state_dict().keys()
     weights = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    config = model.config if isinstance(model, MaskedAutoencoder) else encoder_arguments(model)
     partial = file.with_name(f".partial-{file.name}")
-    save_tensors(partial, weights, file_metadata(model.config, statistics))
+    save_tensors(partial, weights, file_metadata(config, statistics))
     partial.replace(file)
-
-
-def to_timm(model: VisionTransformer) -> timm_vit.VisionTransformer:
-    """timm's VisionTransformer with the encoder's weights; `forward_features` gives the same tokens.
-
-    Args:
-        model: an encoder or a whole autoencoder; its weights are copied.
-    """
-    vit = timm_vit.VisionTransformer(
-        img_size=model.img_size,
-        patch_size=model.patch_size,
-        in_chans=model.in_chans,
-        num_classes=0,
-        embed_dim=model.embed_dim,
-        depth=len(model.blocks),
-        num_heads=model.num_heads,
-    )
-    weights = model.state_dict()
-    vit.load_state_dict({name: weights[name] for name in vit.state_dict()})
-    return vit.train(model.training)
-
-
-def load_snippet(config: MAEConfig, file: Path) -> str:
-    """Python that loads an exported encoder with timm and safetensors alone."""
-    return f"""\
-from safetensors.torch import load_file
-from timm.models import VisionTransformer
-
-vit = VisionTransformer(
-    img_size={config.img_size}, patch_size={config.patch_size}, in_chans={config.in_chans},
-    embed_dim={config.embed_dim}, depth={config.depth}, num_heads={config.num_heads}, num_classes=0,
-)
-vit.load_state_dict(load_file({str(file)!r}))
-"""
-
-
-def _encoder(config: MAEConfig, device: str = "cpu") -> VisionTransformer:
-    with torch.device(device):
-        return VisionTransformer(
-            config.img_size, config.patch_size, config.in_chans, config.embed_dim, config.depth, config.num_heads
-        )

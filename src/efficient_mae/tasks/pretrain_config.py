@@ -2,26 +2,26 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from efficient_mae.data import default_mean_std
-from efficient_mae.engine.distributed import resolve_precision
+from efficient_mae.engine import settings
+from efficient_mae.engine.settings import RunConfig, check_at_least_1, settle
 from efficient_mae.errors import InputError
 from efficient_mae.models import MaskedAutoencoder, create_model
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = ("out", "device", "num_workers", "log_every", "checkpoint_every", "keep_checkpoints", "panel_every")
+OPERATIONAL = (*settings.OPERATIONAL, "panel_every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """Settings of a pre-training run; the defaults are the paper's (Sec. 5.1) where it has one."""
 
-    data: str
-    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
-    out: str
-    """run directory; the same command again resumes the run in it"""
+    seed: int = 0
+    """of weights, order, crops and masks"""
     model: str = "mae_vit_base_patch16"
     """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
     img_size: int | tuple[int, int] = 224
@@ -54,34 +54,14 @@ class PretrainConfig:
     """standard deviation of each channel (null: ImageNet's for RGB, else 0.5)"""
     epochs: int = 200
     """passes over the data"""
-    batch_size: int | None = None
-    """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
-    accum_iter: int = 1
-    """micro-batches that an optimiser step is cut into, to fit the memory"""
     base_lr: float = 1.5e-4
     """learning rate at batch size 256; scales with the batch"""
     weight_decay: float = 0.05
     """AdamW's, on weight matrices alone"""
     warmup_epochs: float | None = None
     """epochs of linear warm-up (null: 40, or a fifth of the epochs where that is less)"""
-    clip_grad: float | None = None
-    """largest norm of the gradient (null: no clipping)"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more work"""
-    seed: int = 0
-    """of weights, order, crops and masks"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
-    precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
-    num_workers: int | None = None
-    """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
-    log_every: int = 20
-    """steps between two lines of metrics.jsonl"""
-    checkpoint_every: int = 500
-    """steps between two checkpoints"""
-    keep_checkpoints: int = 2
-    """checkpoints that stay on the disk"""
     panel_every: int = 10
     """epochs between two pictures of reconstructions; the last epoch draws one too"""
 
@@ -102,25 +82,14 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
     Raises:
         InputError: a setting that cannot work.
     """
-    for name in ("epochs", "accum_iter", "log_every", "checkpoint_every", "keep_checkpoints", "panel_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")
-    warmup = min(40.0, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs
-    if not 0 <= warmup <= config.epochs:
-        raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
+    check_at_least_1(config, "panel_every")
     mean, std = default_mean_std(config.in_chans)
-    statistics = {"mean": config.mean or mean, "std": config.std or std}
+    statistics: dict[str, Any] = {"mean": config.mean or mean, "std": config.std or std}
     for name, values in statistics.items():
         if len(values) != config.in_chans:
             raise InputError(f"{name}={list(values)}: in_chans={config.in_chans} needs as many numbers")
-    largest = 1 << (num_samples.bit_length() - 1)  # power of two
-    settled = {
-        "batch_size": min(256, largest) if config.batch_size is None else config.batch_size,
-        "warmup_epochs": warmup,
-        "precision": resolve_precision(config.precision, device),
-        **statistics,
-    }
-    return ResolvedConfig(**dataclasses.asdict(config) | settled)
+    settled = settle(config, num_samples, device, usual_warmup=40.0)
+    return ResolvedConfig(**dataclasses.asdict(config) | settled | statistics)
 
 
 def build_model(config: PretrainConfig) -> MaskedAutoencoder:

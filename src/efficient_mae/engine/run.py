@@ -1,0 +1,229 @@
+"""A training run: the parts of the engine, put together in the one way that every task shares.
+
+A task is a subclass of :class:`Run` that says what is learned from what; claiming the directory, resuming, the loop,
+its logs and its checkpoints are here.
+"""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from efficient_mae.data import ResumableBatchSampler, Source, TrainDataset, make_train_loader
+from efficient_mae.engine.checkpoint import (
+    find_checkpoints,
+    load_checkpoint,
+    replace_file,
+    save_checkpoint,
+    step_of,
+)
+from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.logging import MetricsLog, say
+from efficient_mae.engine.loop import Loop, Objective, Step
+from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
+from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
+from efficient_mae.engine.settings import OPERATIONAL, RunConfig
+from efficient_mae.errors import InputError
+
+
+class Run(ABC):
+    """A run of a task: everything that can be refused is refused when it is made, before anything is written.
+
+    Attributes:
+        operational: settings that may differ when the run is resumed.
+        results: files that are written when the run is finished, besides the last checkpoint.
+        source: training images.
+        model: what is trained, or holds what is trained.
+        companions: modules that are saved and resumed beside the model, by name.
+        metrics: where figures are logged; None before `execute` and for all but the main process.
+    """
+
+    operational: ClassVar[Collection[str]] = OPERATIONAL
+    results: ClassVar[Collection[str]] = ()
+
+    def __init__(self, config: RunConfig, source: Source, model: nn.Module, processes: Processes):
+        """
+        Args:
+            config: the settings, with everything settled (:func:`efficient_mae.engine.settings.settle`).
+
+        Raises:
+            InputError: the global batch is larger than the data set or cannot be divided evenly.
+        """
+        if config.batch_size is None or config.warmup_epochs is None:
+            raise ValueError("batch_size and warmup_epochs must be settled before a run is made")
+        self.config, self.out, self.source, self.processes = config, Path(config.out), source, processes
+        self.batch_size, self.warmup_epochs = config.batch_size, config.warmup_epochs
+        self.model = model
+        self.companions: dict[str, nn.Module] = {}
+        self.metrics: MetricsLog | None = None
+        self.steps_per_epoch = self._sampler(0).steps_per_epoch
+        self.total_steps = config.epochs * self.steps_per_epoch
+
+    @abstractmethod
+    def title(self) -> str:
+        """What is done, for the first line that the user reads: `pre-training ... on ...`."""
+
+    @abstractmethod
+    def dataset(self) -> TrainDataset:
+        """Makes the training batches."""
+
+    @abstractmethod
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Of the parameters that are trained, which are on their device by now."""
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What is minimised."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, str]:
+        """Header of the checkpoints' model file."""
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, on every process."""
+        return
+
+    def epoch_ended(self, epochs_done: int) -> None:
+        """Called after each epoch, on every process; again if the run is killed before its next checkpoint."""
+        return
+
+    def finished(self) -> None:
+        """Called at the end, on the main process: writes `results`."""
+        return
+
+    @property
+    def is_finished(self) -> bool:
+        """The last step's checkpoint and the results are there."""
+        checkpoints = find_checkpoints(self.out / "checkpoints")
+        done = bool(checkpoints) and step_of(checkpoints[-1]) == self.total_steps
+        return done and all((self.out / name).exists() for name in self.results)
+
+    def execute(self) -> None:
+        """Claim the directory, then train from the last checkpoint, or from the beginning, to the end.
+
+        Raises:
+            InputError: a directory of another run, or data that changed or turned out unusable.
+            OSError: the disk is full; the last checkpoint is intact.
+        """
+        self.dataset().first_readable(0, {})  # or refuse, before anything is written
+        claim_run_directory(self.out, dataclasses.asdict(self.config), self.operational, self.processes)
+        if not self.is_finished:
+            self._train()
+        elif self.processes.is_main:
+            say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
+
+    def _train(self) -> None:
+        config, processes = self.config, self.processes
+        damage = DamageLog(self.out, len(self.source), processes)
+        self.model.to(processes.device).train()
+        for companion in self.companions.values():
+            companion.to(processes.device)
+        self._optimizer = self.build_optimizer()
+        first_step = self._resume()
+        self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
+        step = Step(
+            model=processes.wrap(self.model),
+            optimizer=self._optimizer,
+            objective=self.objective(),
+            processes=processes,
+            learning_rate=partial(
+                learning_rate,
+                peak=config.base_lr * self.batch_size / BASE_BATCH_SIZE,
+                warmup_steps=round(self.warmup_epochs * self.steps_per_epoch),
+                total_steps=self.total_steps,
+            ),
+            precision=config.precision,
+            clip_grad=config.clip_grad,
+            seed=config.seed,
+            after=self.after_step,
+        )
+        Loop(
+            step=step,
+            batches=iter(self._loader(first_step)),
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            accum_iter=config.accum_iter,
+            batch_size=self.batch_size,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            save=self._save,
+            on_damaged=damage.add,
+            on_epoch_end=self.epoch_ended,
+            metrics=self.metrics,
+        ).run(first_step)
+        if self.metrics:
+            self.metrics.close()
+            self.finished()
+            if damage.reasons:
+                say(damage.summary())
+        processes.barrier()
+
+    def _sampler(self, first_step: int) -> ResumableBatchSampler:
+        config = self.config
+        return ResumableBatchSampler(
+            len(self.source),
+            self.batch_size,
+            config.seed,
+            accum_iter=config.accum_iter,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            start=first_step * config.accum_iter,
+        )
+
+    def _loader(self, first_step: int):
+        return make_train_loader(
+            self.dataset(),
+            self._sampler(first_step),
+            num_workers=self.num_workers,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that read images for this one."""
+        if self.config.num_workers is not None:
+            return self.config.num_workers
+        return 1 if self.processes.device.type == "cpu" else min(12, available_cores())
+
+    def _resume(self) -> int:
+        """Load the last checkpoint, if there is one; return the number of steps done."""
+        checkpoints = find_checkpoints(self.out / "checkpoints")
+        if self.processes.is_main:
+            machine = describe_machine(self.processes.device)
+            replace_file(self.out / "machine.json", json.dumps(machine, indent=1).encode())
+            say(
+                f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
+                f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
+            )
+        if not checkpoints:
+            return 0
+        state = load_checkpoint(checkpoints[-1], self.model, self._optimizer, self.companions)
+        if state["num_samples"] != len(self.source):
+            raise InputError(
+                f"data={self.config.data} has {len(self.source)} images now and had {state['num_samples']} when "
+                f"{self.out} was begun: give it back its data, or name another out"
+            )
+        if self.processes.is_main:
+            say(f"resuming {self.out} after step {state['step']} of {self.total_steps}")
+        return state["step"]
+
+    def _save(self, steps_done: int) -> None:
+        if self.processes.is_main:
+            save_checkpoint(
+                self.out / "checkpoints",
+                steps_done,
+                self.model,
+                self._optimizer,
+                state={"num_samples": len(self.source)},
+                metadata=self.metadata(),
+                keep=self.config.keep_checkpoints,
+                companions=self.companions,
+            )
+        self.processes.barrier()

@@ -1,0 +1,82 @@
+"""The settings that every training task has, and how they are settled for given data on a given machine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from efficient_mae.engine.distributed import resolve_precision
+from efficient_mae.errors import InputError
+
+# Settings that may differ when a run is resumed: none of them changes what is learned.
+OPERATIONAL = ("out", "device", "num_workers", "log_every", "checkpoint_every", "keep_checkpoints")
+
+# Where no batch size is given. The learning rate scales with it, so a paper's batch is a matter of its recipe.
+_DEFAULT_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of a training run."""
+
+    data: str
+    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
+    out: str
+    """run directory; the same command again resumes the run in it"""
+    epochs: int = 100
+    """passes over the data"""
+    batch_size: int | None = None
+    """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
+    accum_iter: int = 1
+    """micro-batches that an optimiser step is cut into, to fit the memory"""
+    base_lr: float = 1e-3
+    """learning rate at batch size 256; scales with the batch"""
+    warmup_epochs: float | None = None
+    """epochs of linear warm-up (null: the task's usual number, or a fifth of the epochs where that is less)"""
+    clip_grad: float | None = None
+    """largest norm of the gradient (null: no clipping)"""
+    seed: int = 0
+    """of all that is random"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    num_workers: int | None = None
+    """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
+    log_every: int = 20
+    """steps between two lines of metrics.jsonl"""
+    checkpoint_every: int = 500
+    """steps between two checkpoints"""
+    keep_checkpoints: int = 2
+    """checkpoints that stay on the disk"""
+
+
+def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warmup: float) -> dict[str, Any]:
+    """The settings that depend on the data and the machine: `batch_size`, `warmup_epochs` and `precision`.
+
+    Args:
+        config: the settings as given.
+        num_samples: images in the training set.
+        device: that the run computes on.
+        usual_warmup: epochs of warm-up where none are given and the run is long enough.
+
+    Raises:
+        InputError: a setting that cannot work.
+    """
+    check_at_least_1(config, "epochs", "accum_iter", "log_every", "checkpoint_every", "keep_checkpoints")
+    warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs
+    if not 0 <= warmup <= config.epochs:
+        raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
+    largest = 1 << (num_samples.bit_length() - 1)  # power of two
+    return {
+        "batch_size": min(_DEFAULT_BATCH_SIZE, largest) if config.batch_size is None else config.batch_size,
+        "warmup_epochs": warmup,
+        "precision": resolve_precision(config.precision, device),
+    }
+
+
+def check_at_least_1(config: Any, *names: str) -> None:
+    """Raise InputError for the first of these settings that is less than 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")

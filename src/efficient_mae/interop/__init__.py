@@ -1,0 +1,38 @@
+"""Reading and writing models: this software's own files, timm, transformers, the original MAE files, ONNX."""
+
+from efficient_mae.interop.adapt import CHANNELS, adapt_encoder, adapt_statistics
+from efficient_mae.interop.files import (
+    ImageStatistics,
+    encoder_of,
+    file_metadata,
+    find_run_settings,
+    find_weights,
+    read_metadata,
+    save_encoder,
+)
+from efficient_mae.interop.loading import load, load_autoencoder, load_config, load_statistics
+from efficient_mae.interop.mae_files import from_mae_checkpoint
+from efficient_mae.interop.timm_models import load_snippet, to_timm
+from efficient_mae.interop.vit_mae import from_hf, to_hf
+
+__all__ = [
+    "CHANNELS",
+    "ImageStatistics",
+    "adapt_encoder",
+    "adapt_statistics",
+    "encoder_of",
+    "file_metadata",
+    "find_run_settings",
+    "find_weights",
+    "from_hf",
+    "from_mae_checkpoint",
+    "load",
+    "load_autoencoder",
+    "load_config",
+    "load_snippet",
+    "load_statistics",
+    "read_metadata",
+    "save_encoder",
+    "to_hf",
+    "to_timm",
+]

@@ -1,0 +1,75 @@
+"""A trained model from a run, a checkpoint, an export, a transformers folder or an original `.pth`."""
+
+from pathlib import Path
+
+from efficient_mae.data import default_mean_std
+from efficient_mae.errors import InputError
+from efficient_mae.interop.files import ImageStatistics, find_weights, load_own, read_metadata, read_statistics
+from efficient_mae.interop.mae_files import SUFFIXES, read_mae_checkpoint
+from efficient_mae.interop.vit_mae import hf_statistics, is_hf_folder, load_hf_folder
+from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
+
+
+def load(path: str | Path) -> MaskedAutoencoder | VisionTransformer:
+    """A trained model, in evaluation mode. Nothing in a file is ever run.
+
+    Args:
+        path: a run directory (its last checkpoint), a checkpoint, exported weights, a transformers folder of a
+            ViTMAE, or a `.pth` file of the original MAE.
+
+    Returns:
+        The whole autoencoder, or the encoder alone if the file holds no decoder.
+
+    Raises:
+        InputError: nothing there, a file of another kind, or weights of another architecture.
+    """
+    path = Path(path)
+    if is_hf_folder(path):
+        model = load_hf_folder(path)
+    elif path.suffix in SUFFIXES and not path.is_dir():
+        model = read_mae_checkpoint(path)
+    else:
+        model = load_own(find_weights(path))
+    return model.eval()
+
+
+def load_autoencoder(path: str | Path) -> MaskedAutoencoder:
+    """As :func:`load`, where a decoder is needed.
+
+    Raises:
+        InputError: also when the file holds an encoder alone.
+    """
+    model = load(path)
+    if not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"{path}: holds an encoder alone, and a decoder is needed; give the run directory")
+    return model
+
+
+def load_config(path: str | Path) -> MAEConfig:
+    """What a trained model is made of; of this software's own files, without reading their weights.
+
+    Raises:
+        InputError: as :func:`load_autoencoder`.
+    """
+    return load_autoencoder(path).config if _is_foreign(Path(path)) else read_metadata(find_weights(path))[0]
+
+
+def load_statistics(path: str | Path) -> ImageStatistics:
+    """How the images of a trained model are normalised.
+
+    A transformers folder says so in its preprocessor_config.json. Without one, and for an original `.pth`: by
+    ImageNet's statistics for 3 channels, by 0.5 and 0.5 for another number.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    path = Path(path)
+    if is_hf_folder(path):
+        return hf_statistics(path)
+    if _is_foreign(path):
+        return ImageStatistics(*default_mean_std(read_mae_checkpoint(path).in_chans))
+    return read_statistics(find_weights(path))
+
+
+def _is_foreign(path: Path) -> bool:
+    return is_hf_folder(path) or (path.suffix in SUFFIXES and not path.is_dir())

@@ -1,0 +1,42 @@
+"""A small model whose every parameter shows, and files of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import efficient_mae as emae
+from efficient_mae.engine.checkpoint import save_tensors
+from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
+
+STATISTICS = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def small_model(**settings) -> emae.models.MaskedAutoencoder:
+    """A model with random weights, biases and norms too, so that a wrong one shows."""
+    torch.manual_seed(0)
+    settings = {"img_size": 32, "depth": 2, "decoder_depth": 2, **settings}
+    model = emae.create_model("mae_vit_tiny_patch8", **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def save_model(file: Path, model: emae.models.MaskedAutoencoder) -> Path:
+    """As a checkpoint's `model.safetensors`."""
+    save_tensors(file, model.state_dict(), file_metadata(model.config, STATISTICS))
+    return file
+
+
+@pytest.fixture(scope="package")
+def model():
+    """Rectangular images."""
+    return small_model(img_size=(32, 48), depth=3, decoder_depth=1)
+
+
+@pytest.fixture(scope="package")
+def encoder(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("export") / "encoder.safetensors"
+    save_encoder(file, model, STATISTICS)
+    return file

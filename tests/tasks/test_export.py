@@ -1,0 +1,125 @@
+"""`emae export`, and the README's lines on it, run as they stand."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models import VisionTransformer
+from transformers import ViTMAEForPreTraining
+
+import efficient_mae as emae
+from efficient_mae.cli import main
+from efficient_mae.interop import ImageStatistics, adapt_statistics, load_statistics, save_encoder
+from efficient_mae.tasks import export as task
+from efficient_mae.tasks.export import FORMATS, ExportConfig, export
+from tests.interop.conftest import STATISTICS, save_model, small_model
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What export reads of a run directory."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    checkpoint = folder / "checkpoints" / "step-00000003"
+    checkpoint.mkdir(parents=True)
+    save_model(checkpoint / "model.safetensors", small_model())
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_form_is_loaded_back_and_compared(form: str, run: Path, tmp_path: Path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert main(["export", "--weights", str(run), "--out", str(out), "--format", form, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 <= result["largest_difference"] < 1e-5
+    assert result["files"] == sorted(path.name for path in out.iterdir()) and len(list(out.parent.iterdir())) == 1
+    assert all(path.stat().st_mode & 0o044 for path in out.iterdir()), "others cannot read it"
+    # The printed lines work, for any number of images.
+    names: dict = {"images": torch.randn(5, 3, 32, 32)}
+    if form == "onnx":
+        names["images"] = names["images"].numpy()
+    exec(result["snippet"], names)
+    if "tokens" in names:
+        assert names["tokens"].shape == (5, 17, 192)
+    assert main(["export", "--weights", str(run), "--out", str(tmp_path / "again"), "--format", form]) == 0
+    assert "differ by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", [name for name in FORMATS if name != "transformers"])
+def test_an_encoder_adapted_to_other_images(form: str, run: Path, tmp_path: Path):
+    settings = dict(weights=str(run), format=form, img_size=(48, 80), patch_size=16, in_chans=1, channels="mean")
+    result = export(ExportConfig(**settings, out=str(tmp_path / "out")))
+    assert result["largest_difference"] < 1e-4
+    if form in ("timm", "safetensors"):
+        encoder = emae.load(tmp_path / "out")
+        assert (encoder.img_size, encoder.patch_size, encoder.in_chans) == ((48, 80), 16, 1)
+        assert load_statistics(tmp_path / "out") == adapt_statistics(STATISTICS, 1, "mean")
+
+
+def test_exports_are_weights_again(run: Path, tmp_path: Path):
+    export(ExportConfig(weights=str(run), out=str(tmp_path / "hf"), format="transformers"))
+    export(ExportConfig(weights=str(tmp_path / "hf"), out=str(tmp_path / "timm")))
+    export(ExportConfig(weights=str(tmp_path / "timm"), out=str(tmp_path / "safetensors"), format="safetensors"))
+    first, last = emae.load(run).state_dict(), emae.load(tmp_path / "safetensors").state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in last.items())
+    assert load_statistics(tmp_path / "safetensors") == STATISTICS
+
+
+def test_outputs_that_differ_are_an_error_and_leave_nothing(run: Path, tmp_path: Path, monkeypatch):
+    def wrong(folder: Path, model, statistics: ImageStatistics):
+        with torch.no_grad():
+            model.norm.bias.add_(0.01)
+        FORMATS["timm"].write(folder, model, statistics)
+        with torch.no_grad():
+            model.norm.bias.sub_(0.01)
+
+    form = task.Format(wrong, FORMATS["timm"].differences, FORMATS["timm"].snippet)
+    monkeypatch.setitem(task.FORMATS, "wrong", form)
+    with pytest.raises(RuntimeError, match="gives other outputs than the model: they differ by 1.0e-02"):
+        export(ExportConfig(weights=str(run), out=str(tmp_path / "out"), format="wrong"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported(run: Path, tmp_path: Path, monkeypatch):
+    def refused(what: str, **settings):
+        with pytest.raises(ValueError, match=what):
+            export(ExportConfig(**{"weights": str(run), "out": str(tmp_path / "out"), **settings}))
+        assert not (tmp_path / "out").exists()
+
+    refused("format='keras': must be one of timm, transformers", format="keras")
+    refused("no such file or directory", weights="/nowhere")
+    refused("in_chans=4, but the weights are for 3 channels", in_chans=4)
+    refused("img_size: a decoder can't be adapted", format="transformers", img_size=64)
+    save_encoder(tmp_path / "encoder.safetensors", emae.load(run), STATISTICS)
+    refused("needs the decoder", format="transformers", weights=str(tmp_path / "encoder.safetensors"))
+    with pytest.raises(ValueError, match="isn't an empty folder"):
+        export(ExportConfig(weights=str(run), out=str(run)))
+    with pytest.raises(ValueError, match="isn't an empty folder"):
+        export(ExportConfig(weights=str(run), out=str(tmp_path / "encoder.safetensors")))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    refused(r"onnxscript isn't installed; pip install 'efficient-mae\[onnx\]'", format="onnx")
+
+
+def test_the_readmes_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    section = re.search(r"^## Hand over an encoder\n(.*?)(?=^## )", README.read_text() + "\n## ", re.S | re.M)
+    assert section, "the README has no section 'Hand over an encoder'"
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section[1], re.S | re.M)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "photos").symlink_to(run)
+    names: dict = {}
+    for language, text in blocks:
+        if language == "python":
+            exec(text, names)
+        for line in re.findall(r"^\$ emae (export .*)$", text, re.M) if language == "console" else ():
+            assert main(shlex.split(line)) == 0
+    weight = emae.load(run).blocks[1].mlp.fc2.weight
+    vits = [value for value in names.values() if isinstance(value, VisionTransformer)]
+    wholes = [value for value in names.values() if isinstance(value, ViTMAEForPreTraining)]
+    assert vits and all(torch.equal(vit.blocks[1].mlp.fc2.weight, weight) for vit in vits)
+    assert wholes and all(torch.equal(hf.vit.layers[1].mlp.fc2.weight, weight) for hf in wholes)
