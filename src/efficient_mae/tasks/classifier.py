@@ -1,0 +1,228 @@
+"""What fine-tuning and linear probing have in common: labelled data, evaluation, results, several seeds."""
+
+import dataclasses
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
+from efficient_mae.data.loader import TrainTransform
+from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.logging import say
+from efficient_mae.engine.run import Run
+from efficient_mae.engine.settings import check_at_least_1
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics
+from efficient_mae.models import VisionTransformer
+from efficient_mae.tasks.classifier_config import (
+    OPERATIONAL,
+    ClassifierConfig,
+    Config,
+    check_start,
+    resolve,
+    starting_encoder,
+)
+from efficient_mae.tasks.confusion import draw_confusion
+from efficient_mae.tasks.evaluation import Evaluation, Evaluator
+from efficient_mae.tasks.intervals import mean_and_interval
+
+RESULTS = "results.json"
+
+# From normalised images (B, C, h, w) and labels (B,) to images and targets: labels, or a distribution (B, K).
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Mean cross-entropy over the images of the global batch.
+
+    Attributes:
+        statistics: by which images are normalised.
+        mix: augments normalised images and their labels on the device; None leaves them.
+        label_smoothing: share of the target that is spread over all classes; for `mix` to see to if there is one.
+    """
+
+    statistics: ImageStatistics
+    mix: Mix | None = None
+    label_smoothing: float = 0.0
+
+    def weight(self, batch: TrainBatch) -> Tensor:
+        """Number of images; filled in on their device, so that nothing is copied."""
+        return torch.full((), float(len(batch.images)), device=batch.images.device)
+
+    def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
+        """Sum of the images' cross-entropies."""
+        if batch.labels is None:
+            raise ValueError("unlabelled images reached a classifier; open_labelled refuses them")
+        images, targets = normalize(batch.images, self.statistics.mean, self.statistics.std), batch.labels
+        smoothing = self.label_smoothing
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)
+            smoothing = 0.0 if targets.is_floating_point() else smoothing
+        return F.cross_entropy(model(images).float(), targets, reduction="sum", label_smoothing=smoothing)
+
+
+class ClassifierRun(Run, Generic[Config]):
+    """What learning to classify adds to the engine; a task says which model, crops and optimiser."""
+
+    operational = OPERATIONAL
+    results = (RESULTS,)
+    verb: str
+    usual_warmup: float
+    config: Config
+
+    def __init__(self, config: Config, data: LabelledData, processes: Processes):
+        config = resolve(config, len(data.train), processes.device, self.usual_warmup)
+        encoder, self.statistics = starting_encoder(config)
+        self.data = data
+        self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
+        torch.manual_seed(config.seed)
+        super().__init__(config, data.train, self.build_model(config, encoder, len(data.classes)), processes)
+        self.transform = self.build_transform(config)
+
+    @abstractmethod
+    def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
+        """The classifier, from normalised images to logits."""
+
+    @abstractmethod
+    def build_transform(self, config: Config) -> TrainTransform:
+        """Makes training images."""
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated."""
+        return self.model
+
+    def title(self) -> str:
+        start = "scratch" if self.config.weights is None else self.config.weights
+        return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"
+
+    def dataset(self) -> TrainDataset:
+        return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
+
+    def metadata(self) -> dict[str, str]:
+        statistics = dataclasses.asdict(self.statistics)
+        return {"efficient_mae_classifier": json.dumps({"classes": self.data.classes, **statistics})}
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(
+            self.data.test,
+            img_size=self.img_size,
+            statistics=self.statistics,
+            num_classes=len(self.data.classes),
+            min_size=self.patch_size,
+            batch_size=max(1, self.batch_size // (self.config.accum_iter * self.processes.world_size)),
+            num_workers=self.num_workers,
+            precision=self.config.precision,
+            processes=self.processes,
+        )
+
+    def epoch_ended(self, epochs_done: int) -> None:
+        last = epochs_done == self.config.epochs
+        if epochs_done % self.config.eval_every and not last:
+            return
+        judged = self.judged.eval()
+        evaluation = self._evaluator(judged)
+        judged.train(judged is self.model)
+        if self.metrics:
+            scores = evaluation.scores()
+            step = epochs_done * self.steps_per_epoch
+            self.metrics.write({"step": step, "epoch": float(epochs_done), **scores})
+            say(f"epoch {epochs_done}: " + "  ".join(f"{name} {value:.2%}" for name, value in scores.items()))
+            if last:
+                self._write_results(evaluation)
+
+    def _write_results(self, evaluation: Evaluation) -> None:
+        classes = self.data.classes
+        content = {
+            "data": self.config.data,
+            "weights": self.config.weights,
+            "epochs": self.config.epochs,
+            "seed": self.config.seed,
+            "train_images": len(self.source),
+            "test_images": evaluation.images,
+            **evaluation.scores(),
+            "classes": classes,
+            "per_class": evaluation.per_class,
+            "confusion": evaluation.confusion,
+        }
+        title = f"{evaluation.images:,} held-out images, {evaluation.top1:.2%} right"
+        draw_confusion(evaluation.confusion, classes, title, self.out / "confusion.png")
+        replace_file(self.out / RESULTS, json.dumps(content, indent=1).encode())
+
+
+def run_classifier(
+    config: Config, make_run: Callable[[Config, LabelledData, Processes], ClassifierRun]
+) -> dict[str, Any]:
+    """Train and judge a classifier, or one for each of several seeds; resume whatever is unfinished.
+
+    Returns:
+        What the run directory's `results.json` holds, and `run`, where that is.
+
+    Raises:
+        InputError: a setting that cannot work, unusable data or weights, or a directory of another run.
+        OSError: the disk is full; the last checkpoint is intact.
+    """
+    check_at_least_1(config, "seeds")
+    check_start(config)
+    out = Path(config.out)
+    with join_processes(config.device) as processes:
+        data = open_labelled(config.data, config.val_data)
+        if config.seeds == 1:
+            make_run(config, data, processes).execute()
+        else:
+            _refuse_other_contents(out)
+            for seed in range(config.seed, config.seed + config.seeds):
+                single = dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
+                make_run(single, data, processes).execute()
+            if processes.is_main:
+                replace_file(out / RESULTS, json.dumps(_summary(config, out), indent=1).encode())
+        processes.barrier()
+    return json.loads((out / RESULTS).read_bytes()) | {"run": str(out)}
+
+
+def _refuse_other_contents(out: Path) -> None:
+    """Raise InputError if the directory of several seeds holds something else."""
+    if out.is_dir():
+        for entry in sorted(out.iterdir()):
+            if entry.name != RESULTS and not entry.name.startswith("seed-"):
+                raise InputError(f"out={out}: holds {entry.name}, which is no run of several seeds; name another")
+
+
+def _summary(config: ClassifierConfig, out: Path) -> dict[str, Any]:
+    """Means and intervals over the seeds' results."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    results = [json.loads((out / f"seed-{seed}" / RESULTS).read_bytes()) for seed in seeds]
+    scores = {
+        name: mean_and_interval([one[name] for one in results]) for name in ("top1", "top5") if name in results[0]
+    }
+    kept = {
+        name: results[0][name] for name in ("data", "weights", "epochs", "train_images", "test_images", "classes")
+    }
+    return {**kept, "seeds": list(seeds), **scores}
+
+
+def show_classifier(result: dict[str, Any], console: Console) -> None:
+    """Print the accuracies and where the rest is."""
+    table = Table("held-out", "accuracy", title=f"{result['data']}: {result['test_images']:,} held-out images")
+    for name in ("top1", "top5"):
+        if isinstance(score := result.get(name), dict):
+            several = f"{score['mean']:.2%} ± {score['half_width']:.2%} (95 %, {len(score['values'])} seeds)"
+            table.add_row(name, several)
+        elif score is not None:
+            table.add_row(name, f"{score:.2%}")
+    console.print(table)
+    run = Path(result["run"])
+    picture = "" if "seeds" in result else f", {run / 'confusion.png'}"
+    console.print(f"per class and more: {run / RESULTS}{picture}", markup=False)

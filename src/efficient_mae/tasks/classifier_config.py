@@ -1,0 +1,99 @@
+"""Settings that fine-tuning and linear probing share, and the encoder that they start from."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from efficient_mae.data import default_mean_std
+from efficient_mae.engine import settings
+from efficient_mae.engine.settings import RunConfig, check_at_least_1, settle
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statistics, load, load_statistics
+from efficient_mae.models import VisionTransformer
+from efficient_mae.models.sizes import parse_name
+
+# Settings that may differ when a run is resumed: none of them changes what is learned.
+OPERATIONAL = (*settings.OPERATIONAL, "eval_every")
+
+_DEFAULT_MODEL = "mae_vit_base_patch16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(RunConfig):
+    """Settings of a run that learns to classify images."""
+
+    data: str
+    """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
+    val_data: str | None = None
+    """held-out images elsewhere (null: the held-out part of the data)"""
+    weights: str | None = None
+    """trained encoder: run directory, checkpoint, export, transformers folder or .pth; or else --from scratch"""
+    from_scratch: bool = False
+    """start from random weights of `model` instead of trained ones; --from scratch says the same"""
+    model: str | None = None
+    """from scratch: mae_vit_{tiny,small,base,large,huge}_patch{P} (null: mae_vit_base_patch16)"""
+    depth: int | None = None
+    """from scratch: encoder blocks (null: the model's)"""
+    img_size: int | tuple[int, int] | None = None
+    """pixels, one number or [height, width] (null: what the encoder was trained with; from scratch 224)"""
+    in_chans: int | None = None
+    """channels that images are converted to (null: what the encoder was trained with; from scratch 3)"""
+    channels: str | None = None
+    """what becomes of the weights if in_chans changes: mean, repeat or first (see emae export)"""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """share of the image's area that a random crop covers, from and to"""
+    hflip: bool = True
+    """flip every other image horizontally"""
+    eval_every: int = 5
+    """epochs between two evaluations on the held-out images; the last epoch ends with one too"""
+    seed: int = 0
+    """of the head's weights, order, crops and all that is random"""
+    seeds: int = 1
+    """runs with successive seeds, in seed-0, seed-1, ... of the run directory; their mean and 95 % interval"""
+
+
+Config = TypeVar("Config", bound=ClassifierConfig)
+
+
+def resolve(config: Config, num_samples: int, device: torch.device, usual_warmup: float) -> Config:
+    """Settle what depends on the data and the machine.
+
+    Raises:
+        InputError: a setting that cannot work.
+    """
+    check_at_least_1(config, "eval_every")
+    return dataclasses.replace(config, **settle(config, num_samples, device, usual_warmup))
+
+
+def check_start(config: ClassifierConfig) -> None:
+    """Raise InputError unless the settings say, once, what to start from."""
+    if config.from_scratch == (config.weights is not None):
+        raise InputError("give either --weights PATH or --from scratch: one of the two says what to start from")
+    for name in () if config.from_scratch else ("model", "depth"):
+        if getattr(config, name) is not None:
+            raise InputError(
+                f"{name}={getattr(config, name)}: only with --from scratch; weights={config.weights} say it"
+            )
+    if config.from_scratch and config.channels is not None:
+        raise InputError(f"channels={config.channels}: only with --weights; random weights take any channels")
+
+
+def starting_encoder(config: ClassifierConfig) -> tuple[VisionTransformer, ImageStatistics]:
+    """The encoder that training starts from, and how its images are normalised.
+
+    Raises:
+        InputError: unusable weights, an unknown model, or an image size that doesn't fit.
+    """
+    check_start(config)
+    if config.weights is not None:
+        trained, statistics = load(config.weights), load_statistics(config.weights)
+        encoder = adapt_encoder(trained, config.img_size, in_chans=config.in_chans, channels=config.channels)
+        return encoder, adapt_statistics(statistics, encoder.in_chans, config.channels)
+    size, patch_size = parse_name(config.model or _DEFAULT_MODEL)
+    depth = size.depth if config.depth is None else config.depth
+    in_chans = 3 if config.in_chans is None else config.in_chans
+    torch.manual_seed(config.seed)
+    encoder = VisionTransformer(config.img_size or 224, patch_size, in_chans, size.embed_dim, depth, size.num_heads)
+    return encoder, ImageStatistics(*default_mean_std(in_chans))

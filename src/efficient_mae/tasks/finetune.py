@@ -1,0 +1,185 @@
+"""Fine-tuning: the whole encoder and a linear head on its mean token, as MAE does it, in timm's VisionTransformer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm.models.vision_transformer as timm_vit
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.optim._param_groups import param_groups_layer_decay
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from efficient_mae.data import AugmentTransform, LabelledData
+from efficient_mae.engine.checkpoint import save_tensors
+from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.optim import adamw
+from efficient_mae.errors import InputError
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.models import VisionTransformer
+from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
+from efficient_mae.tasks.classifier_config import ClassifierConfig
+
+# MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
+BETAS = (0.9, 0.999)
+HEAD_STD = 2e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(ClassifierConfig):
+    """Settings of `emae finetune`; the defaults are MAE's for ViT-B (He et al. 2022, Table 9)."""
+
+    epochs: int = 100
+    """passes over the data"""
+    base_lr: float = 5e-4
+    """learning rate at batch size 256; scales with the batch"""
+    warmup_epochs: float | None = None
+    """epochs of linear warm-up (null: 5, or a fifth of the epochs where that is less)"""
+    weight_decay: float = 0.05
+    """AdamW's, on weight matrices alone"""
+    layer_decay: float = 0.65
+    """factor by which the learning rate falls from each layer to the one before it"""
+    drop_path: float = 0.1
+    """share of the images for which the last block is skipped; grows from 0 in the first block"""
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's description of a RandAugment (null: none)"""
+    random_erasing: float = 0.25
+    """probability that a rectangle of an image is filled with noise"""
+    mixup: float = 0.8
+    """alpha of mixup (0: none); it and cutmix are used for every other batch each"""
+    cutmix: float = 1.0
+    """alpha of cutmix (0: none)"""
+    label_smoothing: float = 0.1
+    """share of the target that is spread over all classes"""
+    ema_decay: float | None = None
+    """judge and export the average of the weights that decays by this factor a step (null: the weights themselves)"""
+    grad_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, a third more work"""
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune, or resume, until done; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
+    return run_classifier(config, FinetuneRun)
+
+
+class FinetuneRun(ClassifierRun[FinetuneConfig]):
+    """What fine-tuning adds to the engine."""
+
+    results = (*ClassifierRun.results, "classifier.safetensors")
+    verb = "fine-tuning"
+    usual_warmup = 5.0
+    model: timm_vit.VisionTransformer
+
+    def __init__(self, config: FinetuneConfig, data: LabelledData, processes: Processes):
+        _check(config)
+        super().__init__(config, data, processes)
+        micro = self.batch_size // (config.accum_iter * processes.world_size)
+        if micro % 2 and (config.mixup or config.cutmix):
+            raise InputError(f"batch_size={self.batch_size}: mixup pairs images, but a micro-batch has {micro}")
+        self._ema = None
+        if config.ema_decay is not None:
+            self._ema = ModelEmaV3(self.model, decay=config.ema_decay)
+            self.companions = {"ema": self._ema.module}
+
+    def build_model(
+        self, config: FinetuneConfig, encoder: VisionTransformer, num_classes: int
+    ) -> timm_vit.VisionTransformer:
+        model = build_classifier(encoder, num_classes, config.drop_path)
+        model.set_grad_checkpointing(config.grad_checkpointing)
+        return model
+
+    def build_transform(self, config: FinetuneConfig) -> AugmentTransform:
+        return AugmentTransform(
+            self.img_size,
+            self.in_chans,
+            scale=config.crop_scale,
+            hflip=config.hflip,
+            auto_augment=config.auto_augment,
+        )
+
+    def build_optimizer(self) -> torch.optim.AdamW:
+        config = self.config
+        return adamw(layer_decay_groups(self.model, config.weight_decay, config.layer_decay), BETAS)
+
+    def objective(self) -> Classification:
+        config, mix = self.config, None
+        if config.random_erasing or config.mixup or config.cutmix:
+            mix = Augmentation(config, len(self.data.classes), self.processes.device)
+        return Classification(self.statistics, mix, config.label_smoothing)
+
+    @property
+    def judged(self) -> nn.Module:
+        return self.model if self._ema is None else self._ema.module
+
+    def after_step(self) -> None:
+        if self._ema is not None:
+            self._ema.update(self.model)
+
+    def finished(self) -> None:
+        file = self.out / "classifier.safetensors"
+        partial_file = file.with_name(f".partial-{file.name}")
+        save_tensors(partial_file, self.judged.state_dict(), self.metadata())
+        partial_file.replace(file)
+
+
+class Augmentation:
+    """Random erasing, then mixup or cutmix, of a batch on the device; timm's.
+
+    Args:
+        config: says how much.
+        num_classes: K.
+        device: of the images.
+    """
+
+    def __init__(self, config: FinetuneConfig, num_classes: int, device: torch.device):
+        self._erase = self._mix = None
+        if config.random_erasing:
+            self._erase = RandomErasing(config.random_erasing, mode="pixel", device=str(device))
+        if config.mixup or config.cutmix:
+            self._mix = Mixup(
+                config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes
+            )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, C, h, w) and labels (B,) to images and labels, or targets (B, K) with mixup."""
+        if self._erase is not None:
+            images = self._erase(images)
+        return (images, labels) if self._mix is None else self._mix(images, labels)
+
+
+def build_classifier(
+    encoder: VisionTransformer, num_classes: int, drop_path: float = 0.0
+) -> timm_vit.VisionTransformer:
+    """timm's VisionTransformer with the encoder's weights, a new norm after the mean of the tokens, and a new head.
+
+    Its positions start as the encoder's and are learned from there on, as in MAE.
+    """
+    vit = timm_vit.VisionTransformer(
+        **encoder_arguments(encoder), num_classes=num_classes, global_pool="avg", drop_path_rate=drop_path
+    )
+    new = {name: tensor for name, tensor in vit.state_dict().items() if name.startswith(("fc_norm.", "head."))}
+    weights = encoder.state_dict()
+    vit.load_state_dict(new | {name: weights[name] for name in vit.state_dict() if name not in new})
+    nn.init.trunc_normal_(vit.get_classifier().weight, std=HEAD_STD)  # pyright: ignore[reportArgumentType]
+    return vit
+
+
+def layer_decay_groups(
+    model: timm_vit.VisionTransformer, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Parameters by layer: each has a learning rate `layer_decay` times that of the next, and the head the whole."""
+    return param_groups_layer_decay(
+        model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
+    )
+
+
+def _check(config: FinetuneConfig) -> None:
+    for name, top in (("layer_decay", 1), ("drop_path", 0.99), ("random_erasing", 1), ("label_smoothing", 0.99)):
+        if not 0 <= getattr(config, name) <= top:
+            raise InputError(f"{name}={getattr(config, name)}: must lie between 0 and {top}")
+    for name in ("mixup", "cutmix"):
+        if getattr(config, name) < 0:
+            raise InputError(f"{name}={getattr(config, name)}: must be 0 (none) or more")
+    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay={config.ema_decay}: must be at least 0 and less than 1")

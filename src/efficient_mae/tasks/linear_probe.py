@@ -1,0 +1,122 @@
+"""Linear probing: a linear head on a frozen encoder, as MAE does it.
+
+Letters: B images, C channels, D width, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from timm.optim.lars import Lars
+from torch import Tensor, nn
+
+from efficient_mae.data import LabelledData, PretrainTransform
+from efficient_mae.engine.distributed import Processes
+from efficient_mae.errors import InputError
+from efficient_mae.models import VisionTransformer
+from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
+from efficient_mae.tasks.classifier_config import ClassifierConfig
+from efficient_mae.tasks.features import POOLS, extract_features
+
+# MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.
+MOMENTUM = 0.9
+HEAD_STD = 0.01
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig(ClassifierConfig):
+    """Settings of `emae linear-probe`; the defaults are MAE's for ViT-B (He et al. 2022, Table 10)."""
+
+    pool: str = "token"
+    """feature of an image: token, its class token, or avg, the mean of its patches' tokens"""
+    epochs: int = 90
+    """passes over the data"""
+    base_lr: float = 0.1
+    """learning rate at batch size 256; scales with the batch"""
+    warmup_epochs: float | None = None
+    """epochs of linear warm-up (null: 10, or a fifth of the epochs where that is less)"""
+
+
+def linear_probe(config: LinearProbeConfig) -> dict[str, Any]:
+    """Train and judge a linear head; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
+    return run_classifier(config, LinearProbeRun)
+
+
+class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
+    """What linear probing adds to the engine."""
+
+    verb = "linear probing"
+    usual_warmup = 10.0
+    model: "LinearProbe"
+
+    def __init__(self, config: LinearProbeConfig, data: LabelledData, processes: Processes):
+        if config.pool not in POOLS:
+            raise InputError(f"pool={config.pool!r}: must be one of {', '.join(POOLS)}")
+        super().__init__(config, data, processes)
+
+    def build_model(self, config: LinearProbeConfig, encoder: VisionTransformer, num_classes: int) -> "LinearProbe":
+        return LinearProbe(encoder, num_classes, config.pool)
+
+    def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
+        return PretrainTransform(self.img_size, self.in_chans, scale=config.crop_scale, hflip=config.hflip)
+
+    def build_optimizer(self) -> Lars:
+        head = self.model.head
+        # timm adapts the rate only where there is weight decay, of which MAE's probe has none; biases never adapt.
+        groups = [{"params": [head.weight], "always_adapt": True}, {"params": [head.bias]}]
+        return Lars(groups, lr=0.0, momentum=MOMENTUM)  # pyright: ignore[reportArgumentType] - timm says int
+
+    def objective(self) -> Classification:
+        return Classification(self.statistics)
+
+
+class LinearProbe(nn.Module):
+    """A frozen encoder, batch norm without learned factors, and a linear head.
+
+    Args:
+        encoder: frozen here, and kept in evaluation mode.
+        num_classes: K.
+        pool: `token` or `avg`.
+    """
+
+    def __init__(self, encoder: VisionTransformer, num_classes: int, pool: str):
+        super().__init__()
+        self.pool = pool
+        self.encoder = encoder.requires_grad_(False)
+        self.norm = GlobalBatchNorm(encoder.embed_dim, eps=NORM_EPS, affine=False)
+        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> "LinearProbe":
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
+        return self.head(self.norm(extract_features(self.encoder, images, self.pool)))
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the batches of all processes, of features that carry no gradient.
+
+    So the result doesn't depend on how many processes share the batch. (PyTorch's SyncBatchNorm needs a GPU.)
+    """
+
+    def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        if not self.training or not dist.is_initialized() or self.running_mean is None or self.running_var is None:
+            return super().forward(input)
+        with torch.no_grad():
+            count = len(input) * dist.get_world_size()
+            mean = input.sum(dim=0)
+            dist.all_reduce(mean)
+            mean = mean / count
+            squares = (input - mean).square().sum(dim=0)
+            dist.all_reduce(squares)
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(squares / max(1, count - 1), momentum)
+            return (input - mean) * torch.rsqrt(squares / count + self.eps)
