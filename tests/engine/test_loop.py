@@ -28,7 +28,9 @@ def batch_of(first: int, last: int) -> TrainBatch:
     return TrainBatch(images[first:last], torch.arange(first, last), None, [], masks)
 
 
-def gradients_of_a_step(processes: Processes, accum_iter: int) -> tuple[float, list[torch.Tensor]]:
+def gradients_of_a_step(
+    processes: Processes, accum_iter: int, clip_grad: float | None = None
+) -> tuple[float, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = emae.create_model(
         "mae_vit_tiny_patch4", img_size=24, in_chans=1, depth=1, decoder_depth=1, decoder_embed_dim=32, beta=20.0
@@ -38,7 +40,7 @@ def gradients_of_a_step(processes: Processes, accum_iter: int) -> tuple[float, l
     optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in model.parameters()))
     rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
     objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
-    step = Step(processes.wrap(_Double(model)), optimizer, objective, processes, rate)
+    step = Step(processes.wrap(_Double(model)), optimizer, objective, processes, rate, clip_grad=clip_grad)
     size = 8 // (accum_iter * processes.world_size)
     parts = [(part * processes.world_size + processes.rank) * size for part in range(accum_iter)]
     loss, _ = step(0, [batch_of(first, first + size) for first in parts])
@@ -94,3 +96,13 @@ def test_gradients_are_those_of_the_global_batch(world_size: int, accum_iter: in
         assert loss == pytest.approx(expected_loss, rel=1e-6)
         for ours, theirs in zip(gradients, expected, strict=True):
             assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-12
+
+
+def test_the_gradient_is_clipped_to_the_norm():
+    alone = Processes(0, 1, torch.device("cpu"))
+    _, expected = gradients_of_a_step(alone, 2)
+    _, clipped = gradients_of_a_step(alone, 2, clip_grad=0.01)
+    norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
+    assert norm > 0.02
+    for ours, theirs in zip(clipped, expected):
+        torch.testing.assert_close(ours, theirs * (0.01 / norm), rtol=1e-4, atol=1e-9)

@@ -52,9 +52,7 @@ class AugmentTransform:
             fill = tuple(round(255 * value) for value in default_mean_std(3)[0])
             limits = {"translate_const": int(min(img_size) * _LARGEST_TRANSLATION), "img_mean": fill}
             try:
-                augment = rand_augment_transform(
-                    auto_augment, {**limits, "interpolation": Image.Resampling.BICUBIC}
-                )
+                augment = rand_augment_transform(auto_augment, {**limits, "interpolation": Image.Resampling.BICUBIC})
             except (AssertionError, ValueError, KeyError):
                 raise InputError(
                     f"auto_augment={auto_augment!r}: must be a RandAugment of timm's, such as rand-m9-mstd0.5-inc1"

@@ -1,6 +1,7 @@
 """Processes and devices: one process alone, or the several that torchrun or Slurm start."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +53,11 @@ class Processes:
         """The model as its training step calls it: averaging gradients over the processes, if there are several."""
         if self.world_size == 1:
             return model
-        # Its inputs are on the device already; positions are the same everywhere and never change.
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            # PyTorch 2.15 calls the argument forward_sync_buffers, which 2.11 doesn't know.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Positions are the same everywhere and never change.
+            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:

@@ -68,11 +68,12 @@ class Scorer:
         """The figures over all images that any process has counted; every process must call this."""
         found = {name: value.cpu() for name, value in self._metrics.compute().items()}
         counts = found["confusion"].sum(dim=1).tolist()
-        per_class = found["per_class"].tolist()
+        # Six decimals are what float32 knows.
+        per_class = [round(accuracy, 6) for accuracy in found["per_class"].tolist()]
         return Evaluation(
             images=sum(counts),
-            top1=found["top1"].item(),
-            top5=found["top5"].item() if "top5" in found else None,
+            top1=round(found["top1"].item(), 6),
+            top5=round(found["top5"].item(), 6) if "top5" in found else None,
             per_class=[accuracy if count else None for accuracy, count in zip(per_class, counts, strict=True)],
             confusion=found["confusion"].tolist(),
         )
