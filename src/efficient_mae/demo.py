@@ -40,7 +40,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     """
     begin = time.monotonic()
     recipe = yaml.safe_load(files("efficient_mae.recipes").joinpath("demo.yaml").read_text())
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()
+    }
     run = pretrain(PretrainConfig(**settings, out=config.out, device=config.device))
     say("classifying 2,000 held-out images by their nearest neighbours")
     result = knn(KnnConfig(weights=str(run), device=config.device))

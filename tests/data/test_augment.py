@@ -20,12 +20,12 @@ def photo() -> Image.Image:
 def test_the_same_for_the_same_random_numbers_and_no_trace(photo: Image.Image, in_chans: int):
     transform = AugmentTransform((28, 28), in_chans, auto_augment=RAND)
     first = [transform(photo, sample_rng(0, 0, index, "crop")) for index in range(20)]
-    python, legacy, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, legacy, host = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     again = [transform(photo, sample_rng(0, 0, index, "crop")) for index in range(20)]
     assert all(map(torch.equal, first, again))
     assert first[0].shape == (in_chans, 28, 28) and first[0].dtype == torch.uint8
     assert random.getstate() == python and torch.equal(torch.get_rng_state(), host)
-    assert all(np.array_equal(now, then) for now, then in zip(np.random.get_state(), legacy))
+    assert all(np.array_equal(now, then) for now, then in zip(np.random.get_state(), legacy))  # noqa: NPY002
     assert not all(torch.equal(first[0], other) for other in first[1:])
 
 

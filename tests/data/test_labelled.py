@@ -11,7 +11,7 @@ from efficient_mae.data.fashion_mnist import ArraySource
 def write(root: Path, **counts: int) -> Path:
     for name, count in counts.items():
         folder = root / name.replace("__", "/")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for number in range(count):
             Image.new("L", (8, 8), number).save(folder / f"{number}.png")
     return root

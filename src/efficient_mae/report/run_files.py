@@ -17,7 +17,7 @@ class RunFiles:
     Attributes:
         folder: the run directory.
         settings: of config.yaml.
-        metrics: rows of metrics.jsonl.
+        metrics: rows of metrics.jsonl that tell of training; those of evaluations are left out.
         panels: pictures of reconstructions drawn in training, oldest first.
         encoder: the exported encoder, which is written when the run is finished.
         machine: of machine.json.
@@ -45,7 +45,7 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder=folder,
         settings=read_settings(folder),
-        metrics=read_metrics(folder / "metrics.jsonl"),
+        metrics=[row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row],
         panels=sorted((folder / "figures").glob("panel-epoch-*.png")),
         encoder=encoder if encoder.is_file() else None,
         machine=_read_json(folder / "machine.json"),

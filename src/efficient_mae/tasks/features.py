@@ -63,3 +63,34 @@ def encode(
         with autocast(precision, device):
             features.append(extract_features(encoder, pixels, pool).cpu())
     return torch.cat(features)
+
+
+def source_features(
+    encoder: VisionTransformer,
+    source: Source,
+    statistics: ImageStatistics,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    num_workers: int,
+) -> tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]:
+    """Mean-pooled features and labels of all readable images of a labelled source, on the host.
+
+    The images themselves are never held all at once. Leaves the encoder in evaluation mode.
+
+    Raises:
+        InputError: none of the images can be read.
+    """
+    encoder.eval()
+    transform = EvalTransform(encoder.img_size, encoder.in_chans)
+    features, labels = [], []
+    for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=encoder.patch_size):
+        if len(batch.images):
+            pixels = normalize(batch.images.to(device), statistics.mean, statistics.std)
+            with autocast(precision, device):
+                features.append(extract_features(encoder, pixels).cpu())
+            labels.append(batch.labels)
+    if not features:
+        raise InputError(f"{source.name}: none of its images can be read")
+    return torch.cat(features), torch.cat(labels)

@@ -24,6 +24,8 @@ from efficient_mae.tasks.features import POOLS, extract_features
 MOMENTUM = 0.9
 HEAD_STD = 0.01
 NORM_EPS = 1e-6
+# PyTorch's share of a new batch in the running averages.
+NORM_MOMENTUM = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class LinearProbeConfig(ClassifierConfig):
     epochs: int = 90
     """passes over the data"""
     base_lr: float = 0.1
-    """learning rate at batch size 256; scales with the batch"""
+    """LARS's rate at batch size 256; scales with the batch (ImageNet's; a data set of few steps wants 10 or more)"""
     warmup_epochs: float | None = None
     """epochs of linear warm-up (null: 10, or a fifth of the epochs where that is less)"""
 
@@ -86,7 +88,7 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.pool = pool
         self.encoder = encoder.requires_grad_(False)
-        self.norm = GlobalBatchNorm(encoder.embed_dim, eps=NORM_EPS, affine=False)
+        self.norm = GlobalBatchNorm(encoder.embed_dim)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
@@ -100,23 +102,36 @@ class LinearProbe(nn.Module):
         return self.head(self.norm(extract_features(self.encoder, images, self.pool)))
 
 
-class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the batches of all processes, of features that carry no gradient.
+class GlobalBatchNorm(nn.Module):
+    """Batch norm without learned factors, over the batches of all processes, of features that carry no gradient.
 
     So the result doesn't depend on how many processes share the batch. (PyTorch's SyncBatchNorm needs a GPU.)
+
+    Args:
+        width: D.
     """
 
-    def forward(self, input: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        if not self.training or not dist.is_initialized() or self.running_mean is None or self.running_var is None:
-            return super().forward(input)
-        with torch.no_grad():
-            count = len(input) * dist.get_world_size()
-            mean = input.sum(dim=0)
-            dist.all_reduce(mean)
-            mean = mean / count
-            squares = (input - mean).square().sum(dim=0)
-            dist.all_reduce(squares)
-            momentum = 0.1 if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(squares / max(1, count - 1), momentum)
-            return (input - mean) * torch.rsqrt(squares / count + self.eps)
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+
+    @torch.no_grad()
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Normalised by the batch's own statistics in training, by their running averages in evaluation."""
+        if not self.training:
+            return (features - self.running_mean) * torch.rsqrt(self.running_var + NORM_EPS)
+        count = len(features) * (dist.get_world_size() if dist.is_initialized() else 1)
+        mean = _sum_over_processes(features.sum(dim=0)) / count
+        variance = _sum_over_processes((features - mean).square().sum(dim=0)) / count
+        self.running_mean.lerp_(mean, NORM_MOMENTUM)
+        self.running_var.lerp_(variance * count / max(1, count - 1), NORM_MOMENTUM)
+        return (features - mean) * torch.rsqrt(variance + NORM_EPS)
+
+
+def _sum_over_processes(value: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value

@@ -19,12 +19,14 @@ from efficient_mae.data import (
     open_source,
 )
 from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.logging import say
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.masking import plan_masks
 from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, ResolvedConfig, build_model, resolve
 
@@ -78,6 +80,7 @@ class PretrainRun(Run):
         self.transform = PretrainTransform(
             model.img_size, config.in_chans, scale=config.crop_scale, hflip=config.hflip
         )
+        self._knn = None if config.knn_every is None else self._knn_monitor()
 
     def title(self) -> str:
         return f"pre-training {self.config.model} on {len(self.source):,} images"
@@ -107,6 +110,7 @@ class PretrainRun(Run):
         save_encoder(self.out / "encoder.safetensors", self.model, self.statistics)
 
     def epoch_ended(self, epochs_done: int) -> None:
+        self._log_knn(epochs_done)
         config = self.config
         due = epochs_done % config.panel_every == 0 or epochs_done == config.epochs
         if not due or not self.processes.is_main:
@@ -122,6 +126,28 @@ class PretrainRun(Run):
             title=f"after epoch {epochs_done}",
             path=self.out / "figures" / f"panel-epoch-{epochs_done:04d}.png",
         )
+
+    def _knn_monitor(self) -> KnnMonitor:
+        micro = self.batch_size // (self.config.accum_iter * self.processes.world_size)
+        return KnnMonitor(
+            self.config.data,
+            self.statistics,
+            batch_size=micro,
+            device=self.processes.device,
+            precision=self.config.precision,
+            num_workers=self.num_workers,
+        )
+
+    def _log_knn(self, epochs_done: int) -> None:
+        """Log the encoder's k-NN accuracy in a row of its own, if it is due."""
+        every = self.config.knn_every
+        if self._knn is None or every is None or self.metrics is None:
+            return
+        if epochs_done % every == 0 or epochs_done == self.config.epochs:
+            accuracy = self._knn(self.model)
+            step = epochs_done * self.steps_per_epoch
+            self.metrics.write({"step": step, "epoch": float(epochs_done), "knn": accuracy})
+            say(f"epoch {epochs_done}: k-NN accuracy {accuracy:.2%}")
 
     @cached_property
     def _panel_images(self) -> Tensor:

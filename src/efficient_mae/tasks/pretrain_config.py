@@ -13,7 +13,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.models import MaskedAutoencoder, create_model
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = (*settings.OPERATIONAL, "panel_every")
+OPERATIONAL = (*settings.OPERATIONAL, "panel_every", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ class PretrainConfig(RunConfig):
     """recompute activations in the backward pass: less memory, a third more work"""
     panel_every: int = 10
     """epochs between two pictures of reconstructions; the last epoch draws one too"""
+    knn_every: int | None = None
+    """epochs between two k-NN accuracies of the encoder, for labelled data with a held-out part (null: none)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
     Raises:
         InputError: a setting that cannot work.
     """
-    check_at_least_1(config, "panel_every")
+    check_at_least_1(config, "panel_every", *(() if config.knn_every is None else ("knn_every",)))
     mean, std = default_mean_std(config.in_chans)
     statistics: dict[str, Any] = {"mean": config.mean or mean, "std": config.std or std}
     for name, values in statistics.items():

@@ -1,0 +1,68 @@
+"""k-NN accuracy of an encoder while it is being pre-trained."""
+
+import torch
+
+from efficient_mae.data import open_labelled, spread
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics
+from efficient_mae.models import VisionTransformer
+from efficient_mae.tasks.features import source_features
+from efficient_mae.tasks.knn import knn_classify
+
+# Images looked at, at most: enough to tell one percent from another, and a small part of an epoch.
+MOST_TRAIN = 10_000
+MOST_TEST = 2_000
+NEIGHBOURS = 20
+
+
+class KnnMonitor:
+    """Classifies held-out images by their nearest neighbours among training images, as `emae knn` does.
+
+    Args:
+        data: names a labelled source with a held-out part.
+        statistics: by which images are normalised.
+        batch_size: images at a time.
+        device: that the encoder is on.
+        precision: `bf16` or `fp32`.
+        num_workers: processes that read images.
+
+    Raises:
+        InputError: the data have no labels or no held-out part.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        statistics: ImageStatistics,
+        *,
+        batch_size: int,
+        device: torch.device,
+        precision: str,
+        num_workers: int,
+    ):
+        try:
+            labelled = open_labelled(data)
+        except InputError as error:
+            raise InputError(f"knn_every needs labels and a held-out part (or set it to null): {error}") from None
+        self._train, self._test = spread(labelled.train, MOST_TRAIN), spread(labelled.test, MOST_TEST)
+        self._statistics, self._device, self._precision = statistics, device, precision
+        self._batch_size, self._num_workers = batch_size, num_workers
+
+    def __call__(self, encoder: VisionTransformer) -> float:
+        """Top-1 accuracy, 0 to 1; the encoder is left in the mode that it was in."""
+        training = encoder.training
+        (train, train_labels), (test, test_labels) = (
+            source_features(
+                encoder,
+                source,
+                self._statistics,
+                batch_size=self._batch_size,
+                device=self._device,
+                precision=self._precision,
+                num_workers=self._num_workers,
+            )
+            for source in (self._train, self._test)
+        )
+        encoder.train(training)
+        predicted = knn_classify(train, train_labels, test, min(NEIGHBOURS, len(train)))
+        return (predicted == test_labels).double().mean().item()
