@@ -218,3 +218,11 @@ def test_the_encoder_alone_is_the_autoencoders(run: Path):
 def test_rectangles_and_repeats(images: Path, tmp_path: Path):
     run = pretrain(config(images, tmp_path / "run", img_size=(16, 24), in_chans=3, epochs=1, grad_checkpointing=True))
     assert emae.load(run).img_size == (16, 24)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(images: Path, tmp_path: Path):
+    plain = pretrain(config(images, tmp_path / "plain", depth=2, decoder_depth=2))
+    compiled = pretrain(config(images, tmp_path / "compiled", depth=2, decoder_depth=2, compile=True))
+    losses = [[row["loss"] for row in rows(run)] for run in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

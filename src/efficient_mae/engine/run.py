@@ -125,6 +125,8 @@ class Run(ABC):
         self.model.to(processes.device).train()
         for companion in self.companions.values():
             companion.to(processes.device)
+        if config.compile:
+            _compile_blocks(self.model)
         self._optimizer = self.build_optimizer()
         first_step = self._resume()
         self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
@@ -227,3 +229,11 @@ class Run(ABC):
                 companions=self.companions,
             )
         self.processes.barrier()
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Compile each transformer block, in place: one graph serves them all, for whatever number of packed tokens."""
+    for name, stack in model.named_modules():
+        if name.split(".")[-1] in ("blocks", "decoder_blocks"):
+            for block in stack.children():
+                block.compile(dynamic=True)

@@ -41,6 +41,8 @@ class RunConfig:
     """auto, cpu, cuda or cuda:N"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    compile: bool = False
+    """compile the transformer blocks with torch.compile: slower to start, faster after; on a CPU it needs g++"""
     num_workers: int | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
     log_every: int = 20
