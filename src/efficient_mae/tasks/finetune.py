@@ -7,7 +7,7 @@ import timm.models.vision_transformer as timm_vit
 import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
-from timm.optim._param_groups import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
