@@ -12,31 +12,16 @@ from efficient_mae.bench.flops import model_cost
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.interop import load_config
-from efficient_mae.models import MAEConfig, create_model
+from efficient_mae.models import MAEConfig
+from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig:
+class InfoConfig(ModelSettings):
     """Settings of `emae info`."""
 
     weights: str | None = None
     """run directory, checkpoint or exported weights; null: the model that the other flags describe"""
-    model: str = "mae_vit_base_patch16"
-    """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
-    img_size: int | tuple[int, int] = 224
-    """pixels, one number or [height, width]"""
-    in_chans: int = 3
-    """channels"""
-    depth: int | None = None
-    """encoder blocks (null: the model's)"""
-    decoder_depth: int = 8
-    """decoder blocks"""
-    decoder_embed_dim: int | None = None
-    """decoder width (null: the model's)"""
-    mask_ratio: float = 0.85
-    """share of patches hidden from the encoder"""
-    beta: float | None = 26.0
-    """P2Dist, in pixels at patch size 16, beyond which a patch is not reconstructed (null: reconstruct all)"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
@@ -65,16 +50,7 @@ def _model_config(config: InfoConfig) -> MAEConfig:
     if config.weights is not None:
         return load_config(config.weights)
     with torch.device("meta"):
-        return create_model(
-            config.model,
-            img_size=config.img_size,
-            in_chans=config.in_chans,
-            mask_ratio=config.mask_ratio,
-            beta=config.beta,
-            depth=config.depth,
-            decoder_depth=config.decoder_depth,
-            decoder_embed_dim=config.decoder_embed_dim,
-        ).config
+        return build_model(config).config
 
 
 def show_info(result: dict[str, Any], console: Console) -> None:

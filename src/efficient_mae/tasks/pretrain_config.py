@@ -17,11 +17,9 @@ OPERATIONAL = (*settings.OPERATIONAL, "panel_every", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunConfig):
-    """Settings of a pre-training run; the defaults are the paper's (Sec. 5.1) where it has one."""
+class ModelSettings:
+    """Settings that make a model and its objective; see :func:`efficient_mae.models.create_model`."""
 
-    seed: int = 0
-    """of weights, order, crops and masks"""
     model: str = "mae_vit_base_patch16"
     """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
     img_size: int | tuple[int, int] = 224
@@ -44,6 +42,14 @@ class PretrainConfig(RunConfig):
     """points that P2Dist looks at"""
     norm_pix_loss: bool = True
     """normalise each target patch by its own mean and variance"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(ModelSettings, RunConfig):
+    """Settings of a pre-training run; the defaults are the paper's (Sec. 5.1) where it has one."""
+
+    seed: int = 0
+    """of weights, order, crops and masks"""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """share of the image's area that a random crop covers, from and to"""
     hflip: bool = True
@@ -94,7 +100,7 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
     return ResolvedConfig(**dataclasses.asdict(config) | settled | statistics)
 
 
-def build_model(config: PretrainConfig) -> MaskedAutoencoder:
+def build_model(config: ModelSettings) -> MaskedAutoencoder:
     """The model of a configuration, with random weights."""
     return create_model(
         config.model,
