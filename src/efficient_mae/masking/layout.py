@@ -42,48 +42,26 @@ def _map_tensors(value: Moved, function: Callable[[Any], Any]) -> Moved:
 
 @dataclass(frozen=True)
 class Sequences(_TensorFields):
-    """How the rows of a packed tensor fall into the batch's sequences.
+    """How the rows of a packed tensor fall into the batch's sequences, the shorter ones first.
 
     Attributes:
         cu_seqlens: first row of each sequence, and the number of rows.
-        max_seqlen: length of the longest.
-        min_seqlen: length of the shortest.
-        slots: where each row lies when the sequences are padded to (B, max_seqlen) and flattened.
-        padding_bias: 0 at a token, -inf at padding: what attention adds to the scores of padded keys.
+        lengths: rows of each sequence, ascending; on the host, wherever the rest is.
+        max_seqlen: a length that no sequence of this model exceeds, so that compiled code never depends on a batch.
     """
 
     cu_seqlens: Int32[Tensor, " bounds"]
+    lengths: Int64[Tensor, " B"]
     max_seqlen: int
-    min_seqlen: int
-    slots: Int64[Tensor, " rows"]
-    padding_bias: Float[Tensor, "B max_seqlen"]
 
     @classmethod
-    def of(cls, lengths: Int64[Tensor, " B"]) -> "Sequences":
+    def of(cls, lengths: Int64[Tensor, " B"], max_seqlen: int) -> "Sequences":
         """Sequences of these lengths, one behind another."""
-        ends = lengths.cumsum(0)
-        longest, shortest = int(lengths.max()), int(lengths.min())
-        # A row's padded slot is its own index plus the padding of the sequences before it.
-        padding = torch.arange(len(lengths), device=lengths.device) * longest - (ends - lengths)
-        rows = torch.arange(int(ends[-1]), device=lengths.device)
-        slots = rows + padding.repeat_interleave(lengths)
-        bias = torch.full((len(lengths) * longest,), -torch.inf, device=lengths.device)
-        return cls(
-            cu_seqlens=torch.nn.functional.pad(ends, (1, 0)).int(),
-            max_seqlen=longest,
-            min_seqlen=shortest,
-            slots=slots,
-            padding_bias=bias.index_fill_(0, slots, 0.0).view(len(lengths), longest),
-        )
+        return cls(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(), lengths.cpu(), max_seqlen)
 
-    @property
-    def batch_size(self) -> int:
-        return len(self.cu_seqlens) - 1
-
-    @property
-    def uniform(self) -> bool:
-        """All sequences are of one length, so packed and dense are the same memory."""
-        return self.min_seqlen == self.max_seqlen
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Sequences":
+        """The same on another device, but for the lengths, which are for the host."""
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)
@@ -91,7 +69,7 @@ class MaskLayout(_TensorFields):
     """A batch's masks, their difficulties, and the packed decoder sequences that follow from them.
 
     A decoder sequence is an image's class token, its V visible patches, then its predicted patches, each group
-    in row-major order.
+    in row-major order. The shortest sequence comes first, so that those of one length lie together.
 
     Attributes:
         mask: True = masked.
@@ -101,10 +79,11 @@ class MaskLayout(_TensorFields):
         ids_predict: the T predicted patches, as indices into the B * N patches, ascending.
         weights: of the predicted patches in the loss.
         tokens: the decoder's packed sequences.
-        targets: the predicted patches' own packed sequences: the queries of the last decoder block.
+        targets: the predicted patches' own sequences, in the same order: the queries of the last decoder block.
         positions: each packed token's row in a position table that starts with the class token.
         rows_encoded: packed rows of the encoder's B * (1 + V) tokens.
-        rows_predict: packed rows of the T predicted patches.
+        rows_predict: packed rows of the T predicted patches, ascending.
+        order_predict: where among `rows_predict` each of `ids_predict` is.
     """
 
     mask: Bool[Tensor, "B H W"]
@@ -118,6 +97,7 @@ class MaskLayout(_TensorFields):
     positions: Int64[Tensor, " tokens"]
     rows_encoded: Int64[Tensor, " encoded"]
     rows_predict: Int64[Tensor, " T"]
+    order_predict: Int64[Tensor, " T"]
 
 
 def build_layout(
@@ -145,17 +125,22 @@ def build_layout(
     if len(ids_predict) == 0:
         raise InputError("beta leaves no masked patch of the batch to predict: take a larger one")
 
-    targets = Sequences.of(flat.sum(dim=1))
     encoded = 1 + ids_keep.shape[1]
-    tokens = Sequences.of(flat.sum(dim=1) + encoded)
-    first = tokens.cu_seqlens[:-1].long()
+    predictions, order = flat.sum(dim=1).sort(stable=True)
+    targets = Sequences.of(predictions, flat.shape[1])
+    tokens = Sequences.of(predictions + encoded, flat.shape[1] + 1)
+    # First row of each image's sequence, and of its targets among themselves.
+    first, first_target = torch.empty_like(order), torch.empty_like(order)
+    first[order] = tokens.cu_seqlens[:-1].long()
+    first_target[order] = targets.cu_seqlens[:-1].long()
     rows_encoded = (first[:, None] + torch.arange(encoded, device=mask.device)).flatten()
     image, patch = flat.nonzero().unbind(1)
-    rank = torch.arange(len(image), device=mask.device) - targets.cu_seqlens[:-1].long()[image]
-    rows_predict = first[image] + encoded + rank
-    positions = torch.empty(len(tokens.slots), dtype=torch.int64, device=mask.device)
+    rank = (flat.cumsum(dim=1) - 1).flatten()[ids_predict]
+    rows = first[image] + encoded + rank
+    order_predict = first_target[image] + rank
+    positions = torch.empty(images * encoded + len(rows), dtype=torch.int64, device=mask.device)
     positions[rows_encoded] = torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten()
-    positions[rows_predict] = patch + 1
+    positions[rows] = patch + 1
     return MaskLayout(
         mask=mask,
         difficulty=difficulty,
@@ -167,7 +152,8 @@ def build_layout(
         targets=targets,
         positions=positions,
         rows_encoded=rows_encoded,
-        rows_predict=rows_predict,
+        rows_predict=torch.empty_like(rows).index_copy_(0, order_predict, rows),
+        order_predict=order_predict,
     )
 
 

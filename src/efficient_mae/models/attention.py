@@ -4,12 +4,17 @@ Packed rows are the tokens of sequences of different lengths, one sequence behin
 N tokens of a dense sequence, h heads, d channels a head.
 """
 
+import math
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from efficient_mae.masking import Sequences
 
@@ -17,22 +22,19 @@ from efficient_mae.masking import Sequences
 # (benchmarks/attention_cpu.py). Beyond this length the scores would no longer fit the cache.
 _EXPLICIT_CPU_LENGTH = 1024
 
+# Scores of a group that are worked on at a time, so that they stay in cache.
+_GROUP_SCORES = 1 << 20
+
 
 def attention(
-    q: Float[Tensor, "B h Nq d"],
-    k: Float[Tensor, "B h N d"],
-    v: Float[Tensor, "B h N d"],
-    bias: Float[Tensor, "B N"] | None = None,
-) -> Float[Tensor, "B h Nq d"]:
-    """Dense attention; `bias` is added to each key's scores."""
+    q: Float[Tensor, "B h N d"], k: Float[Tensor, "B h N d"], v: Float[Tensor, "B h N d"]
+) -> Float[Tensor, "B h N d"]:
+    """Dense attention."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= _EXPLICIT_CPU_LENGTH:
         with _without_autocast("cpu"):
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            if bias is not None:
-                scores = scores + bias[:, None, None, :].to(scores.dtype)
             return scores.softmax(dim=-1) @ v
-    mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def packed_attention(
@@ -47,19 +49,138 @@ def packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         return varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)  # pyright: ignore[reportReturnType]
-    bias = None if keys.uniform else keys.padding_bias
-    dense = attention(_pad(q, queries), _pad(k, keys), _pad(v, keys), bias)
-    rows = dense.transpose(1, 2).flatten(0, 1)  # (B * max_seqlen, h, d)
-    return rows if queries.uniform else rows.index_select(0, queries.slots)
+    return grouped_attention(q, k, v, queries.lengths, keys.lengths, keys.max_seqlen)[0]
 
 
-def _pad(rows: Float[Tensor, "S h d"], sequences: Sequences) -> Float[Tensor, "B h N d"]:
-    """The packed rows as a dense batch, zeros behind the shorter sequences."""
-    batch, length = sequences.batch_size, sequences.max_seqlen
-    if not sequences.uniform:
-        padded = rows.new_zeros(batch * length, *rows.shape[1:])
-        rows = padded.index_copy(0, sequences.slots, rows)
-    return rows.view(batch, length, *rows.shape[1:]).transpose(1, 2)
+@torch.library.custom_op("efficient_mae::grouped_attention", mutates_args=())
+def grouped_attention(
+    q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int
+) -> tuple[Tensor, Tensor]:
+    """Packed attention without a packed kernel: the sequences of one length are a dense batch; nothing is padded.
+
+    An operator of its own, so that compiled code sees neither the groups nor their number change.
+
+    Args:
+        q: (Sq, h, d).
+        k, v: (S, h, d).
+        query_lengths, key_lengths: (B,), on the host; sequences of one length should lie together.
+        max_seqlen: no sequence of keys is longer.
+
+    Returns:
+        The result (Sq, h, d); and the attention's probabilities for the backward pass, one group behind another in
+        a buffer (Sq * h * max_seqlen,) that they need not fill.
+    """
+    out, scale = torch.empty_like(q, memory_format=torch.contiguous_format), q.shape[-1] ** -0.5
+    buffer = q.new_empty(q.shape[0] * q.shape[1] * max_seqlen)
+    for group in _groups(query_lengths, key_lengths, q.shape[1]):
+        query, key, value = group.queries(q), group.keys(k), group.keys(v)
+        scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
+        chosen = torch.softmax(scores, dim=-1, out=group.probabilities(buffer))
+        group.put_queries(out, chosen @ value)
+    return out, buffer
+
+
+@torch.library.custom_op("efficient_mae::grouped_attention_backward", mutates_args=())
+def grouped_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    buffer: Tensor,
+    query_lengths: Tensor,
+    key_lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`grouped_attention`'s result for q, k and v, each of its own shape."""
+    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    nothing, scale = q.new_empty(()), q.shape[-1] ** -0.5
+    for group in _groups(query_lengths, key_lengths, q.shape[1]):
+        query, key, value = group.queries(q), group.keys(k), group.keys(v)
+        chosen, grad_out = group.probabilities(buffer), group.queries(grad)
+        group.put_keys(grads[2], chosen.transpose(1, 2) @ grad_out)
+        grad_chosen = grad_out @ value.transpose(1, 2)
+        grad_scores = torch._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
+        group.put_queries(grads[0], torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale))
+        group.put_keys(grads[1], torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale))
+    return grads
+
+
+class _Group(NamedTuple):
+    """Consecutive sequences of one length, as a dense batch of (images * heads, tokens, d)."""
+
+    images: int
+    heads: int
+    num_queries: int
+    num_keys: int
+    first_query: int
+    first_key: int
+    first_probability: int
+
+    def queries(self, rows: Tensor) -> Tensor:
+        return self._dense(rows, self.first_query, self.num_queries).flatten(0, 1)
+
+    def keys(self, rows: Tensor) -> Tensor:
+        return self._dense(rows, self.first_key, self.num_keys).flatten(0, 1)
+
+    def put_queries(self, rows: Tensor, values: Tensor) -> None:
+        dense = self._dense(rows, self.first_query, self.num_queries)
+        dense.copy_(values.view(dense.shape))
+
+    def put_keys(self, rows: Tensor, values: Tensor) -> None:
+        dense = self._dense(rows, self.first_key, self.num_keys)
+        dense.copy_(values.view(dense.shape))
+
+    def probabilities(self, buffer: Tensor) -> Tensor:
+        """(images * heads, queries, keys) in the buffer."""
+        shape = (self.images * self.heads, self.num_queries, self.num_keys)
+        return buffer.narrow(0, self.first_probability, math.prod(shape)).view(shape)
+
+    def _dense(self, rows: Tensor, first: int, tokens: int) -> Tensor:
+        """(images, heads, tokens, d), a view."""
+        return rows.narrow(0, first, self.images * tokens).unflatten(0, (self.images, tokens)).transpose(1, 2)
+
+
+def _groups(query_lengths: Tensor, key_lengths: Tensor, heads: int) -> Iterator[_Group]:
+    query = key = probability = 0
+    for (num_queries, num_keys), same in groupby(zip(query_lengths.tolist(), key_lengths.tolist(), strict=True)):
+        scores = heads * num_queries * num_keys
+        left, most = len(list(same)), max(1, _GROUP_SCORES // max(1, scores))
+        while left:
+            images = min(left, most)
+            yield _Group(images, heads, num_queries, num_keys, query, key, probability)
+            query += images * num_queries
+            key += images * num_keys
+            probability += images * scores
+            left -= images
+
+
+@grouped_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int):
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[0] * q.shape[1] * max_seqlen)
+
+
+@grouped_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor, query_lengths: Tensor, key_lengths: Tensor):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, query_lengths, key_lengths, _ = inputs
+    ctx.set_materialize_grads(False)  # nothing depends on the probabilities: no zeros for them
+    ctx.save_for_backward(q, k, v, output[1], query_lengths, key_lengths)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *grouped_attention_backward(grad, *ctx.saved_tensors), None, None, None
+
+
+grouped_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.efficient_mae.grouped_attention, get_raw=True)
+def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, *_: Any, **__: Any) -> int:
+    pairs = int((query_lengths * key_lengths).sum())
+    return 2 * pairs * q.shape[1] * (q.shape[2] + v.shape[2])
 
 
 def _without_autocast(device: str):

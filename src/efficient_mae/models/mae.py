@@ -208,7 +208,7 @@ class MaskedAutoencoder(VisionTransformer):
             x = self.run_block(block, x, layout.tokens)
         last = cast(Block, self.decoder_blocks[-1]).forward_queries
         x = self.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
-        return self.decoder_pred(self.decoder_norm(x))
+        return self.decoder_pred(self.decoder_norm(x.index_select(0, layout.order_predict)))
 
     def targets(self, images: Float[Tensor, "B C h w"], layout: MaskLayout) -> Float[Tensor, "T X"]:
         """The predicted patches' pixels, normalised by each patch's own statistics if norm_pix_loss."""
