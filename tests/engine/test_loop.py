@@ -10,9 +10,10 @@ import torch.multiprocessing as mp
 
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
-from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.distributed import ALONE, Processes, join_processes
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.optim import build_adamw, learning_rate
+from efficient_mae.engine.parallel import parallelize, whole_tensor
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import plan_masks
 from efficient_mae.tasks.pretrain import Reconstruction
@@ -29,18 +30,19 @@ def batch_of(first: int, last: int) -> TrainBatch:
 
 
 def gradients_of_a_step(
-    processes: Processes, accum_iter: int, clip_grad: float | None = None
+    processes: Processes, accum_iter: int, clip_grad: float | None = None, parallel: str = "ddp"
 ) -> tuple[float, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = emae.create_model(
         "mae_vit_tiny_patch4", img_size=24, in_chans=1, depth=1, decoder_depth=1, decoder_embed_dim=32, beta=20.0
     ).double()
+    trained = parallelize(_Double(model), processes, parallel=parallel)
     seen: list[torch.Tensor] = []
     optimizer = build_adamw(model, 0.05)
-    optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in model.parameters()))
+    optimizer.register_step_pre_hook(lambda *_: seen.extend(whole_tensor(p.grad).clone() for p in model.parameters()))
     rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
     objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
-    step = Step(processes.wrap(_Double(model)), optimizer, objective, processes, rate, clip_grad=clip_grad)
+    step = Step(trained, optimizer, objective, processes, rate, clip_grad=clip_grad)
     size = 8 // (accum_iter * processes.world_size)
     parts = [(part * processes.world_size + processes.rank) * size for part in range(accum_iter)]
     loss, _ = step(0, [batch_of(first, first + size) for first in parts])
@@ -64,14 +66,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def in_process(rank: int, world_size: int, accum_iter: int, port: int, results) -> None:
+def in_process(
+    rank: int, world_size: int, accum_iter: int, clip_grad: float | None, parallel: str, port: int, results
+) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
     with join_processes("cpu") as processes:
-        loss, gradients = gradients_of_a_step(processes, accum_iter)
+        loss, gradients = gradients_of_a_step(processes, accum_iter, clip_grad, parallel)
         results[rank] = (loss, [gradient.numpy() for gradient in gradients])
 
 
@@ -80,28 +84,45 @@ def test_parts_differ_in_weight():
     assert max(weights) > 1.2 * min(weights), "a mean of means would pass"
 
 
-@pytest.mark.parametrize(("world_size", "accum_iter"), [(1, 2), (1, 8), (2, 1), (2, 2), (4, 2)])
-def test_gradients_are_those_of_the_global_batch(world_size: int, accum_iter: int):
-    alone = Processes(0, 1, torch.device("cpu"))
-    expected_loss, expected = gradients_of_a_step(alone, 1)
+def over_processes(world_size: int, accum_iter: int, clip_grad: float | None = None, parallel: str = "ddp"):
+    """Loss and gradients of a step, as each of several processes has them."""
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        arguments = (world_size, accum_iter, clip_grad, parallel, free_port(), shared)
+        mp.spawn(in_process, arguments, nprocs=world_size)
+        found = [(loss, [torch.from_numpy(gradient) for gradient in gradients]) for loss, gradients in shared.values()]
+    assert len(found) == world_size
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accum_iter", "parallel"),
+    [(1, 2, "ddp"), (1, 8, "ddp"), (2, 1, "ddp"), (2, 2, "ddp"), (4, 2, "ddp")]
+    + [(1, 2, "fsdp"), (2, 1, "fsdp"), (2, 2, "fsdp"), (4, 2, "fsdp")],
+)
+def test_gradients_are_those_of_the_global_batch(world_size: int, accum_iter: int, parallel: str):
+    expected_loss, expected = gradients_of_a_step(ALONE, 1)
     if world_size == 1:
-        results = {0: gradients_of_a_step(alone, accum_iter)}
+        results = [gradients_of_a_step(ALONE, accum_iter, parallel=parallel)]
     else:
-        with mp.Manager() as manager:
-            shared = manager.dict()
-            mp.spawn(in_process, (world_size, accum_iter, free_port(), shared), nprocs=world_size)
-            results = {rank: (loss, map(torch.from_numpy, grads)) for rank, (loss, grads) in dict(shared).items()}
-    assert len(results) == world_size
-    for loss, gradients in results.values():
+        results = over_processes(world_size, accum_iter, parallel=parallel)
+    for loss, gradients in results:
         assert loss == pytest.approx(expected_loss, rel=1e-6)
         for ours, theirs in zip(gradients, expected, strict=True):
             assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-12
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_clip_by_the_norm_of_the_whole_gradient(parallel: str):
+    _, expected = gradients_of_a_step(ALONE, 1, clip_grad=0.01)
+    for _, gradients in over_processes(2, 2, 0.01, parallel):
+        for ours, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-12)
+
+
 def test_the_gradient_is_clipped_to_the_norm():
-    alone = Processes(0, 1, torch.device("cpu"))
-    _, expected = gradients_of_a_step(alone, 2)
-    _, clipped = gradients_of_a_step(alone, 2, clip_grad=0.01)
+    _, expected = gradients_of_a_step(ALONE, 2)
+    _, clipped = gradients_of_a_step(ALONE, 2, clip_grad=0.01)
     norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
     assert norm > 0.02
     for ours, theirs in zip(clipped, expected):

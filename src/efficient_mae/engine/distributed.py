@@ -1,7 +1,6 @@
 """Processes and devices: one process alone, or the several that torchrun or Slurm start."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from efficient_mae.errors import InputError
 
@@ -45,19 +43,13 @@ class Processes:
         return values
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes, on the host alone: a GPU goes on with its work."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(()))
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as its training step calls it: averaging gradients over the processes, if there are several."""
-        if self.world_size == 1:
-            return model
-        with warnings.catch_warnings():
-            # PyTorch 2.15 calls the argument forward_sync_buffers, which 2.11 doesn't know.
-            warnings.simplefilter("ignore", FutureWarning)
-            # Positions are the same everywhere and never change.
-            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+# A program that runs by itself, on the host.
+ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
