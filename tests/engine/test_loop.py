@@ -66,17 +66,33 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def in_process(
-    rank: int, world_size: int, accum_iter: int, clip_grad: float | None, parallel: str, port: int, results
-) -> None:
+# Micro-batches of a step, largest norm of the gradient, and how the model is spread.
+CASES = [(1, None), (2, None), (2, 0.01)]
+PARALLEL = ("ddp", "fsdp")
+
+
+def in_process(rank: int, world_size: int, port: int, results) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
     with join_processes("cpu") as processes:
-        loss, gradients = gradients_of_a_step(processes, accum_iter, clip_grad, parallel)
-        results[rank] = (loss, [gradient.numpy() for gradient in gradients])
+        for accum_iter, clip_grad in CASES:
+            for parallel in PARALLEL:
+                loss, gradients = gradients_of_a_step(processes, accum_iter, clip_grad, parallel)
+                results[accum_iter, clip_grad, parallel, rank] = loss, [gradient.numpy() for gradient in gradients]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def over_processes(request: pytest.FixtureRequest) -> dict:
+    """Loss and gradients of a step, by case and by process."""
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        mp.spawn(in_process, (request.param, free_port(), shared), nprocs=request.param)
+        found = dict(shared)
+    assert len(found) == len(CASES) * len(PARALLEL) * request.param
+    return found
 
 
 def test_parts_differ_in_weight():
@@ -84,40 +100,27 @@ def test_parts_differ_in_weight():
     assert max(weights) > 1.2 * min(weights), "a mean of means would pass"
 
 
-def over_processes(world_size: int, accum_iter: int, clip_grad: float | None = None, parallel: str = "ddp"):
-    """Loss and gradients of a step, as each of several processes has them."""
-    with mp.Manager() as manager:
-        shared = manager.dict()
-        arguments = (world_size, accum_iter, clip_grad, parallel, free_port(), shared)
-        mp.spawn(in_process, arguments, nprocs=world_size)
-        found = [(loss, [torch.from_numpy(gradient) for gradient in gradients]) for loss, gradients in shared.values()]
-    assert len(found) == world_size
-    return found
-
-
-@pytest.mark.parametrize(
-    ("world_size", "accum_iter", "parallel"),
-    [(1, 2, "ddp"), (1, 8, "ddp"), (2, 1, "ddp"), (2, 2, "ddp"), (4, 2, "ddp")]
-    + [(1, 2, "fsdp"), (2, 1, "fsdp"), (2, 2, "fsdp"), (4, 2, "fsdp")],
-)
-def test_gradients_are_those_of_the_global_batch(world_size: int, accum_iter: int, parallel: str):
+@pytest.mark.parametrize("accum_iter", [2, 8])
+def test_micro_batches_give_the_gradients_of_the_whole_batch(accum_iter: int):
     expected_loss, expected = gradients_of_a_step(ALONE, 1)
-    if world_size == 1:
-        results = [gradients_of_a_step(ALONE, accum_iter, parallel=parallel)]
-    else:
-        results = over_processes(world_size, accum_iter, parallel=parallel)
+    loss, gradients = gradients_of_a_step(ALONE, accum_iter)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-12
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize(("accum_iter", "clip_grad"), CASES)
+def test_processes_give_the_gradients_of_the_global_batch(
+    over_processes: dict, accum_iter: int, clip_grad: float | None, parallel: str
+):
+    expected_loss, expected = gradients_of_a_step(ALONE, 1, clip_grad)
+    results = [result for key, result in over_processes.items() if key[:3] == (accum_iter, clip_grad, parallel)]
+    assert len(results) >= 2
     for loss, gradients in results:
         assert loss == pytest.approx(expected_loss, rel=1e-6)
-        for ours, theirs in zip(gradients, expected, strict=True):
+        for ours, theirs in zip(map(torch.from_numpy, gradients), expected, strict=True):
             assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-12
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_processes_clip_by_the_norm_of_the_whole_gradient(parallel: str):
-    _, expected = gradients_of_a_step(ALONE, 1, clip_grad=0.01)
-    for _, gradients in over_processes(2, 2, 0.01, parallel):
-        for ours, theirs in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-12)
 
 
 def test_the_gradient_is_clipped_to_the_norm():

@@ -79,8 +79,9 @@ def save_checkpoint(
         if not processes.is_main:
             return final
         if sharded:
-            for name in parts:
-                write_synced(partial / name / _HEADER, json.dumps(metadata).encode())
+            for name in (*parts, "optimizer"):
+                write_synced(partial / name / _HEADER, json.dumps(metadata if name in parts else {}).encode())
+                _sync_folder(partial / name)
         write_synced(partial / "state.json", json.dumps({"step": step, **state}).encode())
         shutil.rmtree(final, ignore_errors=True)
         _sync_folder(partial)
@@ -109,7 +110,7 @@ def step_of(checkpoint: Path) -> int:
 def find_part(checkpoint: Path, name: str) -> Path:
     """The file of a checkpoint's model, optimiser or companion, or its folder if it is sharded."""
     folder = checkpoint / name
-    return folder if folder.is_dir() else checkpoint / f"{name}.safetensors"
+    return folder if (folder / _HEADER).is_file() else checkpoint / f"{name}.safetensors"
 
 
 def load_checkpoint(

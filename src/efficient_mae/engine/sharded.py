@@ -6,17 +6,19 @@ pickles. Every function here that writes is called by all processes, and every p
 
 import errno
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from efficient_mae.errors import InputError
 
@@ -36,7 +38,7 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer)
+        save(dict(tensors), storage_writer=writer)
     except CheckpointException as failure:
         error, _ = next(iter(failure.failures.values()))
         code = getattr(error, "errno", None) or system_error(str(error))
@@ -71,8 +73,10 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         InputError: a file is missing or not whole.
     """
     try:
-        # Each process reads its own parts: nothing need be agreed on.
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        with warnings.catch_warnings():
+            # "... assuming the intent is to load in a single process": each reads its own parts, whoever else does.
+            warnings.simplefilter("ignore", UserWarning)
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except CheckpointException as failure:
         error, _ = next(iter(failure.failures.values()))
         raise InputError(f"{folder}: not whole sharded weights ({error})") from None
