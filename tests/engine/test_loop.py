@@ -1,7 +1,5 @@
 """The step over a global batch: the same gradient however the batch is cut."""
 
-import os
-import socket
 from functools import partial
 
 import pytest
@@ -17,6 +15,7 @@ from efficient_mae.engine.parallel import parallelize, whole_tensor
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import plan_masks
 from efficient_mae.tasks.pretrain import Reconstruction
+from tests.processes import spawn
 
 
 def batch_of(first: int, last: int) -> TrainBatch:
@@ -60,23 +59,12 @@ class _Double(torch.nn.Module):
         return self.model(images.double(), masks)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 # Micro-batches of a step, largest norm of the gradient, and how the model is spread.
 CASES = [(1, None), (2, None), (2, 0.01)]
 PARALLEL = ("ddp", "fsdp")
 
 
-def in_process(rank: int, world_size: int, port: int, results) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def in_process(rank: int, results) -> None:
     with join_processes("cpu") as processes:
         for accum_iter, clip_grad in CASES:
             for parallel in PARALLEL:
@@ -89,7 +77,7 @@ def over_processes(request: pytest.FixtureRequest) -> dict:
     """Loss and gradients of a step, by case and by process."""
     with mp.Manager() as manager:
         shared = manager.dict()
-        mp.spawn(in_process, (request.param, free_port(), shared), nprocs=request.param)
+        spawn(request.param, in_process, shared)
         found = dict(shared)
     assert len(found) == len(CASES) * len(PARALLEL) * request.param
     return found

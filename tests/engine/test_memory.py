@@ -12,6 +12,7 @@ from torch import nn
 from efficient_mae.engine import memory
 from efficient_mae.engine.memory import advice, explain_out_of_memory, largest_batch
 from efficient_mae.engine.settings import RunConfig
+from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 GPU, GIB = torch.device("cuda", 0), 2**30
@@ -125,3 +126,17 @@ def test_a_batch_that_does_not_fit_the_hosts_memory(tmp_path: Path):
     )
     assert found and 8 <= int(found[1]) < 512, line
     assert re.search(r"raise --accum_iter to \d+ \(micro-batches of \d+, same result\)", line)
+
+
+@pytest.mark.gpu
+def test_a_batch_that_does_not_fit_a_gpu_and_one_that_does(tmp_path: Path):
+    settings = {
+        "data": "fashion-mnist-sample", "out": str(tmp_path / "run"), "model": "mae_vit_large_patch16",
+        "img_size": 224, "batch_size": 8192, "epochs": 1, "mask_ratio": 0.25, "beta": None, "device": "cuda",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="micro-batches of 8192 images do not fit") as refusal:
+        pretrain(PretrainConfig(**settings))
+    proposed = re.search(r"raise --accum_iter to (\d+)", str(refusal.value))
+    assert proposed and 2 <= int(proposed[1]) <= 512, refusal.value
+    run = pretrain(PretrainConfig(**settings, accum_iter=int(proposed[1])))
+    assert (run / "encoder.safetensors").exists()

@@ -3,16 +3,15 @@
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import efficient_mae as emae
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
+from tests.processes import free_port, spawn
 
 from .conftest import TINY
 
@@ -35,28 +34,18 @@ def killed_copy(run: Path, out: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def in_process(rank: int, world_size: int, jobs: list[tuple[int, Path | None, PretrainConfig]]) -> None:
-    torch.set_num_threads(1)
+def in_process(rank: int, jobs: list[tuple[int, Path | None, PretrainConfig]]) -> None:
     for port, killed, settings in jobs:
         if killed is not None and rank == 0:
             killed_copy(killed, Path(settings.out))  # the others wait for this process before they look
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+        os.environ["MASTER_PORT"] = str(port)
         pretrain(settings)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def pretrain_on(world_size: int, *jobs: tuple[Path | None, PretrainConfig]) -> None:
     """Pre-train with these settings one after the other, each from the beginning or as a run that was killed."""
     with_ports = [(free_port(), killed, settings) for killed, settings in jobs]
-    mp.spawn(in_process, (world_size, with_ports), nprocs=world_size)
+    spawn(world_size, in_process, with_ports)
 
 
 @pytest.fixture(scope="module")

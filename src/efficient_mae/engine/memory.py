@@ -1,8 +1,8 @@
 """A batch that does not fit the device: which setting to lower, and what would fit, as far as can be measured."""
 
 import gc
-import os
-import resource
+import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def explain_out_of_memory(
         return
     optimizer.zero_grad(set_to_none=True)
     free = free_memory(device)
-    fits = None if probe is None else largest_batch(free, optimizer, probe, device)
+    fits = None if probe is None or free is None else largest_batch(free, optimizer, probe, device)
     raise InputError(advice(config, world_size, device, free, fits))
 
 
@@ -62,17 +62,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def advice(config: RunConfig, world_size: int, device: torch.device, free: int, fits: int | None) -> str:
+def advice(config: RunConfig, world_size: int, device: torch.device, free: int | None, fits: int | None) -> str:
     """One line: what doesn't fit, and which settings would.
 
     Args:
-        free: bytes beside the model's weights.
+        free: bytes beside the model's weights; None if that isn't known.
         fits: images of the largest micro-batch that does; None if that isn't known.
     """
     batch_size = config.batch_size or 0
     micro = batch_size // (config.accum_iter * world_size)
-    parts = f"batch_size={batch_size}: its micro-batches of {micro} images"
-    what = f"{parts} do not fit in the {free / GIB:.1f} GiB that {device} has beside the model's weights"
+    room = "the memory" if free is None else f"the {free / GIB:.1f} GiB"
+    what = (
+        f"batch_size={batch_size}: its micro-batches of {micro} images do not fit in {room} "
+        f"that {device} has beside the model's weights"
+    )
     ways = []
     if getattr(config, "grad_checkpointing", True) is False:
         ways.append("pass --grad_checkpointing true")
@@ -152,16 +155,21 @@ def _kept_bytes(probe: Callable[[int], Tensor], images: int, parameters: list[nn
     return sum(kept.values())
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still allocate."""
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process could still allocate; None where the system doesn't say."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    pages, size = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
-    free = os.sysconf("SC_AVPHYS_PAGES") * size
+    if sys.platform != "linux":
+        return None
+    import resource  # not on every system
+
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    if available is None:
+        return None
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and pages.exists():
-        free = min(free, limit - int(pages.read_text().split()[0]) * size)
-    return max(0, free)
+    free = int(available[1]) * 1024
+    return free if limit == resource.RLIM_INFINITY else max(0, min(free, limit - used))

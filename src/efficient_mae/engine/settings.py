@@ -99,7 +99,7 @@ def check_division(batch_size: int, accum_iter: int, world_size: int, num_sample
     """
     if world_size > num_samples:
         raise InputError(
-            f"{world_size} processes and {num_samples} images: start at most as many processes as images"
+            f"{world_size} processes for {num_samples} images: start at most as many as there are images"
         )
     if not 0 < batch_size <= num_samples:
         raise InputError(

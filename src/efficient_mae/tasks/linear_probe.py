@@ -57,6 +57,9 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     def __init__(self, config: LinearProbeConfig, data: LabelledData, processes: Processes):
         if config.pool not in POOLS:
             raise InputError(f"pool={config.pool!r}: must be one of {', '.join(POOLS)}")
+        if config.parallel == "fsdp":
+            # LARS also looks at the norm of each weight as a whole.
+            raise InputError("parallel='fsdp': there is nothing to shard where a head alone is trained; take ddp")
         super().__init__(config, data, processes)
 
     def build_model(self, config: LinearProbeConfig, encoder: VisionTransformer, num_classes: int) -> "LinearProbe":
