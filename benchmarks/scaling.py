@@ -1,10 +1,11 @@
 """What pre-training costs on 1, 8 and 64 H100s: work, time, memory, communication, storage and decoding.
 
-    python benchmarks/scaling.py [--out benchmarks/results/scaling.json] [--page docs/scaling.md]
+    python benchmarks/scaling.py [--results RESULTS] [--out benchmarks/results/scaling.json] [--page docs/scaling.md]
 
 Work is counted on the models (`efficient_mae.bench.flops`), and what a training step keeps for its backward pass is
 counted on them too, on a CPU in bf16. Decoding is measured on one core. The rest is arithmetic on the assumptions
-below; nothing was measured on an H100. The page's tables, between its markers, are replaced.
+below; nothing was measured on an H100. The page's tables, between its markers, are replaced. With RESULTS nothing is
+counted or measured again.
 """
 
 import argparse
@@ -42,10 +43,11 @@ IMAGENET, EPOCHS, BILLION = 1_281_167, 800, 10**9
 IMAGE_BYTES = 115e3
 
 # An H100 SXM as its maker states it; and what of it is assumed here to be reached.
-PEAK_FLOPS, REACHED_FLOPS = 989e12, 350e12
-DEVICE_BYTES, USABLE_BYTES = 80e9, 72e9
-NVLINK_BYTES, NVLINK_REACHED = 450e9, 0.8  # a second in each direction
-INFINIBAND_BYTES, INFINIBAND_REACHED = 50e9, 0.8  # 400 Gb/s, one adapter a GPU
+REACHED_FLOPS = 350e12  # of 989e12 in bf16
+USABLE_BYTES = 72e9  # of 80e9
+# Bytes a second in each direction: a GPU's NVLink, and a machine's eight InfiniBand adapters of 400 Gb/s. A ring
+# leaves a machine once, and each adapter has a ring of its own, with an eighth of the bytes.
+NVLINK_BYTES, INFINIBAND_BYTES, REACHED_LINK = 450e9, GPUS_A_NODE * 50e9, 0.8
 
 # Float32 weights, their gradients and AdamW's two moments; and the bf16 copy that autocast or FSDP computes with.
 STATE_BYTES, BF16_BYTES = 16, 2
@@ -98,6 +100,7 @@ def count(config: MAEConfig) -> dict[str, Any]:
     return {
         "parameters": cost.encoder_parameters + cost.decoder_parameters,
         "encoder_parameters": cost.encoder_parameters,
+        "block_parameters": 12 * config.embed_dim**2,
         "gmacs": {"efficient_mae": count_gmacs(config), "mae": cost.mae_gmacs},
         "kept_bytes_an_image": kept,
     }
@@ -111,23 +114,25 @@ def measure_decoding(rounds: int = 7, images: int = 64) -> float:
             photograph.resize((500, 375)).save(Path(folder) / f"{number:02}.jpg", quality=90)
         dataset = TrainDataset(
             open_source(folder, "train"),
-            PretrainTransform(224, 3, scale=(0.2, 1.0), hflip=True),
+            PretrainTransform((224, 224), 3, scale=(0.2, 1.0), hflip=True),
             seed=0,
             num_patches=196,
             make_masks=partial(plan_masks, grid_size=(14, 14), patch_size=16),
         )
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
         seconds = []
         for epoch in range(rounds + 1):
             begin = time.perf_counter()
             dataset.__getitems__([(epoch, index) for index in range(images)])
             seconds.append(time.perf_counter() - begin)
+        torch.set_num_threads(threads)
     return images / statistics.median(seconds[1:])
 
 
 def link(gpus: int) -> float:
-    """Bytes a second that each GPU's gradients or weights travel at: over NVLink in a node, else InfiniBand."""
-    return NVLINK_BYTES * NVLINK_REACHED if gpus <= GPUS_A_NODE else INFINIBAND_BYTES * INFINIBAND_REACHED
+    """Bytes a second that a GPU sends of gradients or weights: as fast as the slowest part of the rings."""
+    return REACHED_LINK * (NVLINK_BYTES if gpus <= GPUS_A_NODE else min(NVLINK_BYTES, INFINIBAND_BYTES))
 
 
 def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]:
@@ -310,37 +315,40 @@ def rewrite(page: Path, name: str, content: str) -> None:
     page.write_text(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--page", type=Path)
-    arguments = parser.parse_args()
-    counted = {}
-    for name, config in models().items():
-        block = 12 * config.embed_dim**2
-        counted[name] = count(config) | {"block_parameters": block}
+def count_and_measure() -> dict[str, Any]:
+    """All that is not arithmetic, with date and machine."""
     decoded = measure_decoding()
-    result = {
+    return {
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(torch.device("cpu")),
         "mae_mask_ratio": MAE_MASK_RATIO,
-        "assumed": {
-            "device": "H100 SXM 80 GB, not measured",
-            "reached_flops": REACHED_FLOPS,
-            "usable_bytes": USABLE_BYTES,
-            "nvlink_bytes_a_second": NVLINK_BYTES * NVLINK_REACHED,
-            "infiniband_bytes_a_second": INFINIBAND_BYTES * INFINIBAND_REACHED,
-            "image_bytes": IMAGE_BYTES,
-            "batch_size": BATCH_SIZE,
-        },
         "measured": {"decoded_images_a_second_on_one_core": round(decoded, 1)},
-        "counted": counted,
+        "counted": {name: count(config) for name, config in models().items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, help="of an earlier run")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", type=Path)
+    arguments = parser.parse_args()
+    result = json.loads(arguments.results.read_text()) if arguments.results else count_and_measure()
+    result["assumed"] = {
+        "device": "H100 SXM 80 GB, not measured",
+        "reached_flops": REACHED_FLOPS,
+        "usable_bytes": USABLE_BYTES,
+        "nvlink_bytes_a_second": NVLINK_BYTES * REACHED_LINK,
+        "infiniband_bytes_a_second": INFINIBAND_BYTES * REACHED_LINK,
+        "image_bytes": IMAGE_BYTES,
+        "batch_size": BATCH_SIZE,
     }
     print(json.dumps(result, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.page:
-        for name, content in tables(counted, decoded):
+        measured = result["measured"]["decoded_images_a_second_on_one_core"]
+        for name, content in tables(result["counted"], measured):
             rewrite(arguments.page, name, content)
 
 
