@@ -124,3 +124,10 @@ def test_a_sharded_checkpoint_is_plain_files_and_loads_like_any_other(runs: Path
 
 def test_pictures_are_drawn_of_a_sharded_model(runs: Path):
     assert len(list((runs / "fsdp2" / "figures").glob("panel-*.png"))) == 2
+
+
+@pytest.mark.slow
+def test_compiled_and_recomputed_blocks_are_sharded_too(runs: Path, images: Path, tmp_path: Path):
+    settings = config(images, tmp_path / "run", parallel="fsdp", compile=True, grad_checkpointing=True)
+    pretrain_on(2, (None, settings))
+    assert losses(tmp_path / "run") == pytest.approx(losses(runs / "ddp1"), rel=1e-4)
