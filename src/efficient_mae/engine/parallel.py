@@ -67,11 +67,12 @@ def compile_blocks(model: nn.Module) -> None:
 def shard(model: nn.Module, processes: Processes, precision: str) -> None:
     """Shard parameters, gradients and optimiser state over all processes, block by block (FSDP2).
 
-    In bf16 the parameters are gathered in bf16, half the traffic, and gradients are summed in float32; the shards,
-    which the optimiser changes, stay float32. What autocast computes in float32 it still does.
+    In bf16 a GPU gathers parameters in bf16, half the traffic, and sums gradients in float32; the shards, which the
+    optimiser changes, stay float32. What autocast computes in float32 it still does.
     """
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
-    half = precision == "bf16"
+    # On a CPU autocast leaves layer norms as they are, and those refuse parameters of another type than their input.
+    half = precision == "bf16" and processes.device.type == "cuda"
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None,
         reduce_dtype=torch.float32 if half else None,
