@@ -117,8 +117,17 @@ def test_a_sharded_checkpoint_is_plain_files_and_loads_like_any_other(runs: Path
     expected = emae.load(runs / "fsdp2" / "encoder.safetensors").forward_features(pictures)
     for path in (runs / "fsdp2", checkpoint):
         assert torch.equal(emae.load(path).forward_features(pictures), expected)
-    (checkpoint / "model" / shards[1]).write_bytes(b"cut short")
+
+
+@pytest.mark.parametrize("shard", [1, 2])
+def test_a_sharded_checkpoint_that_is_not_whole(runs: Path, tmp_path: Path, shard: int):
+    checkpoint = shutil.copytree(runs / "fsdp2" / "checkpoints" / f"step-{TOTAL_STEPS:08d}", tmp_path / "step-1")
+    file = checkpoint / "model" / f"shard-0000{shard}-model-00001-of-00001.safetensors"
+    file.write_bytes(b"cut short")
     with pytest.raises(ValueError, match="model: not whole sharded weights"):
+        emae.load(checkpoint)
+    file.unlink()
+    with pytest.raises(ValueError, match="model: (not whole sharded weights .a file is missing|weights of another)"):
         emae.load(checkpoint)
 
 

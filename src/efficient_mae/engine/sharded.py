@@ -49,17 +49,18 @@ def saved_tensors(folder: Path) -> dict[str, SavedTensor]:
     """What :func:`save_shards` wrote to a folder.
 
     Raises:
-        InputError: a file isn't whole.
+        InputError: a file is missing or not whole.
     """
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError, KeyError) as error:
         raise InputError(f"{folder}: not whole sharded weights ({error})") from None
-    return {
-        name: SavedTensor(tensor.size, tensor.properties.dtype)
-        for name, tensor in found.items()
-        if isinstance(tensor, TensorStorageMetadata)
-    }
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, TensorStorageMetadata)}
+    for name, tensor in tensors.items():
+        # A part that no file holds would be left as it happens to be.
+        if sum(chunk.sizes.numel() for chunk in tensor.chunks) != tensor.size.numel():
+            raise InputError(f"{folder}: not whole sharded weights (a file is missing, with a part of {name})")
+    return {name: SavedTensor(tensor.size, tensor.properties.dtype) for name, tensor in tensors.items()}
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -70,7 +71,7 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         tensors: filled in place.
 
     Raises:
-        InputError: a file is missing or not whole.
+        InputError: a file isn't whole.
     """
     try:
         with warnings.catch_warnings():

@@ -114,19 +114,17 @@ class PretrainRun(Run):
 
     def epoch_ended(self, epochs_done: int) -> None:
         config = self.config
-        due = {
-            every: every is not None and (epochs_done % every == 0 or epochs_done == config.epochs)
-            for every in (config.knn_every, config.panel_every)
-        }
-        if not any(due.values()):
+        last = epochs_done == config.epochs
+        panel = epochs_done % config.panel_every == 0 or last
+        knn = config.knn_every is not None and (epochs_done % config.knn_every == 0 or last)
+        if not (knn or panel):
             return
         model = self._whole_model()
-        if not self.processes.is_main:
-            return
-        if due[config.knn_every]:
-            self._log_knn(model, epochs_done)
-        if due[config.panel_every]:
-            self._draw_panel(model, epochs_done)
+        if self.processes.is_main:
+            if knn:
+                self._log_knn(model, epochs_done)
+            if panel:
+                self._draw_panel(model, epochs_done)
 
     def _whole_model(self) -> MaskedAutoencoder:
         """The model as the main process can use it by itself; every process calls this."""
