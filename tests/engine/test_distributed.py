@@ -1,9 +1,13 @@
 """Devices, and how processes find each other."""
 
+import os
+
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from efficient_mae.engine.distributed import find_device, join_processes, slurm_environment
+from tests.processes import free_port, spawn
 
 STEP = {
     "SLURM_JOB_ID": "31007", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
@@ -83,3 +87,25 @@ def test_alone(monkeypatch: pytest.MonkeyPatch):
     with join_processes("cpu") as processes:
         assert processes.is_main and processes.world_size == 1 and processes.gather(3) == [3]
         processes.barrier()
+
+
+def in_a_step(rank: int, port: int, results) -> None:
+    """As srun starts a process: without anything that torchrun sets."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        del os.environ[name]
+    os.environ |= STEP | {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with join_processes("cpu") as processes:
+        total = processes.sum(torch.tensor([float(rank + 1)])).item()
+        processes.barrier()
+        results[rank] = processes.rank, processes.world_size, processes.gather(f"process {rank}"), total
+
+
+def test_processes_that_srun_started_find_each_other():
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        spawn(2, in_a_step, free_port(), shared)
+        found = dict(shared)
+    assert found == {rank: (rank, 2, ["process 0", "process 1"], 3.0) for rank in range(2)}
