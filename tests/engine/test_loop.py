@@ -1,7 +1,5 @@
 """The step over a global batch: the same gradient however the batch is cut."""
 
-import os
-import socket
 from functools import partial
 
 import pytest
@@ -10,12 +8,14 @@ import torch.multiprocessing as mp
 
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
-from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.distributed import ALONE, Processes, join_processes
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.optim import build_adamw, learning_rate
+from efficient_mae.engine.parallel import parallelize, whole_tensor
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import plan_masks
 from efficient_mae.tasks.pretrain import Reconstruction
+from tests.processes import spawn
 
 
 def batch_of(first: int, last: int) -> TrainBatch:
@@ -29,18 +29,19 @@ def batch_of(first: int, last: int) -> TrainBatch:
 
 
 def gradients_of_a_step(
-    processes: Processes, accum_iter: int, clip_grad: float | None = None
+    processes: Processes, accum_iter: int, clip_grad: float | None = None, parallel: str = "ddp"
 ) -> tuple[float, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = emae.create_model(
         "mae_vit_tiny_patch4", img_size=24, in_chans=1, depth=1, decoder_depth=1, decoder_embed_dim=32, beta=20.0
     ).double()
+    trained = parallelize(_Double(model), processes, parallel=parallel)
     seen: list[torch.Tensor] = []
     optimizer = build_adamw(model, 0.05)
-    optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in model.parameters()))
+    optimizer.register_step_pre_hook(lambda *_: seen.extend(whole_tensor(p.grad).clone() for p in model.parameters()))
     rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
     objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
-    step = Step(processes.wrap(_Double(model)), optimizer, objective, processes, rate, clip_grad=clip_grad)
+    step = Step(trained, optimizer, objective, processes, rate, clip_grad=clip_grad)
     size = 8 // (accum_iter * processes.world_size)
     parts = [(part * processes.world_size + processes.rank) * size for part in range(accum_iter)]
     loss, _ = step(0, [batch_of(first, first + size) for first in parts])
@@ -58,21 +59,28 @@ class _Double(torch.nn.Module):
         return self.model(images.double(), masks)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+# Micro-batches of a step, largest norm of the gradient, and how the model is spread.
+CASES = [(1, None), (2, None), (2, 0.01)]
+PARALLEL = ("ddp", "fsdp")
 
 
-def in_process(rank: int, world_size: int, accum_iter: int, port: int, results) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def in_process(rank: int, results) -> None:
     with join_processes("cpu") as processes:
-        loss, gradients = gradients_of_a_step(processes, accum_iter)
-        results[rank] = (loss, [gradient.numpy() for gradient in gradients])
+        for accum_iter, clip_grad in CASES:
+            for parallel in PARALLEL:
+                loss, gradients = gradients_of_a_step(processes, accum_iter, clip_grad, parallel)
+                results[accum_iter, clip_grad, parallel, rank] = loss, [gradient.numpy() for gradient in gradients]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def over_processes(request: pytest.FixtureRequest) -> dict:
+    """Loss and gradients of a step, by case and by process."""
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        spawn(request.param, in_process, shared)
+        found = dict(shared)
+    assert len(found) == len(CASES) * len(PARALLEL) * request.param
+    return found
 
 
 def test_parts_differ_in_weight():
@@ -80,28 +88,32 @@ def test_parts_differ_in_weight():
     assert max(weights) > 1.2 * min(weights), "a mean of means would pass"
 
 
-@pytest.mark.parametrize(("world_size", "accum_iter"), [(1, 2), (1, 8), (2, 1), (2, 2), (4, 2)])
-def test_gradients_are_those_of_the_global_batch(world_size: int, accum_iter: int):
-    alone = Processes(0, 1, torch.device("cpu"))
-    expected_loss, expected = gradients_of_a_step(alone, 1)
-    if world_size == 1:
-        results = {0: gradients_of_a_step(alone, accum_iter)}
-    else:
-        with mp.Manager() as manager:
-            shared = manager.dict()
-            mp.spawn(in_process, (world_size, accum_iter, free_port(), shared), nprocs=world_size)
-            results = {rank: (loss, map(torch.from_numpy, grads)) for rank, (loss, grads) in dict(shared).items()}
-    assert len(results) == world_size
-    for loss, gradients in results.values():
+@pytest.mark.parametrize("accum_iter", [2, 8])
+def test_micro_batches_give_the_gradients_of_the_whole_batch(accum_iter: int):
+    expected_loss, expected = gradients_of_a_step(ALONE, 1)
+    loss, gradients = gradients_of_a_step(ALONE, accum_iter)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-12
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize(("accum_iter", "clip_grad"), CASES)
+def test_processes_give_the_gradients_of_the_global_batch(
+    over_processes: dict, accum_iter: int, clip_grad: float | None, parallel: str
+):
+    expected_loss, expected = gradients_of_a_step(ALONE, 1, clip_grad)
+    results = [result for key, result in over_processes.items() if key[:3] == (accum_iter, clip_grad, parallel)]
+    assert len(results) >= 2
+    for loss, gradients in results:
         assert loss == pytest.approx(expected_loss, rel=1e-6)
-        for ours, theirs in zip(gradients, expected, strict=True):
+        for ours, theirs in zip(map(torch.from_numpy, gradients), expected, strict=True):
             assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-12
 
 
 def test_the_gradient_is_clipped_to_the_norm():
-    alone = Processes(0, 1, torch.device("cpu"))
-    _, expected = gradients_of_a_step(alone, 2)
-    _, clipped = gradients_of_a_step(alone, 2, clip_grad=0.01)
+    _, expected = gradients_of_a_step(ALONE, 2)
+    _, clipped = gradients_of_a_step(ALONE, 2, clip_grad=0.01)
     norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
     assert norm > 0.02
     for ours, theirs in zip(clipped, expected):

@@ -174,8 +174,9 @@ def test_no_readable_image_is_refused_before_anything_is_written(tmp_path: Path,
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"batch_size": 64}, "global batch of 64 .* at most the 43"),
-        ({"batch_size": 8, "accum_iter": 3}, "cannot be divided evenly"),
+        ({"batch_size": 64}, "batch_size=64: must be at least 1 and at most the 43 images"),
+        ({"batch_size": 8, "accum_iter": 3}, "accum_iter=3 x 1 processes; take batch_size 6 or 9, or accum_iter 2"),
+        ({"parallel": "tp"}, "parallel='tp': must be one of ddp, fsdp"),
         ({"epochs": 0}, "epochs=0: must be at least 1"),
         ({"warmup_epochs": 5.0}, "warmup_epochs=5.0: must lie between 0 and epochs=2"),
         ({"model": "mae_vit_tiny_patch5"}, "patch_size=5 does not divide img_size=16x16"),

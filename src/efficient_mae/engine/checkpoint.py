@@ -1,11 +1,12 @@
 """Checkpoints: folders of plain tensors and JSON, complete or not there at all.
 
-`checkpoints/step-00001200/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. It is written
-under a temporary name, flushed to the disk and then renamed, so a run that is killed at any moment leaves
-complete checkpoints only. Nothing is ever unpickled.
+`checkpoints/step-00001200/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Where the model is
+sharded over processes, folders `model/` and `optimizer/` take the files' place, with a safetensors file a process. A
+checkpoint of either kind is loaded by any number of processes. It is written under a temporary name, flushed to the
+disk and then renamed, so a run that is killed at any moment leaves complete checkpoints only. Nothing is ever
+unpickled.
 """
 
-import errno
 import json
 import os
 import re
@@ -16,13 +17,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from efficient_mae.engine.distributed import ALONE, Processes
+from efficient_mae.engine.parallel import is_sharded, place_like
+from efficient_mae.engine.sharded import read_shards, save_shards, saved_tensors, system_error
 from efficient_mae.errors import InputError
 
 _FOLDER = re.compile(r"step-(\d{8,})")
+
+# Beside shards, what a safetensors file has in its header.
+_HEADER = "metadata.json"
 
 
 def save_checkpoint(
@@ -34,8 +41,9 @@ def save_checkpoint(
     metadata: dict[str, str],
     keep: int,
     companions: Mapping[str, nn.Module] = MappingProxyType({}),
+    processes: Processes = ALONE,
 ) -> Path:
-    """Write the checkpoint of a step, then remove all but the last `keep`.
+    """Write the checkpoint of a step, then remove all but the last `keep`; every process calls this.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -46,25 +54,42 @@ def save_checkpoint(
         metadata: written into the model file's header, so that the file alone can be loaded.
         keep: number of checkpoints that stay.
         companions: further modules by name (an average of the weights), each saved in a file of its own.
+        processes: that hold the model; of a model that is not sharded, the main one writes all.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    sharded = is_sharded(model)
+    if not (sharded or processes.is_main):
+        return final
     try:
-        partial.mkdir(parents=True)
-        save_tensors(partial / "model.safetensors", model.state_dict(), metadata)
-        save_tensors(partial / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-        for name, companion in companions.items():
-            save_tensors(partial / f"{name}.safetensors", companion.state_dict(), metadata)
+        if processes.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        if sharded:
+            processes.barrier()  # nobody writes before there is a folder
+        parts = {name: module.state_dict() for name, module in {"model": model, **companions}.items()}
+        for name, tensors in {**parts, "optimizer": _optimizer_tensors(model, optimizer)}.items():
+            if sharded:
+                save_shards(partial / name, tensors)
+            else:
+                save_tensors(partial / f"{name}.safetensors", tensors, metadata if name in parts else None)
+        if not processes.is_main:
+            return final
+        if sharded:
+            for name in (*parts, "optimizer"):
+                write_synced(partial / name / _HEADER, json.dumps(metadata if name in parts else {}).encode())
+                _sync_folder(partial / name)
         write_synced(partial / "state.json", json.dumps({"step": step, **state}).encode())
         shutil.rmtree(final, ignore_errors=True)
+        _sync_folder(partial)
         partial.rename(final)
         _sync_folder(folder)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        if processes.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in find_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -82,6 +107,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def find_part(checkpoint: Path, name: str) -> Path:
+    """The file of a checkpoint's model, optimiser or companion, or its folder if it is sharded."""
+    folder = checkpoint / name
+    return folder if (folder / _HEADER).is_file() else checkpoint / f"{name}.safetensors"
+
+
 def load_checkpoint(
     path: Path,
     model: nn.Module,
@@ -90,32 +121,69 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint into a model, its optimiser and its companions; return the rest of what was saved.
 
+    Checkpoint and model may each be sharded or not, over however many processes.
+
     Raises:
         InputError: the checkpoint is of another architecture.
     """
-    load_model(path / "model.safetensors", model)
-    for name, companion in companions.items():
-        load_model(path / f"{name}.safetensors", companion)
-    saved = _load_tensors(path / "optimizer.safetensors")
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        prefix = f"{names[parameter]}/"
-        tensors = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
-        # The count of steps stays on the host unless the kernel is fused, as PyTorch itself keeps it.
-        optimizer.state[parameter] = {
-            key: value if value.ndim == 0 and not optimizer.defaults.get("fused") else value.to(parameter.device)
-            for key, value in tensors.items()
-        }
+    for name, module in {"model": model, **companions}.items():
+        load_model(find_part(path, name), module)
+    _load_optimizer(find_part(path, "optimizer"), model, optimizer)
     return json.loads((path / "state.json").read_bytes())
 
 
-def load_model(file: Path, model: nn.Module) -> None:
-    """Load a safetensors file into a model.
+def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+    own: dict[str, Tensor] = {}
+    if path.is_dir():
+        for key, saved in saved_tensors(path).items():
+            parameter = parameters[key.rpartition("/")[0]]
+            # What is kept for each of a parameter's numbers is laid out as they are.
+            like = parameter.detach() if saved.shape == parameter.shape else torch.empty(saved.shape)
+            own[key] = torch.zeros_like(like, dtype=saved.dtype)
+        read_shards(path, own)
+    else:
+        for key, tensor in _load_tensors(path).items():
+            parameter = parameters[key.rpartition("/")[0]]
+            own[key] = place_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+    for key, tensor in own.items():
+        name, _, kind = key.rpartition("/")
+        # The count of steps stays on the host unless the kernel is fused, as PyTorch itself keeps it.
+        on_host = tensor.ndim == 0 and not optimizer.defaults.get("fused")
+        optimizer.state[parameters[name]][kind] = tensor if on_host else tensor.to(parameters[name].device)
+
+
+def read_header(path: Path) -> tuple[dict[str, str], set[str]]:
+    """The metadata and the tensors' names of a safetensors file or of a checkpoint's sharded part.
 
     Raises:
-        InputError: not a whole file, or names or shapes differ; the first that does is named.
+        InputError: neither of the two.
     """
-    load_tensors(_load_tensors(file), model, file)
+    if path.is_dir():
+        try:
+            return json.loads((path / _HEADER).read_bytes()), set(saved_tensors(path))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not whole sharded weights ({error})") from None
+    try:
+        with safe_open(path, "pt") as tensors:
+            return tensors.metadata() or {}, set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def load_model(path: Path, model: nn.Module) -> None:
+    """Load a safetensors file, or a checkpoint's sharded part, into a model.
+
+    Raises:
+        InputError: not whole, or names or shapes differ; the first that does is named.
+    """
+    if path.is_dir():
+        own = model.state_dict()
+        _check_architecture({name: saved.shape for name, saved in saved_tensors(path).items()}, own, path)
+        read_shards(path, own)
+    else:
+        load_tensors(_load_tensors(path), model, path)
 
 
 def load_tensors(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> None:
@@ -125,17 +193,21 @@ def load_tensors(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> No
         InputError: names or shapes differ; the first that does is named.
     """
     own = model.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        if name not in tensors:
-            raise InputError(f"{file}: weights of another architecture, without {name}")
+    _check_architecture({name: tensor.shape for name, tensor in tensors.items()}, own, file)
+    model.load_state_dict({name: place_like(tensor, own[name]) for name, tensor in tensors.items()})
+
+
+def _check_architecture(saved: Mapping[str, torch.Size], own: Mapping[str, Tensor], path: Path) -> None:
+    for name in sorted(own.keys() | saved.keys()):
+        if name not in saved:
+            raise InputError(f"{path}: weights of another architecture, without {name}")
         if name not in own:
-            raise InputError(f"{file}: weights of another architecture, with {name}")
-        if own[name].shape != tensors[name].shape:
+            raise InputError(f"{path}: weights of another architecture, with {name}")
+        if own[name].shape != saved[name]:
             raise InputError(
-                f"{file}: weights of another architecture, {name} is {tuple(tensors[name].shape)} "
+                f"{path}: weights of another architecture, {name} is {tuple(saved[name])} "
                 f"and not {tuple(own[name].shape)}"
             )
-    model.load_state_dict(tensors)
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
@@ -154,9 +226,7 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
     except SafetensorError as error:
-        # safetensors hides the system's error in its message.
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(file)) from error
+        raise OSError(system_error(str(error)), str(error), str(file)) from error
     share(file)
     with file.open("rb") as stream:
         os.fsync(stream.fileno())

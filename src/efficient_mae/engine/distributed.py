@@ -1,16 +1,15 @@
 """Processes and devices: one process alone, or the several that torchrun or Slurm start."""
 
 import os
-import warnings
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from efficient_mae.errors import InputError
 
@@ -45,26 +44,25 @@ class Processes:
         return values
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes, on the host alone: a GPU goes on with its work."""
         if self.world_size > 1:
-            dist.barrier()
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as its training step calls it: averaging gradients over the processes, if there are several."""
-        if self.world_size == 1:
-            return model
-        with warnings.catch_warnings():
-            # PyTorch 2.15 calls the argument forward_sync_buffers, which 2.11 doesn't know.
-            warnings.simplefilter("ignore", FutureWarning)
-            # Positions are the same everywhere and never change.
-            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            dist.all_reduce(torch.zeros(()))
 
 
-def find_device(name: str, local_rank: int = 0) -> torch.device:
+# A program that runs by itself, on the host.
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def find_device(name: str, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
     """The device of this name; `auto` takes a GPU if there is one.
 
+    Args:
+        name: as the user gave it.
+        local_rank: of this process among those on its machine; each takes a GPU of its own.
+        local_world_size: their number.
+
     Raises:
-        InputError: no such device here.
+        InputError: no such device here, or not one for each process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,32 +70,81 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"device={name!r}: not a device name; try auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = local_rank if device.index is None else device.index
-        if index >= count:
-            raise InputError(f"device={name!r}: this machine has {count} CUDA devices; use --device cpu or auto")
-        return torch.device("cuda", index)
-    if device.type != "cpu":
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
         raise InputError(f"device={name!r}: only cpu and cuda are supported")
-    return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.index is not None and local_world_size > 1:
+        raise InputError(f"device={name!r}: {local_world_size} processes cannot share one GPU; use --device cuda")
+    if local_world_size > max(1, count):
+        raise InputError(
+            f"device={name!r}: {local_world_size} processes were started on this machine, which has "
+            f"{count} CUDA devices; start at most as many (torchrun --nproc_per_node), or use --device cpu"
+        )
+    index = local_rank if device.index is None else device.index
+    if index >= count:
+        raise InputError(f"device={name!r}: this machine has {count} CUDA devices; use --device cpu or auto")
+    return torch.device("cuda", index)
 
 
 @contextmanager
 def join_processes(device_name: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, or stand alone; leave them at the end."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = find_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    """Join the processes that torchrun or srun started, or stand alone; leave them at the end.
+
+    Raises:
+        InputError: no such device here, or not one for each process.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        os.environ |= slurm_environment(os.environ)
+    world_size, local_rank, local_world_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    device = find_device(device_name, local_rank, local_world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield Processes(dist.get_rank(), world_size, device)
     finally:
         dist.destroy_process_group()
+
+
+def slurm_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, for a process that srun started; {} for one that it didn't.
+
+    The variables of a job step are read, not those of a job: a batch script that starts one process is one process.
+
+    Args:
+        given: the environment.
+    """
+    if int(given.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return {}
+    # As in gpu[003-006,9],gpu12 or r[1-2]n5: names, some with ranges of numbers.
+    first = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", given["SLURM_STEP_NODELIST"])
+    tasks = re.match(r"\d+", given["SLURM_STEP_TASKS_PER_NODE"])
+    if first is None or tasks is None:
+        raise InputError(
+            f"SLURM_STEP_NODELIST={given['SLURM_STEP_NODELIST']!r}: not understood; start with srun torchrun"
+        )
+    # A port of the job's own, for several may share a machine; below those that Linux hands out by itself.
+    port = 15000 + int(given["SLURM_JOB_ID"]) % 15000
+    return {
+        "RANK": given["SLURM_PROCID"],
+        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_WORLD_SIZE": tasks[0],
+        "MASTER_ADDR": given.get("MASTER_ADDR", "".join(part or "" for part in first.groups())),
+        "MASTER_PORT": given.get("MASTER_PORT", str(port)),
+    }
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

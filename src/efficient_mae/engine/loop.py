@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from efficient_mae.data.generators import seeded_generators
@@ -19,6 +20,7 @@ from efficient_mae.data.order import sample_rng
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.optim import set_learning_rate
+from efficient_mae.engine.parallel import whole_tensor
 
 
 @runtime_checkable
@@ -92,6 +94,8 @@ class Step:
 
     def _gradients_averaged_after(self, last: bool):
         """Processes exchange gradients once a step, after the last micro-batch."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()
@@ -100,7 +104,10 @@ class Step:
         if self.clip_grad is None and not wanted:
             return None
         limit = float("inf") if self.clip_grad is None else self.clip_grad
-        return nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        parameters = list(self.model.parameters())
+        norm = whole_tensor(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
 
 
 @contextmanager

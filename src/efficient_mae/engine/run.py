@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from efficient_mae.data import ResumableBatchSampler, Source, TrainDataset, make_train_loader
 from efficient_mae.engine.checkpoint import (
@@ -23,13 +23,15 @@ from efficient_mae.engine.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, say
 from efficient_mae.engine.loop import Loop, Objective, Step
 from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.memory import explain_out_of_memory
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
+from efficient_mae.engine.parallel import Skeleton, parallelize, shard
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
-from efficient_mae.engine.settings import OPERATIONAL, RunConfig
+from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.errors import InputError
 
 
@@ -63,6 +65,8 @@ class Run(ABC):
         self.model = model
         self.companions: dict[str, nn.Module] = {}
         self.metrics: MetricsLog | None = None
+        self._skeleton: Skeleton | None = None
+        check_division(config.batch_size, config.accum_iter, processes.world_size, len(source))
         self.steps_per_epoch = self._sampler(0).steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
 
@@ -95,8 +99,22 @@ class Run(ABC):
         return
 
     def finished(self) -> None:
-        """Called at the end, on the main process: writes `results`."""
+        """Called at the end, on every process: writes `results`."""
         return
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the model only."""
+        return self.config.parallel == "fsdp" and self.processes.world_size > 1
+
+    def whole(self, module: nn.Module, wanted: bool = True) -> nn.Module:
+        """The model, or a companion of its shape, as an ordinary module; every process calls this.
+
+        Args:
+            module: comes back as it is unless it is sharded; then a copy does, with whole tensors.
+            wanted: whether this process will use it; where it won't, it isn't worth the memory.
+        """
+        return module if self._skeleton is None else self._skeleton.fill(module, wanted)
 
     @property
     def is_finished(self) -> bool:
@@ -122,18 +140,26 @@ class Run(ABC):
     def _train(self) -> None:
         config, processes = self.config, self.processes
         damage = DamageLog(self.out, len(self.source), processes)
-        self.model.to(processes.device).train()
+        self._skeleton = Skeleton(self.model) if self.is_sharded else None
+        model = parallelize(
+            self.model.train(),
+            processes,
+            parallel=config.parallel,
+            precision=config.precision,
+            compile=config.compile,
+        )
         for companion in self.companions.values():
             companion.to(processes.device)
-        if config.compile:
-            _compile_blocks(self.model)
+            if self.is_sharded:
+                shard(companion, processes, config.precision)
         self._optimizer = self.build_optimizer()
         first_step = self._resume()
         self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
+        objective = self.objective()
         step = Step(
-            model=processes.wrap(self.model),
+            model=model,
             optimizer=self._optimizer,
-            objective=self.objective(),
+            objective=objective,
             processes=processes,
             learning_rate=partial(
                 learning_rate,
@@ -146,7 +172,7 @@ class Run(ABC):
             seed=config.seed,
             after=self.after_step,
         )
-        Loop(
+        loop = Loop(
             step=step,
             batches=iter(self._loader(first_step)),
             total_steps=self.total_steps,
@@ -159,13 +185,29 @@ class Run(ABC):
             on_damaged=damage.add,
             on_epoch_end=self.epoch_ended,
             metrics=self.metrics,
-        ).run(first_step)
+        )
+        with explain_out_of_memory(
+            config,
+            processes.world_size,
+            processes.device,
+            self._optimizer,
+            # A sharded model computes with all processes, and some may have found room.
+            probe=None if self.is_sharded else partial(self._probe, objective),
+        ):
+            loop.run(first_step)
         if self.metrics:
             self.metrics.close()
-            self.finished()
-            if damage.reasons:
-                say(damage.summary())
+        self.finished()
+        if processes.is_main and damage.reasons:
+            say(damage.summary())
         processes.barrier()
+
+    def _probe(self, objective: Objective, images: int) -> Tensor:
+        """The loss of a few images on this process alone: in evaluation mode, which changes no statistics."""
+        indices = [index % len(self.source) for index in range(images)]
+        batch = self.dataset().__getitems__([(0, index) for index in indices]).to(self.processes.device)
+        with autocast(self.config.precision, self.processes.device):
+            return objective.weighted_sum(self.model.eval(), batch)
 
     def _sampler(self, first_step: int) -> ResumableBatchSampler:
         config = self.config
@@ -217,23 +259,15 @@ class Run(ABC):
         return state["step"]
 
     def _save(self, steps_done: int) -> None:
-        if self.processes.is_main:
-            save_checkpoint(
-                self.out / "checkpoints",
-                steps_done,
-                self.model,
-                self._optimizer,
-                state={"num_samples": len(self.source)},
-                metadata=self.metadata(),
-                keep=self.config.keep_checkpoints,
-                companions=self.companions,
-            )
+        save_checkpoint(
+            self.out / "checkpoints",
+            steps_done,
+            self.model,
+            self._optimizer,
+            state={"num_samples": len(self.source)},
+            metadata=self.metadata(),
+            keep=self.config.keep_checkpoints,
+            companions=self.companions,
+            processes=self.processes,
+        )
         self.processes.barrier()
-
-
-def _compile_blocks(model: nn.Module) -> None:
-    """Compile each transformer block, in place: one graph serves them all, for whatever number of packed tokens."""
-    for name, stack in model.named_modules():
-        if name.split(".")[-1] in ("blocks", "decoder_blocks"):
-            for block in stack.children():
-                block.compile(dynamic=True)

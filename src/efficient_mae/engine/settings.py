@@ -6,10 +6,20 @@ from typing import Any
 import torch
 
 from efficient_mae.engine.distributed import resolve_precision
+from efficient_mae.engine.parallel import PARALLEL
 from efficient_mae.errors import InputError
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = ("out", "device", "num_workers", "log_every", "checkpoint_every", "keep_checkpoints")
+OPERATIONAL = (
+    "out",
+    "device",
+    "parallel",
+    "accum_iter",
+    "num_workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 
 # Where no batch size is given. The learning rate scales with it, so a paper's batch is a matter of its recipe.
 _DEFAULT_BATCH_SIZE = 256
@@ -41,6 +51,8 @@ class RunConfig:
     """auto, cpu, cuda or cuda:N"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    parallel: str = "ddp"
+    """how several processes share a model: ddp, each holds all of it, or fsdp, each a part, for what doesn't fit"""
     compile: bool = False
     """compile the transformer blocks with torch.compile: slower to start, faster after; on a CPU it needs g++"""
     num_workers: int | None = None
@@ -66,6 +78,8 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
         InputError: a setting that cannot work.
     """
     check_at_least_1(config, "epochs", "accum_iter", "log_every", "checkpoint_every", "keep_checkpoints")
+    if config.parallel not in PARALLEL:
+        raise InputError(f"parallel={config.parallel!r}: must be one of {', '.join(PARALLEL)}")
     warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs
     if not 0 <= warmup <= config.epochs:
         raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
@@ -75,6 +89,34 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
         "warmup_epochs": warmup,
         "precision": resolve_precision(config.precision, device),
     }
+
+
+def check_division(batch_size: int, accum_iter: int, world_size: int, num_samples: int) -> None:
+    """Refuse a global batch that the data cannot fill or that cannot be cut evenly.
+
+    Raises:
+        InputError: with what would do.
+    """
+    if world_size > num_samples:
+        raise InputError(
+            f"{world_size} processes for {num_samples} images: start at most as many as there are images"
+        )
+    if not 0 < batch_size <= num_samples:
+        raise InputError(
+            f"batch_size={batch_size}: must be at least 1 and at most the {num_samples} images of the data set"
+        )
+    parts = accum_iter * world_size
+    if batch_size % parts:
+        fewer, more = batch_size // parts * parts, (batch_size // parts + 1) * parts
+        sizes = [str(size) for size in (fewer, more) if 0 < size <= num_samples]
+        accums = [n for n in range(1, batch_size // world_size + 1) if batch_size % (n * world_size) == 0]
+        ways = [f"batch_size {' or '.join(sizes)}"] if sizes else []
+        if accums:
+            ways.append(f"accum_iter {min(accums, key=lambda n: abs(n - accum_iter))}")
+        raise InputError(
+            f"batch_size={batch_size}: cannot be divided evenly among "
+            f"accum_iter={accum_iter} x {world_size} processes; take {', or '.join(ways) or 'fewer processes'}"
+        )
 
 
 def check_at_least_1(config: Any, *names: str) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from efficient_mae.engine.checkpoint import find_checkpoints, load_model, save_tensors
+from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_model, read_header, save_tensors
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
@@ -16,8 +15,8 @@ from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
 
-# What a run or an export keeps its weights in, if it has no checkpoints.
-_FILES = ("model.safetensors", "encoder.safetensors")
+# What a run or an export keeps an encoder alone in.
+_ENCODER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ def encoder_of(model: VisionTransformer) -> VisionTransformer:
 def find_weights(path: str | Path) -> Path:
     """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's.
 
+    Of a sharded checkpoint, the folder that takes the file's place.
+
     Raises:
         InputError: there is none.
     """
@@ -74,10 +75,10 @@ def find_weights(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or directory; give a run directory, a checkpoint or an export")
     checkpoints = find_checkpoints(path / "checkpoints")
-    for candidate in (*(c / "model.safetensors" for c in checkpoints[-1:]), *map(path.joinpath, _FILES)):
-        if candidate.is_file():
+    for candidate in (*(find_part(folder, "model") for folder in (*checkpoints[-1:], path)), path / _ENCODER):
+        if candidate.exists():
             return candidate
-    raise InputError(f"{path}: holds no checkpoint and no {' or '.join(_FILES)}")
+    raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER}")
 
 
 def find_run_settings(path: str | Path) -> dict[str, Any]:
@@ -90,16 +91,14 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
 
 
 def load_own(file: Path) -> MaskedAutoencoder | VisionTransformer:
-    """The model in a safetensors file of this software: whole, or the encoder alone if it holds no decoder.
+    """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no decoder.
 
     Raises:
         InputError: no such file, or weights of another architecture.
     """
     content, _ = _read_header(file)
-    with safe_open(file, "pt") as tensors:
-        whole = "mask_token" in tensors.keys()  # noqa: SIM118 - not a dict
     try:
-        if whole:
+        if "mask_token" in read_header(file)[1]:
             model = MaskedAutoencoder(MAEConfig.from_dict(content))
         else:
             names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
@@ -136,11 +135,7 @@ def read_statistics(file: Path) -> ImageStatistics:
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], ImageStatistics]:
-    try:
-        with safe_open(file, "pt") as tensors:
-            metadata = tensors.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a readable safetensors file ({error})") from None
+    metadata, _ = read_header(file)
     try:
         content = json.loads(metadata[_METADATA_KEY])
         return dict(content["model"]), ImageStatistics(tuple(content["mean"]), tuple(content["std"]))

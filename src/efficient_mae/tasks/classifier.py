@@ -133,7 +133,7 @@ class ClassifierRun(Run, Generic[Config]):
         if epochs_done % self.config.eval_every and not last:
             return
         judged = self.judged.eval()
-        evaluation = self._evaluator(judged)
+        evaluation = self._evaluator(self.whole(judged))
         judged.train(judged is self.model)
         if self.metrics:
             scores = evaluation.scores()

@@ -15,7 +15,7 @@ from efficient_mae.models import VisionTransformer
 from efficient_mae.models.sizes import parse_name
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = (*settings.OPERATIONAL, "eval_every")
+OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "eval_every")
 
 _DEFAULT_MODEL = "mae_vit_base_patch16"
 

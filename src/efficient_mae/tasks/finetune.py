@@ -117,10 +117,12 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
             self._ema.update(self.model)
 
     def finished(self) -> None:
-        file = self.out / "classifier.safetensors"
-        partial_file = file.with_name(f".partial-{file.name}")
-        save_tensors(partial_file, self.judged.state_dict(), self.metadata())
-        partial_file.replace(file)
+        judged = self.whole(self.judged, wanted=self.processes.is_main)
+        if self.processes.is_main:
+            file = self.out / "classifier.safetensors"
+            partial_file = file.with_name(f".partial-{file.name}")
+            save_tensors(partial_file, judged.state_dict(), self.metadata())
+            partial_file.replace(file)
 
 
 class Augmentation:

@@ -17,7 +17,7 @@ from efficient_mae.engine.distributed import Processes
 from efficient_mae.errors import InputError
 from efficient_mae.models import VisionTransformer
 from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
-from efficient_mae.tasks.classifier_config import ClassifierConfig
+from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
 from efficient_mae.tasks.features import POOLS, extract_features
 
 # MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.
@@ -50,6 +50,8 @@ def linear_probe(config: LinearProbeConfig) -> dict[str, Any]:
 class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     """What linear probing adds to the engine."""
 
+    # Features are normalised by the statistics of a micro-batch: their number changes what is learned.
+    operational = tuple(name for name in OPERATIONAL if name != "accum_iter")
     verb = "linear probing"
     usual_warmup = 10.0
     model: "LinearProbe"
@@ -57,6 +59,9 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     def __init__(self, config: LinearProbeConfig, data: LabelledData, processes: Processes):
         if config.pool not in POOLS:
             raise InputError(f"pool={config.pool!r}: must be one of {', '.join(POOLS)}")
+        if config.parallel == "fsdp":
+            # LARS also looks at the norm of each weight as a whole.
+            raise InputError("parallel='fsdp': there is nothing to shard where a head alone is trained; take ddp")
         super().__init__(config, data, processes)
 
     def build_model(self, config: LinearProbeConfig, encoder: VisionTransformer, num_classes: int) -> "LinearProbe":

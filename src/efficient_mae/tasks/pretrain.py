@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,18 +108,34 @@ class PretrainRun(Run):
         return file_metadata(self.model.config, self.statistics)
 
     def finished(self) -> None:
-        save_encoder(self.out / "encoder.safetensors", self.model, self.statistics)
+        model = self._whole_model()
+        if self.processes.is_main:
+            save_encoder(self.out / "encoder.safetensors", model, self.statistics)
 
     def epoch_ended(self, epochs_done: int) -> None:
-        self._log_knn(epochs_done)
         config = self.config
-        due = epochs_done % config.panel_every == 0 or epochs_done == config.epochs
-        if not due or not self.processes.is_main:
+        last = epochs_done == config.epochs
+        panel = epochs_done % config.panel_every == 0 or last
+        knn = config.knn_every is not None and (epochs_done % config.knn_every == 0 or last)
+        if not (knn or panel):
             return
+        model = self._whole_model()
+        if self.processes.is_main:
+            if knn:
+                self._log_knn(model, epochs_done)
+            if panel:
+                self._draw_panel(model, epochs_done)
+
+    def _whole_model(self) -> MaskedAutoencoder:
+        """The model as the main process can use it by itself; every process calls this."""
+        return cast(MaskedAutoencoder, self.whole(self.model, wanted=self.processes.is_main))
+
+    def _draw_panel(self, model: MaskedAutoencoder, epochs_done: int) -> None:
+        config = self.config
         images = self._panel_images.to(self.processes.device)
-        layout = self.model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
+        layout = model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
         draw_panel(
-            self.model,
+            model,
             normalize(images, config.mean, config.std),
             layout,
             mean=config.mean,
@@ -138,13 +155,10 @@ class PretrainRun(Run):
             num_workers=self.num_workers,
         )
 
-    def _log_knn(self, epochs_done: int) -> None:
-        """Log the encoder's k-NN accuracy in a row of its own, if it is due."""
-        every = self.config.knn_every
-        if self._knn is None or every is None or self.metrics is None:
-            return
-        if epochs_done % every == 0 or epochs_done == self.config.epochs:
-            accuracy = self._knn(self.model)
+    def _log_knn(self, model: MaskedAutoencoder, epochs_done: int) -> None:
+        """Log the encoder's k-NN accuracy in a row of its own."""
+        if self._knn is not None and self.metrics is not None:
+            accuracy = self._knn(model)
             step = epochs_done * self.steps_per_epoch
             self.metrics.write({"step": step, "epoch": float(epochs_done), "knn": accuracy})
             say(f"epoch {epochs_done}: k-NN accuracy {accuracy:.2%}")

@@ -13,7 +13,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.models import MaskedAutoencoder, create_model
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = (*settings.OPERATIONAL, "panel_every", "knn_every")
+OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "panel_every", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
