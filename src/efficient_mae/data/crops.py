@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from efficient_mae.data.decode import REDUCTIONS, OpenedImage
 
 # Pixels that a reduced JPEG keeps for each of a crop's result, along each side. At 1, crops of 224 pixels differ from
-# those of the whole image by up to 2 levels of 255 in the mean; at 1.5 by up to 1.3, for 5 % more time at 12 megapixels.
+# those of the whole image by up to 2 levels of 255 in the mean; at 1.5 by up to 1.3, in 5 % more time at 12 MP.
 _OVERSAMPLING = 1.5
 
 

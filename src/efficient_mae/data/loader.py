@@ -90,7 +90,9 @@ class TrainDataset(Dataset[TrainBatch]):
             made, used = self.first_readable(index, damaged, partial(self.crop, index, epochs))
             crops.append(made)
             indices += [used] * len(epochs)
-        return self.batch(crops, pairs, indices, list(damaged.items()))
+        labels = _labels(self.source, indices)
+        facts = {"indices": torch.tensor(indices), "labels": labels, "damaged": list(damaged.items())}
+        return self.batch(crops, masks=self._masks(pairs), **facts)
 
     def crop(self, index: int, epochs: Sequence[int], image: OpenedImage) -> Any:
         """What the image gives to a batch: its crop in each of these epochs; raises UnreadableImage.
@@ -104,21 +106,9 @@ class TrainDataset(Dataset[TrainBatch]):
         """The random numbers of an image's crop in each of these epochs."""
         return [sample_rng(self.seed, epoch, index, "crop") for epoch in epochs]
 
-    def batch(
-        self,
-        crops: list[Any],
-        pairs: Sequence[tuple[int, int]],
-        indices: list[int],
-        damaged: list[tuple[str, str]],
-    ) -> TrainBatch:
-        """The batch of what :meth:`crop` made."""
-        return TrainBatch(
-            images=torch.cat(crops),
-            indices=torch.tensor(indices),
-            labels=_labels(self.source, indices),
-            damaged=damaged,
-            masks=self._masks(pairs),
-        )
+    def batch(self, crops: list[Any], **facts: Any) -> TrainBatch:
+        """The batch of what :meth:`crop` made and what else is known of it."""
+        return TrainBatch(images=torch.cat(crops), **facts)
 
     def first_readable(self, index: int, damaged: dict[str, str], read: Callable[[OpenedImage], T]) -> tuple[T, int]:
         """What `read` makes of the image at `index` or the next after it that can be read, and its number.
