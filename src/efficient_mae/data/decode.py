@@ -101,7 +101,8 @@ class OpenedImage:
         self.orientation = 1 if jpeg is None else _orientation(image)
         if jpeg is not None and image.mode == "RGB" and image.info.get("adobe_transform") != 0:
             self.mode = "YCbCr"
-        self.size = image.size[::-1] if self.orientation >= 5 else image.size
+        width, height = image.size
+        self.size = (height, width) if self.orientation >= 5 else (width, height)
         self._image: Image.Image | None = image
 
     def decode(self, in_chans: int | None = None, reduction: int = 1) -> DecodedImage:
@@ -121,7 +122,9 @@ class OpenedImage:
         with _damage_named(self.name):
             image, self._image = self._image or Image.open(io.BytesIO(self.jpeg or b""), formats=FORMATS), None
             width, height = image.size
-            image.draft("L" if in_chans == 1 else image.mode, (width // reduction, height // reduction))
+            mode, size = "L" if in_chans == 1 else image.mode, (width // reduction, height // reduction)
+            if image.draft(mode, size) is None:
+                reduction = 1
             image.load()
             # The image's end within the last pixel of `image`; 0 where the reduction divides its size.
             spare = image.width - width / reduction, image.height - height / reduction
