@@ -11,6 +11,7 @@ from PIL import Image
 
 from efficient_mae.data import (
     EvalTransform,
+    OpenedImage,
     PretrainTransform,
     ResumableBatchSampler,
     TrainBatch,
@@ -42,6 +43,9 @@ class Shades:
             raise UnreadableImage(self.sample_name(index), "damaged on purpose")
         noise = np.random.default_rng(index).integers(0, 256, (3, 30) if index in self.small else (20, 30), np.uint8)
         return Image.fromarray(noise)
+
+    def open(self, index):
+        return OpenedImage(self.image(index), self.sample_name(index))
 
     def label(self, index):
         return index % 2 if self.classes else None
@@ -122,6 +126,29 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index():
             noise = sample_rng(3, epoch, index, "mask").random(16, dtype=np.float32)
             assert np.array_equal(batch.masks.noise[row].numpy(), noise)
             assert batch.labels[row] == index % 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_open_an_image_once(workers, tmp_path):
+    """Twelve crops a batch, of four images; each is as its (epoch, index) alone would be."""
+
+    class Counting(Shades):
+        def open(self, index):
+            with (tmp_path / "opened").open("a") as log:
+                log.write(f"{index}\n")
+            return super().open(index)
+
+    data = dataset(Counting(36, damaged=[7]))
+    found = batches(data, 9, workers, repeats=3)[:9]
+    opened = (tmp_path / "opened").read_text().split()
+    assert workers or len(opened) == 9 * 4 + 1
+    pairs = islice(ResumableBatchSampler(36, 12, 3, repeats=3), 9)
+    singly = [[dataset(Shades(36, damaged=[7]))[pair] for pair in batch] for batch in pairs]
+    for batch, singles in zip(found, singly):
+        assert torch.equal(batch.images, torch.cat([single.images for single in singles]))
+        assert torch.equal(batch.indices, torch.cat([single.indices for single in singles]))
+        assert torch.equal(batch.masks.noise, torch.cat([single.masks.noise for single in singles]))
+        assert batch.labels.tolist() == [index % 2 for index in batch.indices.tolist()]
 
 
 def test_seeds_and_epochs_differ():

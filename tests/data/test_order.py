@@ -70,6 +70,48 @@ def test_batches_that_cannot_be():
         ResumableBatchSampler(100, 0, 0)
     with pytest.raises(InputError, match="10 images cannot be divided evenly among accum_iter=2 x 3 processes"):
         ResumableBatchSampler(100, 10, 0, accum_iter=2, world_size=3)
+    for repeats in (0, 2, 4):
+        with pytest.raises(InputError, match=f"repeats={repeats}: must be at least 1 and divide the 3 images of a"):
+            ResumableBatchSampler(100, 12, 0, repeats=repeats, accum_iter=2, world_size=2)
+
+
+def test_repeats_put_an_images_samples_side_by_side():
+    batches = take(12, 31, 12, 7, repeats=3)  # two steps an epoch, six a pass
+    for number in (0, 1):
+        samples = joined(batches[number * 6 : number * 6 + 6])
+        assert len({index for _, index in samples}) == 24 and len(set(samples)) == 72
+        for first in range(0, 72, 3):
+            epochs, indices = zip(*samples[first : first + 3])
+            assert epochs == (number * 3, number * 3 + 1, number * 3 + 2) and len(set(indices)) == 1
+
+
+def test_repeats_give_the_samples_that_there_would_be_without():
+    """12 divides 36: nothing is left over, so that both see every image."""
+    plain, repeated = take(9, 36, 12, 7), take(9, 36, 12, 7, repeats=3)
+    assert sorted(joined(plain)) == sorted(joined(repeated))
+    assert take(9, 36, 12, 7, repeats=1) == plain
+
+
+@given(
+    accum_iter=st.integers(1, 3),
+    world_size=st.integers(1, 3),
+    part=st.integers(1, 2),
+    repeats=st.integers(1, 4),
+    spare=st.integers(0, 11),
+    start=st.integers(0, 40),
+)
+def test_ranks_accumulation_and_start_share_the_stream_of_repeats(
+    accum_iter, world_size, part, repeats, spare, start
+):
+    size = part * repeats * accum_iter * world_size
+    whole = take(start + 3, 2 * size + spare, size, 5, repeats=repeats)[start:]
+    ranks = [
+        take(3 * accum_iter, 2 * size + spare, size, 5, repeats=repeats, accum_iter=accum_iter, rank=rank,
+             world_size=world_size, start=start * accum_iter)
+        for rank in range(world_size)
+    ]  # fmt: skip
+    for step, batch in enumerate(whole):
+        assert joined(ranks[r][step * accum_iter + a] for a in range(accum_iter) for r in range(world_size)) == batch
 
 
 def test_sample_rng_is_a_function_of_its_arguments():

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import efficient_mae as emae
 from efficient_mae.engine import checkpoint as checkpoint_module
+from efficient_mae.errors import InputError
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
 
@@ -227,3 +228,37 @@ def test_compiled_blocks_learn_the_same(images: Path, tmp_path: Path):
     compiled = pretrain(config(images, tmp_path / "compiled", depth=2, decoder_depth=2, compile=True))
     losses = [[row["loss"] for row in rows(run)] for run in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_repeats(images: Path, tmp_path: Path):
+    """Processes that read change nothing; an epoch is as long as without repeats."""
+    alone = pretrain(config(images, tmp_path / "a", repeats=4))
+    worked = pretrain(config(images, tmp_path / "b", repeats=4, num_workers=2))
+    assert [row["step"] for row in rows(alone)][-1] == 10
+    assert (alone / "encoder.safetensors").read_bytes() == (worked / "encoder.safetensors").read_bytes()
+    plain = pretrain(config(images, tmp_path / "c"))
+    assert (alone / "encoder.safetensors").read_bytes() != (plain / "encoder.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"repeats": 3}, "repeats=3: must be at least 1 and divide the 8 images of a micro-batch"),
+        ({"repeats": 4, "accum_iter": 4}, "repeats=4: must be at least 1 and divide the 2 images"),
+        ({"repeats": 0}, "repeats=0: must be at least 1"),
+        ({"decode_device": "gpu"}, "decode_device='gpu': must be cpu or cuda"),
+        ({"decode_device": "cuda", "device": "cpu"}, "decode_device=cuda: the run computes on cpu"),
+    ],
+)
+def test_how_images_are_read_that_cannot_be(images: Path, tmp_path: Path, settings: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        pretrain(config(images, tmp_path / "a", **settings))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.gpu
+def test_decoding_on_the_gpu_is_repeatable(images: Path, tmp_path: Path):
+    settings = {"device": "cuda", "decode_device": "cuda", "repeats": 2, "num_workers": 2}
+    first = pretrain(config(images, tmp_path / "a", **settings))
+    again = pretrain(config(images, tmp_path / "b", **settings))
+    assert [row["loss"] for row in rows(first)] == [row["loss"] for row in rows(again)]

@@ -2,7 +2,8 @@
 
 from efficient_mae.data.augment import AugmentTransform
 from efficient_mae.data.batch import EvalBatch, TrainBatch
-from efficient_mae.data.decode import UnreadableImage, decode, to_channels
+from efficient_mae.data.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
+from efficient_mae.data.device_decode import DeviceDecodeDataset
 from efficient_mae.data.labelled import LabelledData, open_labelled
 from efficient_mae.data.loader import TrainDataset, make_eval_loader, make_train_loader
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
@@ -12,9 +13,11 @@ from efficient_mae.data.transforms import EvalTransform, PretrainTransform, defa
 
 __all__ = [
     "AugmentTransform",
+    "DeviceDecodeDataset",
     "EvalBatch",
     "EvalTransform",
     "LabelledData",
+    "OpenedImage",
     "PretrainTransform",
     "ResumableBatchSampler",
     "Source",
@@ -27,6 +30,7 @@ __all__ = [
     "make_eval_loader",
     "make_train_loader",
     "normalize",
+    "open_image",
     "open_labelled",
     "open_source",
     "sample_rng",

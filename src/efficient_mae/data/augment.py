@@ -1,18 +1,24 @@
-"""Augmentation for training with labels: a random crop, then timm's RandAugment."""
+"""Augmentation for training with labels: a random crop, then timm's RandAugment.
+
+Letters: R crops of an image, C channels, H and W height and width in pixels.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 
-from efficient_mae.data.decode import to_channels
+from efficient_mae.data.crops import to_tensor
+from efficient_mae.data.decode import OpenedImage, to_channels
 from efficient_mae.data.generators import seeded_generators
-from efficient_mae.data.transforms import PretrainTransform, default_mean_std, to_tensor
+from efficient_mae.data.transforms import PretrainTransform, default_mean_std
 from efficient_mae.errors import InputError
 
 # timm's transforms_imagenet_train: the largest translation, as a share of the shorter side.
@@ -44,10 +50,11 @@ class AugmentTransform:
         """
         self._crop = PretrainTransform(img_size, in_chans, scale=scale, hflip=hflip)
         self._in_chans = in_chans
-        self._augment = None
+        self._augment: Any = None
         if auto_augment is not None:
             if in_chans == 4:
                 raise InputError(f"auto_augment={auto_augment}: works on 1 or 3 channels, not 4; set it to null")
+            self._crop = PretrainTransform(img_size, 3, scale=scale, hflip=hflip)
             # What a shifted or rotated image leaves bare: ImageNet's mean, timm's choice.
             fill = tuple(round(255 * value) for value in default_mean_std(3)[0])
             limits = {"translate_const": int(min(img_size) * _LARGEST_TRANSLATION), "img_mean": fill}
@@ -64,9 +71,17 @@ class AugmentTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "C H W"]:
         """The same pixels for the same image and the same state of `rng`."""
+        return self.crops(OpenedImage(image, "image"), [rng])[0]
+
+    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> UInt8[Tensor, "R C H W"]:
+        """As :meth:`PretrainTransform.crops`."""
+        crops = self._crop.crops(image, rngs)
         if self._augment is None:
-            return self._crop(image, rng)
-        image = self._crop.crop(to_channels(image, 3), rng)
+            return crops
+        return torch.stack([self._augmented(crop, rng) for crop, rng in zip(crops, rngs, strict=True)])
+
+    def _augmented(self, crop: UInt8[Tensor, "3 H W"], rng: np.random.Generator) -> UInt8[Tensor, "C H W"]:
+        image = Image.fromarray(crop.permute(1, 2, 0).numpy())
         with seeded_generators(rng):
             image = self._augment(image)
         return to_tensor(to_channels(image, self._in_chans))

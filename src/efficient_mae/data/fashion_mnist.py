@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from efficient_mae.data.decode import OpenedImage
 from efficient_mae.errors import InputError
 
 CLASSES = (
@@ -58,6 +59,9 @@ class ArraySource:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def open(self, index: int) -> OpenedImage:
+        return OpenedImage(self.image(index), self.sample_name(index))
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from efficient_mae.data.decode import EXTENSIONS, UnreadableImage, decode
+from efficient_mae.data.decode import EXTENSIONS, OpenedImage, UnreadableImage, open_image
 from efficient_mae.data.names import PackedNames, printable
 from efficient_mae.errors import InputError
 
@@ -49,10 +50,16 @@ class FolderSource:
 
     def image(self, index: int) -> Image.Image:
         """The decoded image; raises UnreadableImage for a file that is damaged, forbidden or gone."""
+        return self.open(index).decode().image
+
+    def open(self, index: int) -> OpenedImage:
+        """The image; raises UnreadableImage for a file that is damaged, forbidden, gone, or none."""
         name = self.sample_name(index)
         try:
             with open(self._path(index), "rb") as file:  # noqa: PTH123 - pathlib has no names of arbitrary bytes
-                return decode(file, name)
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device may have no end
+                    raise UnreadableImage(name, "not a file")
+                return open_image(file.read(), name)
         except OSError as error:
             raise UnreadableImage(name, error.strerror or str(error)) from None
 

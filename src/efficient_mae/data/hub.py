@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from efficient_mae.data.decode import UnreadableImage, decode
+from efficient_mae.data.decode import OpenedImage, UnreadableImage, open_image
 from efficient_mae.data.names import numbered_classes
 from efficient_mae.errors import InputError
 
@@ -63,14 +63,18 @@ class HubSource:
 
     def image(self, index: int) -> Image.Image:
         """The decoded image; raises UnreadableImage for a row without one, or with a damaged one."""
+        return self.open(index).decode().image
+
+    def open(self, index: int) -> OpenedImage:
+        """The image; raises UnreadableImage for a row without one, or with a damaged one."""
         name = self.sample_name(index)
         cell: dict[str, Any] | None = self._images[index][self._column]
         if cell and cell["bytes"] is not None:
-            return decode(cell["bytes"], name)
+            return open_image(cell["bytes"], name)
         if not cell or not cell["path"]:
             raise UnreadableImage(name, "no image in this row")
         try:
-            return decode(Path(cell["path"]).read_bytes(), name)
+            return open_image(Path(cell["path"]).read_bytes(), name)
         except OSError as error:
             raise UnreadableImage(name, f"{cell['path']}: {error.strerror}") from None
 

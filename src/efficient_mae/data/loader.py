@@ -1,28 +1,38 @@
-"""Makes batches, the same for any number of workers. Letters: B images, L patches."""
+"""Makes batches, the same for any number of workers. Letters: B images, R crops of an image, L patches."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
-from PIL import Image
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from efficient_mae.data.batch import EvalBatch, TrainBatch
-from efficient_mae.data.decode import UnreadableImage
+from efficient_mae.data.decode import OpenedImage, UnreadableImage
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source
 from efficient_mae.data.transforms import EvalTransform
 from efficient_mae.errors import InputError
 
-# From an image and its own random numbers to pixels, uint8 (C, H, W); the same for the same.
-TrainTransform = Callable[[Image.Image, np.random.Generator], Tensor]
+T = TypeVar("T")
+
+
+@runtime_checkable
+class TrainTransform(Protocol):
+    """From an image to pixels, the same for the same random numbers."""
+
+    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> UInt8[Tensor, "R C H W"]:
+        """A crop for each generator, of an image that is decoded once; raises UnreadableImage if it's damaged."""
+        ...
+
 
 # So many unreadable images one after another mean that the data set as a whole is not what it should be.
 LONGEST_DAMAGE = 100
@@ -68,30 +78,44 @@ class TrainDataset(Dataset[TrainBatch]):
         return self.__getitems__([pair])
 
     def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> TrainBatch:
-        """The batch of these (epoch, index) pairs.
+        """The batch of these (epoch, index) pairs; an image that stands in several in a row is decoded once.
 
         Raises:
             InputError: an image and the 100 that follow it are all unreadable.
         """
-        images, indices = [], []
+        crops, indices = [], []
         damaged: dict[str, str] = {}
-        for epoch, index in pairs:
-            image, used = self.first_readable(index, damaged)
-            images.append(self.transform(image, sample_rng(self.seed, epoch, index, "crop")))
-            indices.append(used)
-        return TrainBatch(
-            images=torch.stack(images),
-            indices=torch.tensor(indices),
-            labels=_labels(self.source, indices),
-            damaged=list(damaged.items()),
-            masks=self._masks(pairs),
-        )
+        for index, group in groupby(pairs, key=lambda pair: pair[1]):
+            epochs = [epoch for epoch, _ in group]
+            made, used = self.first_readable(index, damaged, partial(self.crop, index, epochs))
+            crops.append(made)
+            indices += [used] * len(epochs)
+        labels = _labels(self.source, indices)
+        facts = {"indices": torch.tensor(indices), "labels": labels, "damaged": list(damaged.items())}
+        return self.batch(crops, masks=self._masks(pairs), **facts)
 
-    def first_readable(self, index: int, damaged: dict[str, str]) -> tuple[Image.Image, int]:
-        """The image at `index` or the next after it that can be read, and its number.
+    def crop(self, index: int, epochs: Sequence[int], image: OpenedImage) -> Any:
+        """What the image gives to a batch: its crop in each of these epochs; raises UnreadableImage.
+
+        Args:
+            index: the number that was asked for: the image itself may be the one that replaces it.
+        """
+        return self.transform.crops(image, self.rngs(index, epochs))
+
+    def rngs(self, index: int, epochs: Sequence[int]) -> list[np.random.Generator]:
+        """The random numbers of an image's crop in each of these epochs."""
+        return [sample_rng(self.seed, epoch, index, "crop") for epoch in epochs]
+
+    def batch(self, crops: list[Any], **facts: Any) -> TrainBatch:
+        """The batch of what :meth:`crop` made and what else is known of it."""
+        return TrainBatch(images=torch.cat(crops), **facts)
+
+    def first_readable(self, index: int, damaged: dict[str, str], read: Callable[[OpenedImage], T]) -> tuple[T, int]:
+        """What `read` makes of the image at `index` or the next after it that can be read, and its number.
 
         Args:
             damaged: filled with the reason, by name, of every unreadable image on the way.
+            read: decodes the image; raises UnreadableImage where it cannot.
 
         Raises:
             InputError: this image and the 100 that follow it are all unreadable.
@@ -100,7 +124,7 @@ class TrainDataset(Dataset[TrainBatch]):
         for step in range(looked_at):
             candidate = (index + step) % len(self.source)
             try:
-                return _read(self.source, candidate, self.min_size), candidate
+                return read(_open(self.source, candidate, self.min_size)), candidate
             except UnreadableImage as error:
                 damaged[error.name] = error.reason
         name = self.source.sample_name(index)
@@ -138,7 +162,7 @@ class EvalDataset(Dataset[EvalBatch]):
         damaged: dict[str, str] = {}
         for index in indices:
             try:
-                images.append(self.transform(_read(self.source, index, self.min_size)))
+                images.append(self.transform(_open(self.source, index, self.min_size).decode().image))
                 used.append(index)
             except UnreadableImage as error:
                 damaged[error.name] = error.reason
@@ -186,10 +210,10 @@ def make_eval_loader(
     return _loader(EvalDataset(source, transform, min_size=min_size), batches, num_workers, pin_memory)
 
 
-T = TypeVar("T", bound=EvalBatch)
+B = TypeVar("B", bound=EvalBatch)
 
 
-class _ErrorsAsValues(Dataset[T], Generic[T]):
+class _ErrorsAsValues(Dataset[B], Generic[B]):
     """Returns an InputError in place of the batch: raised in a worker, it would arrive as a page of traceback."""
 
     def __init__(self, dataset: TrainDataset | EvalDataset) -> None:
@@ -205,8 +229,8 @@ class _ErrorsAsValues(Dataset[T], Generic[T]):
             return error
 
 
-class _Loader(DataLoader[T]):
-    def __iter__(self) -> Iterator[T]:  # pyright: ignore[reportIncompatibleMethodOverride]
+class _Loader(DataLoader[B]):
+    def __iter__(self) -> Iterator[B]:  # pyright: ignore[reportIncompatibleMethodOverride]
         for batch in super().__iter__():
             if isinstance(batch, InputError):
                 # A new one: `batch` itself would keep this frame and the workers alive, in a circle.
@@ -254,12 +278,13 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _read(source: Source, index: int, min_size: int) -> Image.Image:
+def _open(source: Source, index: int, min_size: int) -> OpenedImage:
     """An image of sufficient size; raises UnreadableImage."""
-    image = source.image(index)
+    image = source.open(index)
     if min(image.size) < min_size:
-        size = f"{image.width} x {image.height} pixels"
-        raise UnreadableImage(source.sample_name(index), f"{size}, smaller than a patch of {min_size}")
+        width, height = image.size
+        reason = f"{width} x {height} pixels, smaller than a patch of {min_size}"
+        raise UnreadableImage(source.sample_name(index), reason)
     return image
 
 

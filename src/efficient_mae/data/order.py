@@ -43,9 +43,14 @@ def sample_rng(seed: int, epoch: int, index: int, stream: str) -> np.random.Gene
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """This process's batches of (epoch, index), without end, from any step on.
 
-    An epoch is a permutation of the data set, cut into global batches; what is left over is dropped. A global
+    A pass over the data set is a permutation of it, cut into global batches; what is left over is dropped. A global
     batch is divided among `accum_iter` micro-batches and `world_size` processes, and holds the same samples
     whatever these two numbers are.
+
+    Repeated augmentation (Hoffer et al. 2020) puts `repeats` samples of an image side by side, so that it need be
+    read once for them all. An epoch counts samples, so a pass takes `repeats` epochs; an image's samples are those
+    that it would have had, one in each of these epochs, without repeats. So over a pass repeats change the order of
+    samples and nothing else.
 
     Attributes:
         steps_per_epoch: global batches in an epoch.
@@ -57,6 +62,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         global_batch_size: int,
         seed: int,
         *,
+        repeats: int = 1,
         accum_iter: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -65,7 +71,8 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         """
         Args:
             num_samples: images in the data set.
-            global_batch_size: images in one optimiser step, over all processes and micro-batches.
+            global_batch_size: samples in one optimiser step, over all processes and micro-batches.
+            repeats: samples of an image in a micro-batch.
             start: the micro-step to begin with, counted from the beginning of training; one optimiser step is
                 `accum_iter` micro-steps.
 
@@ -82,9 +89,16 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
                 f"the global batch of {global_batch_size} images cannot be divided evenly among "
                 f"accum_iter={accum_iter} x {world_size} processes"
             )
+        self.micro_batch_size = global_batch_size // (accum_iter * world_size)
+        if repeats < 1 or self.micro_batch_size % repeats:
+            raise InputError(
+                f"repeats={repeats}: must be at least 1 and divide the {self.micro_batch_size} images of a "
+                "micro-batch (batch_size over accum_iter and processes)"
+            )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = seed
+        self.repeats = repeats
         self.accum_iter = accum_iter
         self.rank = rank
         self.world_size = world_size
@@ -92,20 +106,22 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         self.steps_per_epoch = num_samples // global_batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.global_batch_size // (self.accum_iter * self.world_size)
+        size = self.micro_batch_size // self.repeats
         step, micro = divmod(self.start, self.accum_iter)
-        epoch, batch = divmod(step, self.steps_per_epoch)
+        number, batch = divmod(step, self.steps_per_epoch * self.repeats)
         while True:
-            order = self._order(epoch)
-            for first in range(batch * self.global_batch_size, len(order), self.global_batch_size):
+            order = self._order(number)
+            epochs = range(number * self.repeats, (number + 1) * self.repeats)
+            images = self.global_batch_size // self.repeats
+            for first in range(batch * images, len(order), images):
                 for part in range(micro, self.accum_iter):
                     begin = first + (part * self.world_size + self.rank) * size
-                    yield [(epoch, index) for index in order[begin : begin + size].tolist()]
+                    yield [(epoch, index) for index in order[begin : begin + size].tolist() for epoch in epochs]
                 micro = 0
-            epoch, batch = epoch + 1, 0
+            number, batch = number + 1, 0
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in order, whole batches only; 10 million take half a second."""
+    def _order(self, number: int) -> np.ndarray:
+        """The images of a pass in order, whole batches only; 10 million take half a second."""
         order = np.arange(self.num_samples, dtype=np.uint32 if self.num_samples < 2**32 else np.uint64)
-        sample_rng(self.seed, epoch, 0, "order").shuffle(order)
+        sample_rng(self.seed, number, 0, "order").shuffle(order)
         return order[: self.steps_per_epoch * self.global_batch_size]

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from efficient_mae.data.decode import EXTENSIONS, UnreadableImage, decode
+from efficient_mae.data.decode import EXTENSIONS, OpenedImage, UnreadableImage, open_image
 from efficient_mae.data.folder import split_folder
 from efficient_mae.data.names import MAX_CLASSES, PackedNames, numbered_classes, printable
 from efficient_mae.errors import InputError
@@ -57,6 +57,10 @@ class ShardSource:
 
     def image(self, index: int) -> Image.Image:
         """The decoded image; raises UnreadableImage where it is damaged, or its shard is gone."""
+        return self.open(index).decode().image
+
+    def open(self, index: int) -> OpenedImage:
+        """The image; raises UnreadableImage where it is damaged, or its shard is gone."""
         name, size = self.sample_name(index), self._sizes[index]
         try:
             # Opened anew each time: an open file would share its position with every forked worker.
@@ -67,7 +71,7 @@ class ShardSource:
             raise UnreadableImage(name, error.strerror or str(error)) from None
         if len(data) < size:
             raise UnreadableImage(name, f"the shard ends after {len(data):,} of {size:,} bytes")
-        return decode(data, name)
+        return open_image(data, name)
 
     def label(self, index: int) -> int | None:
         return self._labels[index] if self._labels[index] >= 0 else None

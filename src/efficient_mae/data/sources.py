@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
+from efficient_mae.data.decode import OpenedImage
 from efficient_mae.data.fashion_mnist import open_full, open_sample
 from efficient_mae.data.folder import open_folder
 from efficient_mae.data.hub import open_hub
@@ -32,6 +33,10 @@ class Source(Protocol):
     classes: tuple[str, ...] | None
 
     def __len__(self) -> int: ...
+
+    def open(self, index: int) -> OpenedImage:
+        """The image, opened but not decoded if it is a JPEG; raises UnreadableImage where it cannot be."""
+        ...
 
     def image(self, index: int) -> Image.Image:
         """The image, decoded and upright, in mode L, RGB or RGBA; raises UnreadableImage where it cannot be."""

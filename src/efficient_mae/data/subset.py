@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from efficient_mae.data.decode import OpenedImage
 from efficient_mae.data.sources import Source
 
 
@@ -33,6 +34,9 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def open(self, index: int) -> OpenedImage:
+        return self._source.open(int(self._indices[index]))
 
     def image(self, index: int) -> Image.Image:
         return self._source.image(int(self._indices[index]))

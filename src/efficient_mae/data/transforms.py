@@ -1,9 +1,11 @@
-"""From an image to pixels for the model. Letters: B images, C channels, H and W height and width in pixels."""
+"""From an image to pixels for the model.
+
+Letters: B images, R crops of an image, C channels, H and W height and width in pixels.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +14,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from efficient_mae.data.decode import MODES, to_channels
+from efficient_mae.data.crops import Crop, cut, random_resized_crop_box, to_tensor
+from efficient_mae.data.decode import MODES, OpenedImage, to_channels
 from efficient_mae.errors import InputError
 
 # timm.data.constants, IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD.
@@ -20,41 +23,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # MAE evaluates 224 x 224 pixels from the middle of an image whose shorter side was brought to 256.
 EVAL_MARGIN = 256 / 224
-
-
-def random_resized_crop_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """A random part of an image, distributed as in torchvision's RandomResizedCrop.
-
-    Args:
-        height, width: the image's size in pixels.
-        scale: bounds of the part's share of the image's area.
-        ratio: bounds of its width / height, drawn evenly in the logarithm.
-
-    Returns:
-        (top, left, height, width) in pixels. After ten draws that do not fit, the largest central part whose
-        shape is within `ratio`.
-    """
-    area = height * width
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        target = area * (scale[0] + (scale[1] - scale[0]) * rng.random())
-        aspect = math.exp(low + (high - low) * rng.random())
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1))
-            return top, left, h, w
-    h, w = height, width
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 class PretrainTransform:
@@ -89,19 +57,21 @@ class PretrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "C H W"]:
         """The same pixels for the same image and the same state of `rng`."""
-        return to_tensor(self.crop(to_channels(image, self.shape[0]), rng))
+        return self.crops(OpenedImage(image, "image"), [rng])[0]
 
-    def crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """A random part of the image in the wanted size, mirrored or not; its channels stay as they are."""
-        _, height, width = self.shape
-        top, left, h, w = random_resized_crop_box(image.height, image.width, self.scale, self.ratio, rng)
-        # Cropping and resizing at once; at the crop's edge the filter sees the image beyond it.
-        image = image.resize(
-            (width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h), reducing_gap=None
-        )
-        if self.hflip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> UInt8[Tensor, "R C H W"]:
+        """A crop for each generator, of an image that is decoded once.
+
+        Raises:
+            UnreadableImage: the image turns out to be damaged.
+        """
+        return cut(image, [self.draw(image.size, rng) for rng in rngs], self.shape)
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+        """A random part of an image of this (width, height), mirrored or not."""
+        width, height = size
+        top, left, h, w = random_resized_crop_box(height, width, self.scale, self.ratio, rng)
+        return Crop(top, left, h, w, flip=self.hflip and bool(rng.random() < 0.5))
 
 
 class EvalTransform:
@@ -185,11 +155,3 @@ def _shape(img_size: tuple[int, int], in_chans: int) -> tuple[int, int, int]:
     if in_chans not in MODES:
         raise InputError(f"in_chans={in_chans}: images can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
     return in_chans, *img_size
-
-
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
-    """The pixels of an image of one or more 8-bit channels."""
-    pixels = np.array(image)
-    if pixels.ndim == 2:
-        return torch.from_numpy(pixels[None])
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -195,9 +195,10 @@ class Loop:
         device = self.step.processes.device
         micro_batches = []
         for _ in range(self.accum_iter):
-            batch = next(self.batches)
+            # A batch may be decoded only here, and come to know of more damage.
+            batch = next(self.batches).to(device, non_blocking=True)
             self._damaged += batch.damaged
-            micro_batches.append(batch.to(device, non_blocking=True))
+            micro_batches.append(batch)
         return micro_batches
 
     def _row(self, done: int, loss: Tensor, norm: Tensor | None, watch: Stopwatch) -> dict[str, float]:

@@ -130,7 +130,7 @@ class Run(ABC):
             InputError: a directory of another run, or data that changed or turned out unusable.
             OSError: the disk is full; the last checkpoint is intact.
         """
-        self.dataset().first_readable(0, {})  # or refuse, before anything is written
+        self.dataset()[0, 0]  # or refuse, before anything is written
         claim_run_directory(self.out, dataclasses.asdict(self.config), self.operational, self.processes)
         if not self.is_finished:
             self._train()
@@ -215,6 +215,7 @@ class Run(ABC):
             len(self.source),
             self.batch_size,
             config.seed,
+            repeats=self.repeats,
             accum_iter=config.accum_iter,
             rank=self.processes.rank,
             world_size=self.processes.world_size,
@@ -228,6 +229,11 @@ class Run(ABC):
             num_workers=self.num_workers,
             pin_memory=self.processes.device.type == "cuda",
         )
+
+    @property
+    def repeats(self) -> int:
+        """Samples of an image in a micro-batch."""
+        return 1
 
     @property
     def num_workers(self) -> int:

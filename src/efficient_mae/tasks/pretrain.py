@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efficient_mae.data import (
+    DeviceDecodeDataset,
     EvalTransform,
     PretrainTransform,
     Source,
@@ -83,12 +84,17 @@ class PretrainRun(Run):
         )
         self._knn = None if config.knn_every is None else self._knn_monitor()
 
+    @property
+    def repeats(self) -> int:
+        return self.config.repeats
+
     def title(self) -> str:
         return f"pre-training {self.config.model} on {len(self.source):,} images"
 
     def dataset(self) -> TrainDataset:
         model = self.model
-        return TrainDataset(
+        dataset = DeviceDecodeDataset if self.config.decode_device == "cuda" else TrainDataset
+        return dataset(
             self.source,
             self.transform,
             self.config.seed,

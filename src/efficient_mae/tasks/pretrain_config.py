@@ -54,6 +54,11 @@ class PretrainConfig(ModelSettings, RunConfig):
     """share of the image's area that a random crop covers, from and to"""
     hflip: bool = True
     """flip every other image horizontally"""
+    repeats: int = 1
+    """crops, each with its mask, that an image gives whenever it is read; epochs count crops, so a pass over the data
+    takes this many epochs"""
+    decode_device: str = "cpu"
+    """what decodes and crops JPEGs: cpu, in the loader's processes, or cuda, the GPU that trains (nvJPEG)"""
     mean: tuple[float, ...] | None = None
     """mean of each channel, of pixels in 0 to 1 (null: ImageNet's for RGB, else 0.5)"""
     std: tuple[float, ...] | None = None
@@ -91,6 +96,12 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
         InputError: a setting that cannot work.
     """
     check_at_least_1(config, "panel_every", *(() if config.knn_every is None else ("knn_every",)))
+    if config.decode_device not in ("cpu", "cuda"):
+        raise InputError(f"decode_device={config.decode_device!r}: must be cpu or cuda")
+    if config.decode_device == "cuda" and device.type != "cuda":
+        raise InputError(
+            f"decode_device=cuda: the run computes on {device.type}; use device=cuda or decode_device=cpu"
+        )
     mean, std = default_mean_std(config.in_chans)
     statistics: dict[str, Any] = {"mean": config.mean or mean, "std": config.std or std}
     for name, values in statistics.items():

@@ -1,0 +1,198 @@
+"""`emae bench data`: how fast the loader makes batches, and whether a training step would have to wait for it."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from efficient_mae.data import (
+    PretrainTransform,
+    ResumableBatchSampler,
+    Source,
+    TrainDataset,
+    UnreadableImage,
+    make_train_loader,
+    open_source,
+    spread,
+)
+from efficient_mae.engine.distributed import autocast, find_device, resolve_precision
+from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.optim import build_adamw, set_learning_rate
+from efficient_mae.engine.settings import check_at_least_1
+from efficient_mae.errors import InputError
+from efficient_mae.masking import plan_masks
+from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+
+# Images whose files are weighed.
+WEIGHED = 256
+# Training steps that are timed, after one that warms up.
+TIMED_STEPS = 3
+# Batches that each worker keeps ready; those of the start were not made within the time that is measured.
+_PREFETCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDataConfig(ModelSettings):
+    """Settings of `emae bench data`."""
+
+    data: str
+    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
+    batch_size: int = 64
+    """images of a batch, of one process"""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """share of the image's area that a random crop covers, from and to"""
+    hflip: bool = True
+    """flip every other image horizontally"""
+    repeats: int = 1
+    """crops that an image gives whenever it is read"""
+    num_workers: tuple[int, ...] | None = None
+    """numbers of loader processes to try, 0 for none but this one (null: 1, 2, 4, ... up to the cores)"""
+    seconds: float = 5.0
+    """time to measure, for each number of workers"""
+    step_images_per_second: float | None = None
+    """speed of the training step that the loader feeds (null: a few steps of the model are timed on the device)"""
+    seed: int = 0
+    """of order, crops and masks"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N: where steps are timed"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+
+
+def bench_data(config: BenchDataConfig) -> dict[str, Any]:
+    """Images a second of the loader alone, for each number of workers, beside the training step's.
+
+    Returns:
+        `data`, `images` (in the data set), `bytes_per_image` (mean of the files; 0 if there are none),
+        `step_images_per_second` and whether it was `step_measured`, `machine`, and `loaders`: for each number of
+        workers `num_workers`, `images_per_second` (crops, as a step counts them), the same `per_worker` and
+        `per_core` that they can occupy, `megabytes_per_second` read from storage, and `wait_share`, the share of
+        its time that the step would wait.
+
+    Raises:
+        InputError: a setting that cannot work, or unusable data.
+    """
+    check_at_least_1(config, "batch_size", "repeats")
+    if config.seconds <= 0:
+        raise InputError(f"seconds={config.seconds}: must be more than 0")
+    given = config.step_images_per_second
+    if given is not None and given <= 0:
+        raise InputError(f"step_images_per_second={given}: must be more than 0")
+    counts = _worker_counts() if config.num_workers is None else config.num_workers
+    if not counts or min(counts) < 0:
+        raise InputError(f"num_workers={list(counts)}: one number or more, none below 0")
+    device = find_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    source = open_source(config.data, "train")
+    model = build_model(config)
+    transform = PretrainTransform(model.img_size, config.in_chans, scale=config.crop_scale, hflip=config.hflip)
+    dataset = TrainDataset(
+        source,
+        transform,
+        config.seed,
+        min_size=model.patch_size,
+        num_patches=model.grid_size[0] * model.grid_size[1],
+        make_masks=partial(plan_masks, **model.config.masking),
+    )
+    bytes_per_image = _bytes_per_image(source)
+    speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}
+    step = _step_images_per_second(model, config.batch_size, device, precision) if given is None else given
+    return {
+        "data": config.data,
+        "images": len(source),
+        "bytes_per_image": round(bytes_per_image),
+        "step_images_per_second": round(step, 2),
+        "step_measured": given is None,
+        "loaders": [
+            {
+                "num_workers": workers,
+                "images_per_second": round(speed, 2),
+                "per_worker": round(speed / max(1, workers), 2),
+                "per_core": round(speed / min(max(1, workers), available_cores()), 2),
+                "megabytes_per_second": round(speed / config.repeats * bytes_per_image / 1e6, 3),
+                "wait_share": round(max(0.0, 1 - speed / step), 4),
+            }
+            for workers, speed in speeds.items()
+        ],
+        "machine": describe_machine(device) | {"precision": precision},
+    }
+
+
+def show_bench_data(result: dict[str, Any], console: Console) -> None:
+    """Print what :func:`bench_data` found."""
+    size = result["bytes_per_image"]
+    stored = f"{size / 1e3:,.1f} kB an image" if size else "in memory"
+    console.print(f"{result['data']}: {result['images']:,} images, {stored}", highlight=False)
+    how = "measured here" if result["step_measured"] else "as given"
+    console.print(f"the training step: {result['step_images_per_second']:,} images/s, {how}", highlight=False)
+    table = Table()
+    for heading in ("workers", "images/s", "per worker", "per core", "MB/s read", "step waits"):
+        table.add_column(heading, justify="right")
+    for row in result["loaders"]:
+        table.add_row(
+            str(row["num_workers"]),
+            *(f"{row[name]:,.1f}" for name in ("images_per_second", "per_worker", "per_core")),
+            f"{row['megabytes_per_second']:,.2f}",
+            f"{row['wait_share']:.0%}",
+        )
+    console.print(table)
+
+
+def _worker_counts() -> tuple[int, ...]:
+    """Powers of two up to the number of cores, and that."""
+    cores = available_cores()
+    return (*(1 << power for power in range((cores - 1).bit_length())), cores)
+
+
+def _bytes_per_image(source: Source) -> float:
+    """Mean length of the files of images spread over the data set, unreadable ones left out."""
+    sample = spread(source, WEIGHED)
+    sizes = []
+    for index in range(len(sample)):
+        try:
+            sizes.append(sample.open(index).num_bytes)
+        except UnreadableImage:
+            continue
+    return statistics.fmean(sizes) if sizes else 0.0
+
+
+def _images_per_second(dataset: TrainDataset, num_workers: int, config: BenchDataConfig) -> float:
+    """The loader's speed once what it had prepared at the start is used up."""
+    sampler = ResumableBatchSampler(len(dataset), config.batch_size, config.seed, repeats=config.repeats)
+    loader = make_train_loader(dataset, sampler, num_workers=num_workers, prefetch_factor=_PREFETCH)
+    batches = iter(loader)
+    for _ in islice(batches, max(1, num_workers * _PREFETCH)):
+        pass
+    begin, made = time.perf_counter(), 0
+    while made < max(1, num_workers) or time.perf_counter() - begin < config.seconds:
+        next(batches)
+        made += 1
+    return made * config.batch_size / (time.perf_counter() - begin)
+
+
+def _step_images_per_second(model: MaskedAutoencoder, batch_size: int, device: torch.device, precision: str) -> float:
+    """Speed of a training step whose data lie on the device: forward, backward, optimiser."""
+    model.to(device).train()
+    optimizer = build_adamw(model, weight_decay=0.05)
+    set_learning_rate(optimizer, 1e-4)
+    images = torch.randn(batch_size, model.in_chans, *model.img_size, device=device)
+    layout = model.plan(batch_size).to(device)
+    times = []
+    for _ in range(1 + TIMED_STEPS):
+        begin = time.perf_counter()
+        with autocast(precision, device):
+            loss = model(images, layout).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return batch_size / statistics.median(times[1:])
