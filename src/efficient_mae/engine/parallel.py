@@ -62,6 +62,8 @@ def compile_blocks(model: nn.Module) -> None:
     """Compile each transformer block, in place: one graph serves them all, for whatever number of packed tokens."""
     for block in _blocks(model):
         block.compile(dynamic=True)
+        for name in _entries(block):
+            setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
 
 
 def shard(model: nn.Module, processes: Processes, precision: str) -> None:
@@ -81,9 +83,8 @@ def shard(model: nn.Module, processes: Processes, precision: str) -> None:
     )
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-        # The last decoder block is entered here, which passes by the hooks of `__call__`.
-        if hasattr(block, "forward_queries"):
-            register_fsdp_forward_method(block, "forward_queries")
+        for name in _entries(block):
+            register_fsdp_forward_method(block, name)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
@@ -128,6 +129,11 @@ class Skeleton:
             if wanted:
                 targets[name].copy_(whole)
         return filled.train(sharded.training)
+
+
+def _entries(block: nn.Module) -> list[str]:
+    """Methods by which a block is entered beside `__call__`, passing by its hooks: the decoder's first and last."""
+    return [name for name in ("forward_shared", "forward_queries") if hasattr(block, name)]
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

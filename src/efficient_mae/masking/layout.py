@@ -80,8 +80,8 @@ class MaskLayout(_TensorFields):
         weights: of the predicted patches in the loss.
         tokens: the decoder's packed sequences.
         targets: the predicted patches' own sequences, in the same order: the queries of the last decoder block.
-        positions: each packed token's row in a position table that starts with the class token.
-        rows_encoded: packed rows of the encoder's B * (1 + V) tokens.
+        positions_encoded: the encoder's B * (1 + V) tokens' rows in a position table that starts with the class token.
+        rows_encoded: their packed rows.
         rows_predict: packed rows of the T predicted patches, ascending.
         order_predict: where among `rows_predict` each of `ids_predict` is.
     """
@@ -94,7 +94,7 @@ class MaskLayout(_TensorFields):
     weights: Float[Tensor, " T"]
     tokens: Sequences
     targets: Sequences
-    positions: Int64[Tensor, " tokens"]
+    positions_encoded: Int64[Tensor, " encoded"]
     rows_encoded: Int64[Tensor, " encoded"]
     rows_predict: Int64[Tensor, " T"]
     order_predict: Int64[Tensor, " T"]
@@ -134,13 +134,10 @@ def build_layout(
     first[order] = tokens.cu_seqlens[:-1].long()
     first_target[order] = targets.cu_seqlens[:-1].long()
     rows_encoded = (first[:, None] + torch.arange(encoded, device=mask.device)).flatten()
-    image, patch = flat.nonzero().unbind(1)
+    image = ids_predict // flat.shape[1]
     rank = (flat.cumsum(dim=1) - 1).flatten()[ids_predict]
     rows = first[image] + encoded + rank
     order_predict = first_target[image] + rank
-    positions = torch.empty(images * encoded + len(rows), dtype=torch.int64, device=mask.device)
-    positions[rows_encoded] = torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten()
-    positions[rows] = patch + 1
     return MaskLayout(
         mask=mask,
         difficulty=difficulty,
@@ -150,7 +147,7 @@ def build_layout(
         weights=flatten_weights(difficulty[predicted], gamma),
         tokens=tokens,
         targets=targets,
-        positions=positions,
+        positions_encoded=torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten(),
         rows_encoded=rows_encoded,
         rows_predict=torch.empty_like(rows).index_copy_(0, order_predict, rows),
         order_predict=order_predict,

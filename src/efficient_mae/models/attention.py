@@ -170,7 +170,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(q, k, v, output[1], query_lengths, key_lengths)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return *grouped_attention_backward(grad, *ctx.saved_tensors), None, None, None
 
 

@@ -22,6 +22,7 @@ from efficient_mae.masking import (
 )
 from efficient_mae.masking.loss import patch_errors
 from efficient_mae.masking.targets import BETA_PATCH_SIZE, flatten_weights
+from efficient_mae.models.packing import spread
 from efficient_mae.models.patches import as_pair, patch_statistics, pixel_targets
 from efficient_mae.models.positions import sincos_position_embedding
 from efficient_mae.models.sizes import DECODER_HEAD_DIM, parse_name
@@ -196,17 +197,22 @@ class MaskedAutoencoder(VisionTransformer):
     def decode(self, latent: Float[Tensor, "B encoded D"], layout: MaskLayout) -> Float[Tensor, "T X"]:
         """Predict the layout's targets from the encoder's tokens.
 
-        All token-wise work is on packed rows. The last block computes its queries and its MLP, and the head its
-        pixels, for the predicted patches only.
+        All token-wise work is on packed rows. The first block computes the queries, keys and values of hidden
+        patches once a position, since there they are the same in every image. The last block computes its queries
+        and its MLP, and the head its pixels, for the predicted patches only.
         """
+        position = self.decoder_pos_embed[0]
         encoded = self.decoder_embed(latent).flatten(0, 1)
-        queries = self.mask_token[0].to(encoded.dtype).expand(len(layout.rows_predict), -1)
-        x = encoded.new_empty(len(layout.positions), encoded.shape[1])
-        x = x.index_copy(0, layout.rows_encoded, encoded).index_copy(0, layout.rows_predict, queries)
-        x = x + self.decoder_pos_embed[0].index_select(0, layout.positions)  # (S, E)
-        for block in self.decoder_blocks[:-1]:
+        encoded = encoded + position.index_select(0, layout.positions_encoded)
+        hidden = self.mask_token[0] + position[1:]  # (N, E)
+        blocks = cast(list[Block], list(self.decoder_blocks))
+        if len(blocks) == 1:
+            x = spread(torch.cat([encoded, hidden]), layout)  # (S, E)
+        else:
+            x = self.run_block(blocks[0].forward_shared, encoded, hidden, layout)
+        for block in blocks[1:-1]:
             x = self.run_block(block, x, layout.tokens)
-        last = cast(Block, self.decoder_blocks[-1]).forward_queries
+        last = blocks[-1].forward_queries
         x = self.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
         return self.decoder_pred(self.decoder_norm(x.index_select(0, layout.order_predict)))
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking import Sequences
+from efficient_mae.masking import MaskLayout, Sequences
 from efficient_mae.models.attention import attention, packed_attention
+from efficient_mae.models.packing import spread
 from efficient_mae.models.patches import PatchEmbed, as_pair, grid_size
 from efficient_mae.models.positions import sincos_position_embedding
 
@@ -33,7 +34,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, tokens: Sequences | None = None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return self.mix(self.qkv(x), tokens)
+
+    def mix(self, qkv: Tensor, tokens: Sequences | None = None) -> Tensor:
+        """Attention of tokens whose queries, keys and values (..., 3 * D) are known."""
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
         if tokens is None:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
             out = attention(q, k, v).transpose(1, 2)
@@ -78,6 +83,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, tokens: Sequences | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), tokens)
+        return x + self.mlp(self.norm2(x))
+
+    def forward_shared(self, encoded: Tensor, hidden: Tensor, layout: MaskLayout) -> Tensor:
+        """The block's output (S, D) where a hidden patch is the same token in every image, as in the first block.
+
+        Args:
+            encoded: (B * (1 + V), D), tokens of each image.
+            hidden: (N, D), the token of each patch where it is hidden: its query, key and value are computed once.
+            layout: where they go.
+        """
+        tokens = torch.cat([encoded, hidden])
+        qkv = self.attn.qkv(self.norm1(tokens))
+        x = spread(tokens, layout) + self.attn.mix(spread(qkv, layout), layout.tokens)
         return x + self.mlp(self.norm2(x))
 
     def forward_queries(self, x: Tensor, rows: Tensor, queries: Sequences, tokens: Sequences) -> Tensor:

@@ -1,0 +1,82 @@
+"""Packed attention against PyTorch's own, one sequence at a time; values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from efficient_mae.masking import Sequences
+from efficient_mae.models.attention import grouped_attention, packed_attention
+
+# Several sequences of one length beside single ones; queries are fewer than keys, as in the last decoder block.
+KEYS = torch.tensor([3, 3, 5, 9, 9, 9, 40])
+QUERIES = torch.tensor([1, 2, 4, 7, 7, 5, 40])
+HEADS, CHANNELS = 2, 8
+
+
+def packed(lengths: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(int(lengths.sum()), HEADS, CHANNELS, generator=generator, dtype=torch.float64)
+    return rows.to(dtype).requires_grad_()
+
+
+def one_at_a_time(q, k, v, query_lengths, key_lengths) -> torch.Tensor:
+    parts = zip(q.split(query_lengths.tolist()), k.split(key_lengths.tolist()), v.split(key_lengths.tolist()))
+    return torch.cat(
+        [F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in part)).transpose(0, 1) for part in parts]
+    )
+
+
+@pytest.mark.parametrize("query_lengths", [KEYS, QUERIES], ids=["all", "targets"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_packed_is_one_sequence_at_a_time(dtype: torch.dtype, tolerance: float, query_lengths: torch.Tensor):
+    rows = [packed(query_lengths, dtype, 0), packed(KEYS, dtype, 1), packed(KEYS, dtype, 2)]
+    out = packed_attention(*rows, Sequences.of(query_lengths, 64), Sequences.of(KEYS, 64))
+    expected = one_at_a_time(*rows, query_lengths, KEYS)
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+    seed = torch.randn_like(expected)
+    for ours, theirs in zip(torch.autograd.grad(out, rows, seed), torch.autograd.grad(expected, rows, seed)):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_bfloat16_is_near_float64():
+    exact = [packed(KEYS, torch.float64, seed) for seed in range(3)]
+    rows = [x.detach().bfloat16().requires_grad_() for x in exact]
+    out = packed_attention(*rows, Sequences.of(KEYS, 64), Sequences.of(KEYS, 64))
+    expected = one_at_a_time(*exact, KEYS, KEYS)
+    seed = torch.randn_like(expected)
+    for ours, theirs in zip(
+        [out, *torch.autograd.grad(out, rows, seed.bfloat16())],
+        [expected, *torch.autograd.grad(expected, exact, seed)],
+    ):
+        assert (ours.double() - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_a_long_group_is_worked_on_in_parts():
+    lengths = torch.full((3,), 700)  # 2 heads of 700 x 700 scores: more than are worked on at a time
+    rows = [packed(lengths, torch.float32, seed) for seed in range(3)]
+    out = packed_attention(*rows, Sequences.of(lengths, 700), Sequences.of(lengths, 700))
+    torch.testing.assert_close(out, one_at_a_time(*rows, lengths, lengths), rtol=1e-5, atol=1e-5)
+
+
+def test_the_operator_is_what_pytorch_expects_of_one():
+    rows = [packed(QUERIES, torch.float64, 0), packed(KEYS, torch.float64, 1), packed(KEYS, torch.float64, 2)]
+    # Probabilities beyond the groups are never written, so runs of the operator are not compared with each other.
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(grouped_attention, (*rows, QUERIES, KEYS, 64), test_utils=checks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("query_lengths", [KEYS, QUERIES], ids=["all", "targets"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_a_gpu(dtype: torch.dtype, query_lengths: torch.Tensor):
+    exact = [packed(query_lengths, torch.float64, 0), packed(KEYS, torch.float64, 1), packed(KEYS, torch.float64, 2)]
+    rows = [x.detach().to("cuda", dtype).requires_grad_() for x in exact]
+    queries, keys = (Sequences.of(lengths, 64).to("cuda") for lengths in (query_lengths, KEYS))
+    out = packed_attention(*rows, queries, keys)
+    expected = one_at_a_time(*exact, query_lengths, KEYS)
+    seed = torch.randn_like(expected)
+    for ours, theirs in zip(
+        [out, *torch.autograd.grad(out, rows, seed.to("cuda", dtype))],
+        [expected, *torch.autograd.grad(expected, exact, seed)],
+    ):
+        assert (ours.double().cpu() - theirs).norm() < 0.01 * theirs.norm()
