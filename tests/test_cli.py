@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_flag_with_its_default(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
     for name in COMMANDS[command].config.__dataclass_fields__:
@@ -53,6 +53,9 @@ def test_help_names_every_flag_with_its_default(command: str, capsys: pytest.Cap
         (["pretrain", "--data", "/nowhere", "--out", "y"], "/nowhere"),
         (["pretrane"], "unknown command 'pretrane'; did you mean pretrain?"),
         ([], "name a command: demo, pretrain"),
+        (["bench"], "name a command: step, data, flops (emae bench COMMAND --help)"),
+        (["bench", "stp"], "unknown command bench 'stp'; did you mean bench step?"),
+        (["bench", "step", "--round", "3"], "bench step: unknown flag --round; did you mean --rounds?"),
         (["info", "--model", "mae_vit_bse_patch16"], "did you mean mae_vit_base_patch16?"),
         (["knn", "--weights", "/nowhere"], "/nowhere: no such file or directory"),
         (["report", "--weights", "/nowhere"], "/nowhere"),

@@ -17,7 +17,10 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
 from efficient_mae import __version__
+from efficient_mae.bench.data import BenchDataConfig, bench_data, show_bench_data
+from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.info import InfoConfig, info, show_info
+from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
 from efficient_mae.errors import InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
@@ -76,9 +79,20 @@ COMMANDS = {
         FinetuneConfig, finetune, show_classifier, "train an encoder and a head with labels, and judge them"
     ),
     "export": Command(ExportConfig, export, show_export, "write a model for timm, transformers, ONNX, torch.export"),
+    "bench step": Command(
+        BenchStepConfig, bench_step, show_bench_step, "time training steps of MAE, Efficient MAE and other libraries"
+    ),
+    "bench data": Command(BenchDataConfig, bench_data, show_bench_data, "time the loader alone, beside the step"),
+    "bench flops": Command(
+        BenchFlopsConfig, bench_flops, show_bench_flops, "count the paper's GFLOPs (Tables 1, 3 and 4)"
+    ),
     "report": Command(ReportConfig, report, show_report, "write the report of a run"),
     "info": Command(InfoConfig, info, show_info, "parameters, tokens and GMACs of a model, and the environment"),
 }
+
+
+# Commands of two words, by their first.
+GROUPS = {"bench": "measure and count what training costs"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,8 +122,10 @@ def _run(arguments: list[str]) -> int:
         parsed = parser.parse_args(_with_recipe_paths(_with_scratch(arguments)))
     except ArgumentError as error:
         raise InputError(explain(str(error), arguments)) from None
-    command = COMMANDS[parsed.subcommand]
-    values = vars(parsed[parsed.subcommand])
+    name, own = parsed.subcommand, parsed[parsed.subcommand]
+    if name in GROUPS:
+        name, own = f"{name} {own.subcommand}", own[own.subcommand]
+    command, values = COMMANDS[name], vars(own)
     config = command.config(**{field.name: values[field.name] for field in fields(command.config)})
     result = command.run(config)
     if int(os.environ.get("RANK", "0")) > 0:
@@ -126,6 +142,11 @@ def build_parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="emae", version=__version__, exit_on_error=False, description=_DESCRIPTION)
     subcommands = parser.add_subcommands(required=True)
+    groups = {}
+    for group, description in GROUPS.items():
+        middle = ArgumentParser(exit_on_error=False, description=description)
+        subcommands.add_subcommand(group, middle, help=description)
+        groups[group] = middle.add_subcommands(required=True)
     for name, command in COMMANDS.items():
         own = ArgumentParser(exit_on_error=False, description=command.help)
         own.add_argument(
@@ -133,7 +154,8 @@ def build_parser() -> ArgumentParser:
         )
         own.add_class_arguments(command.config, as_group=False)
         own.add_argument("--json", action="store_true", help="print the result as one JSON document")
-        subcommands.add_subcommand(name, own, help=command.help)
+        group, _, short = name.rpartition(" ")
+        (groups[group] if group else subcommands).add_subcommand(short, own, help=command.help)
     return parser
 
 
@@ -190,7 +212,8 @@ def _recipe_path(name: str) -> str:
 
 def explain(message: str, arguments: list[str]) -> str:
     """A parser's complaint as one line that says what, where, and what would be accepted."""
-    name = next((argument for argument in arguments if argument in COMMANDS), "")
+    name = next((name for name in (arguments[0:1], arguments[0:2]) if " ".join(name) in COMMANDS), [])
+    name = " ".join(name)
     flags = [field.name for field in fields(COMMANDS[name].config)] if name else []
     where = f"{name}: " if name else ""
     if match := re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
@@ -198,10 +221,13 @@ def explain(message: str, arguments: list[str]) -> str:
         return f"{where}unknown flag {flag}{_nearest(flag.lstrip('-'), flags, '--')}"
     if match := re.search(r"does not accept option '([^']+)'", message):
         return f"{where}unknown key {match[1]!r} in the configuration{_nearest(match[1], flags)}"
+    group = next((f"{argument} " for argument in arguments[:1] if argument in GROUPS), "")
+    commands = [command.removeprefix(group) for command in COMMANDS if command.startswith(group)]
     if match := re.search(r"invalid choice: '([^']+)'", message):
-        return f"unknown command {match[1]!r}{_nearest(match[1], COMMANDS)}; commands: {', '.join(COMMANDS)}"
-    if 'expected "subcommand"' in message:
-        return f"name a command: {', '.join(COMMANDS)} (emae COMMAND --help)"
+        near = _nearest(match[1], commands, group)
+        return f"unknown command {group}{match[1]!r}{near}; commands: {', '.join(commands)}"
+    if re.search(r'expected "(\w+\.)?subcommand"', message):
+        return f"name a command: {', '.join(commands)} (emae {group}COMMAND --help)"
     if match := re.search(r"arguments are required: (.*)", message):
         required = [f"--{part.split('.')[-1]}" for part in match[1].split(", ")]
         return f"{where}{' and '.join(required)} must be given (emae {name} --help)"

@@ -89,6 +89,13 @@ def paper_gmacs(config: MAEConfig, images: int = 64, seed: int = 0) -> float:
     return (encoder + decoder + float(decoded.mean()) * decoder_width * pixels) / 1e9
 
 
+def encoder_gmacs(config: MAEConfig) -> float:
+    """Multiply-accumulates of the encoder alone over a whole image, 1e9: Table 1's mask ratio 0."""
+    patches = config.grid_size[0] * config.grid_size[1]
+    embedding = patches * config.in_chans * config.patch_size**2 * config.embed_dim
+    return (embedding + _stack(config.depth, config.embed_dim, torch.tensor([patches + 1.0]).double())) / 1e9
+
+
 def _stack(depth: int, width: int, tokens: Float64[Tensor, " images"]) -> float:
     """Multiply-accumulates of transformer blocks for sequences of these lengths, mean over the images."""
     return depth * float((12 * width**2 * tokens + 2 * width * tokens.square()).mean())

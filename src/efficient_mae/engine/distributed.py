@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from efficient_mae.engine.machine import keep_freed_memory
 from efficient_mae.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -104,6 +105,8 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     device = find_device(device_name, local_rank, local_world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if world_size == 1:
         yield Processes(0, 1, device)
         return

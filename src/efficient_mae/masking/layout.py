@@ -80,7 +80,7 @@ class MaskLayout(_TensorFields):
         weights: of the predicted patches in the loss.
         tokens: the decoder's packed sequences.
         targets: the predicted patches' own sequences, in the same order: the queries of the last decoder block.
-        positions_encoded: the encoder's B * (1 + V) tokens' rows in a position table that starts with the class token.
+        positions_encoded: rows of the encoder's B * (1 + V) tokens in a table that starts with the class token.
         rows_encoded: their packed rows.
         rows_predict: packed rows of the T predicted patches, ascending.
         order_predict: where among `rows_predict` each of `ids_predict` is.

@@ -1,0 +1,312 @@
+"""`emae bench step`: real training steps of MAE, Efficient MAE and their peers, timed in turn within one run."""
+
+import dataclasses
+import datetime
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders
+from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.engine.logging import say
+from efficient_mae.engine.machine import describe_machine, keep_freed_memory
+from efficient_mae.engine.memory import is_out_of_memory
+from efficient_mae.engine.settings import check_at_least_1
+from efficient_mae.errors import InputError
+from efficient_mae.masking import p2dist, plan_masks
+from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+
+# Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
+WARM_UP = 2
+# Side of the square matrices whose product is the yardstick; large enough for the device's best.
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+# A training step computes a forward pass and twice as much backward, at two FLOPs a multiply-accumulate.
+FLOPS_A_MAC = 3 * 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchStepConfig(ModelSettings):
+    """Settings of `emae bench step`."""
+
+    batch_size: int | None = None
+    """images of a step (null: 32 on a CPU, 256 on a GPU)"""
+    rounds: int = 5
+    """times that every method is timed, in turn"""
+    peers: bool = False
+    """time other libraries' implementations too, those that are installed"""
+    memory: bool = True
+    """measure peak memory too; on a CPU each method then takes two steps in a process of its own"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    compile: bool = False
+    """compile the transformer blocks with torch.compile, of this project's methods alone"""
+    grad_checkpointing: bool = False
+    """recompute activations in the backward pass, of this project's methods alone"""
+    out: str | None = None
+    """folder for step.json and step.png (null: none)"""
+
+
+def bench_step(config: BenchStepConfig) -> dict[str, Any]:
+    """Time training steps whose data lie on the device, and count and measure what they cost.
+
+    Returns:
+        `model`, `batch_size`, `precision`, `compile`, `grad_checkpointing`, `rounds`, `date`, `machine`;
+        `matmul_tflops`, the rate of a large matrix product in the same rounds; `p2dist_share` and `masks_share`, the
+        time that one core takes for P2Dist, and for masks, P2Dist and packing together, as a share of the step at
+        0.85; and `methods`, of each `name`, `images_per_second`, `ratio` to MAE 0.75, `gmacs` and `gmac_ratio`,
+        `tflops` achieved, `matmul_share`, `peak_gigabytes` (null if not measured) and `seconds`, of each round.
+
+    Raises:
+        InputError: a setting that cannot work, or a batch that does not fit.
+    """
+    check_at_least_1(config, "rounds", *(() if config.batch_size is None else ("batch_size",)))
+    device = find_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    batch_size = config.batch_size or (32 if device.type == "cpu" else 256)
+    if device.type == "cpu":
+        keep_freed_memory()
+    try:
+        # On a CPU before this process fills the memory.
+        peaks = _host_peaks(config, batch_size, precision) if config.memory and device.type == "cpu" else {}
+        contenders = _contenders(config, batch_size, device, precision)
+        seconds, matmul = _race(contenders, config.rounds, device, precision)
+        if config.memory and device.type == "cuda":
+            peaks = {contender.name: _device_peak(contender, device) for contender in contenders}
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"batch_size={batch_size}: does not fit the memory of {device}; lower it") from None
+    first = contenders[0]
+    rate = {name: batch_size / statistics.median(values) for name, values in seconds.items()}
+    rows = []
+    for contender in contenders:
+        tflops = rate[contender.name] * contender.gmacs * FLOPS_A_MAC / 1e3
+        counted = contender.gmacs == contender.gmacs
+        rows.append(
+            {
+                "name": contender.name,
+                "images_per_second": round(rate[contender.name], 3),
+                "ratio": round(rate[contender.name] / rate[first.name], 4),
+                "gmacs": round(contender.gmacs, 3) if counted else None,
+                "gmac_ratio": round(first.gmacs / contender.gmacs, 4) if counted else None,
+                "tflops": round(tflops, 4) if counted else None,
+                "matmul_share": round(tflops / matmul, 4) if counted else None,
+                "peak_gigabytes": peaks.get(contender.name),
+                "seconds": [round(value, 4) for value in seconds[contender.name]],
+            }
+        )
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(device),
+        "model": config.model,
+        "batch_size": batch_size,
+        "precision": precision,
+        "compile": config.compile,
+        "grad_checkpointing": config.grad_checkpointing,
+        "rounds": config.rounds,
+        "matmul_tflops": round(matmul, 4),
+        **_mask_shares(config, batch_size, statistics.median(seconds["Efficient MAE 0.85"])),
+        "methods": rows,
+    }
+    if config.out is not None:
+        _write(Path(config.out), result)
+    return result
+
+
+def _contenders(
+    config: BenchStepConfig, batch_size: int, device: torch.device, precision: str, number: int | None = None
+) -> list[Contender]:
+    """All of them, or the one of this number (none if there are fewer)."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    own = len(methods(model.config))
+    if number is not None and number < own:
+        return own_contenders(model, batch_size, device, precision, config.compile)[number : number + 1]
+    found = [] if number is not None else own_contenders(model, batch_size, device, precision, config.compile)
+    peers = peer_contenders(model.config, batch_size, device, precision) if config.peers else []
+    return found + (peers if number is None else peers[number - own : number - own + 1])
+
+
+def _race(
+    contenders: list[Contender], rounds: int, device: torch.device, precision: str
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds of every contender's step in each round, and the matrix product's TFLOP/s in the same rounds."""
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    products = []
+    for number in range(WARM_UP + rounds):
+        product = _matmul_tflops(device, precision)
+        # Every other round runs backwards, so that nobody always follows the same neighbour.
+        for contender in contenders if number % 2 else reversed(contenders):
+            taken = _seconds(contender, device)
+            if number >= WARM_UP:
+                seconds[contender.name].append(taken)
+        if number >= WARM_UP:
+            products.append(product)
+            say(f"round {number - WARM_UP + 1} of {rounds}")
+    return seconds, statistics.median(products)
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _matmul_tflops(device: torch.device, precision: str) -> float:
+    """Best of a few products of large square matrices of random numbers."""
+    side, dtype = MATMUL_SIDE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(_seconds(lambda: a @ b, device) for _ in range(5)) / 1e12
+
+
+def _device_peak(contender: Contender, device: torch.device) -> float:
+    """Peak memory of a step on a GPU, with this contender's own weights and optimiser state; 1e9 bytes."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    contender()
+    grown = torch.cuda.max_memory_allocated(device) - before
+    return round((contender.static_bytes + grown) / 1e9, 4)
+
+
+def _host_peaks(config: BenchStepConfig, batch_size: int, precision: str) -> dict[str, float]:
+    """The same on a CPU, which keeps no such record: each contender takes its steps in a process of its own."""
+    if sys.platform != "linux":
+        return {}
+    context = multiprocessing.get_context("spawn")
+    peaks: dict[str, float] = {}
+    while True:
+        with context.Pool(1) as pool:
+            found = pool.apply(_resident_peak, (config, len(peaks), batch_size, precision))
+        if found is None:
+            return peaks
+        name, peak = found
+        peaks[name] = peak
+        say(f"peak memory of {name}: {peak:.2f} GB")
+
+
+def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
+    """Name of the contender of this number, and by how much two steps of it raise this process' resident peak."""
+    import resource  # not on every system
+
+    config = dataclasses.replace(config, compile=False)  # whose compiler would be counted too
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contenders = _contenders(config, batch_size, torch.device("cpu"), precision, number)
+    if not contenders:
+        return None
+    contenders[0]()
+    contenders[0]()
+    return contenders[0].name, round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9, 4)
+
+
+def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) -> dict[str, float]:
+    """What one core takes for a batch's masks, beside the step that they are for."""
+    with torch.device("meta"):
+        masking = build_model(config).config.masking
+    noise = torch.rand(batch_size, math.prod(masking["grid_size"]), generator=torch.Generator().manual_seed(0))
+    mask = plan_masks(noise, **masking).mask
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    host = torch.device("cpu")
+    try:
+        distance = statistics.median(
+            _seconds(lambda: p2dist(mask, masking["patch_size"], masking["k"]), host) for _ in range(9)
+        )
+        plan = statistics.median(_seconds(lambda: plan_masks(noise, **masking), host) for _ in range(9))
+    finally:
+        torch.set_num_threads(threads)
+    return {"p2dist_share": round(distance / step_seconds, 6), "masks_share": round(plan / step_seconds, 6)}
+
+
+# Columns of what isn't known of every method, with their format and unit.
+_OPTIONAL = (
+    ("gmacs", ".2f", ""),
+    ("gmac_ratio", ".2f", "x"),
+    ("tflops", ".3g", ""),
+    ("matmul_share", ".0%", ""),
+    ("peak_gigabytes", ".2f", ""),
+)
+
+
+def show_bench_step(result: dict[str, Any], console: Console) -> None:
+    """Print what :func:`bench_step` found."""
+    console.print(
+        f"{result['model']}, {result['batch_size']} images a step, {result['precision']}, "
+        f"{result['machine']['device']}: medians of {result['rounds']} rounds",
+        highlight=False,
+    )
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    for heading in ("img/s", "speed", "GMACs", "saved", "TFLOP/s", "share", "GB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result["methods"]:
+        table.add_row(
+            row["name"],
+            f"{row['images_per_second']:,.2f}",
+            f"{row['ratio']:.2f}x",
+            *(
+                "" if row[name] is None else f"{row[name]:.2f}{unit}"
+                for name, unit in (("gmacs", ""), ("gmac_ratio", "x"))
+            ),
+            "" if row["tflops"] is None else f"{row['tflops']:.3g}",
+            "" if row["matmul_share"] is None else f"{row['matmul_share']:.0%}",
+            "" if row["peak_gigabytes"] is None else f"{row['peak_gigabytes']:.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"speed: MAE 0.75 = 1; saved: what its GMACs promise; share: of a matrix product's "
+        f"{result['matmul_tflops']:.3g} TFLOP/s; GB: peak memory\n"
+        f"masks, P2Dist and packing take one core {result['masks_share']:.2%} of the step at 0.85 "
+        f"(P2Dist {result['p2dist_share']:.2%})",
+        highlight=False,
+    )
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "step.json", (json.dumps(result, indent=1) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
+    draw_step(result).savefig(folder / "step.png", dpi=150)
+
+
+def draw_step(result: dict[str, Any]) -> Figure:
+    """Every method's speed beside MAE 0.75's: bars for what was measured, ticks for what its GMACs promise."""
+    rows = result["methods"][::-1]
+    figure = Figure(figsize=(7.6, 0.9 + 0.42 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = ["#2458d3" if row["name"].startswith("Efficient") else "#a3abb8" for row in rows]
+    axes.barh([row["name"] for row in rows], [row["ratio"] for row in rows], color=colours, height=0.62)
+    for place, row in enumerate(rows):
+        axes.text(row["ratio"] + 0.02, place, f"{row['images_per_second']:,.4g} images/s", va="center", fontsize=8)
+        if row["gmac_ratio"] is not None:
+            axes.plot([row["gmac_ratio"]] * 2, [place - 0.31, place + 0.31], color="#e0700c", linewidth=2)
+    axes.plot([], [], color="#e0700c", linewidth=2, label="by multiply-accumulates")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_xlim(0, 1.25 * max(row["ratio"] for row in rows))
+    axes.set_xlabel("speed of a training step, MAE 0.75 = 1")
+    axes.set_title(f"{result['model']}, {result['precision']}, {result['machine']['device']}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

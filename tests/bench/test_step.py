@@ -1,0 +1,65 @@
+"""`emae bench step` and `emae bench flops` through their public face. What is timed is not judged: only what is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops
+from efficient_mae.bench.step import BenchStepConfig, bench_step
+from efficient_mae.cli import main
+from efficient_mae.errors import InputError
+
+SMALL = dict(model="mae_vit_tiny_patch8", img_size=64, depth=1, decoder_depth=2, device="cpu", precision="fp32")
+
+
+def test_every_method_is_timed_in_every_round(tmp_path: Path):
+    out = tmp_path / "step"
+    result = bench_step(BenchStepConfig(**SMALL, batch_size=4, rounds=2, memory=False, peers=True, out=str(out)))
+    methods = {row["name"]: row for row in result["methods"]}
+    assert {"MAE 0.75", "MAE 0.85", "Efficient MAE 0.85", "Efficient MAE 0.90"} < methods.keys()
+    assert "transformers ViTMAE 0.75" in methods
+    reference = methods["MAE 0.75"]
+    assert reference["ratio"] == reference["gmac_ratio"] == 1
+    for row in methods.values():
+        assert len(row["seconds"]) == 2
+        middle = sum(row["seconds"]) / 2
+        assert row["images_per_second"] == pytest.approx(4 / middle, rel=0.02)
+        assert row["ratio"] == pytest.approx(row["images_per_second"] / reference["images_per_second"], rel=0.01)
+        if row["gmacs"] is not None:  # three passes' worth, at two FLOPs a multiply-accumulate
+            assert row["tflops"] == pytest.approx(
+                row["images_per_second"] * row["gmacs"] * 6 / 1000, rel=0.05, abs=2e-4
+            )
+    assert methods["Efficient MAE 0.85"]["gmacs"] < methods["MAE 0.85"]["gmacs"] < reference["gmacs"]
+    assert 0 < result["p2dist_share"] < result["masks_share"]
+    assert json.loads((out / "step.json").read_text()) == result
+    assert Image.open(out / "step.png").width > 600
+
+
+def test_what_cannot_be_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(InputError, match="rounds=0"):
+        bench_step(BenchStepConfig(**SMALL, rounds=0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        bench_step(
+            BenchStepConfig(**SMALL, batch_size=2, rounds=1, memory=False, out=str(tmp_path / "file" / "below"))
+        )
+    assert main(["bench", "step", "--device", "cuda:99"]) == 2
+    assert "cuda:99" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_peak_memory_is_measured_in_processes_of_their_own():
+    settings = SMALL | {"img_size": 128, "depth": 6}
+    result = bench_step(BenchStepConfig(**settings, batch_size=64, rounds=1))
+    peaks = {row["name"]: row["peak_gigabytes"] for row in result["methods"]}
+    assert 0 < peaks["Efficient MAE 0.95"] < peaks["MAE 0.75"]
+
+
+def test_the_papers_gflops_within_a_percent_and_a_half():
+    rows = bench_flops(BenchFlopsConfig())["rows"]
+    assert {row["table"] for row in rows} == {"1", "3", "4"}
+    for row in rows:
+        assert row["counted"] == pytest.approx(row["paper"], rel=0.015), row
+        assert row["computed"] is None or row["computed"] < row["counted"]
