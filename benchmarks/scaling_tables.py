@@ -1,7 +1,7 @@
 """The tables of docs/scaling.md: arithmetic on what scaling.py counts and measures, and on what is assumed here."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]
     """The page's tables, by name."""
     yield (
         "work",
-        _table(
+        markdown(
             (
                 "model",
                 "parameters",
@@ -68,7 +68,7 @@ def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]
     )
     yield (
         "time",
-        _table(
+        markdown(
             (
                 "model",
                 "data",
@@ -94,7 +94,7 @@ def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]
     )
     yield (
         "memory",
-        _table(
+        markdown(
             (
                 "model",
                 "state, ddp",
@@ -124,7 +124,7 @@ def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]
     )
     yield (
         "communication",
-        _table(
+        markdown(
             (
                 "model",
                 "GPUs",
@@ -151,7 +151,7 @@ def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]
     )
     yield (
         "data",
-        _table(
+        markdown(
             ("model", "GPUs", "images/s", "read from storage", "CPU cores that decode", "cores a GPU"),
             (
                 (
@@ -205,14 +205,15 @@ def _duration(seconds: float) -> str:
     return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} h"
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+def markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def rewrite(page: Path, name: str, content: str) -> None:
-    """Replace what stands between a page's markers of this name."""
-    begin, end = f"<!-- {name}: benchmarks/scaling.py -->", f"<!-- /{name} -->"
+def rewrite(page: Path, name: str, content: str, script: str = "scaling") -> None:
+    """Replace what stands between a page's markers of this name, which name the script that does so."""
+    begin, end = f"<!-- {name}: benchmarks/{script}.py -->", f"<!-- /{name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     text, found = pattern.subn(lambda _: f"{begin}\n{content}\n{end}", page.read_text())
     if found != 1:

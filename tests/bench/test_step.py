@@ -1,4 +1,4 @@
-"""`emae bench step` and `emae bench flops` through their public face. What is timed is not judged: only what is said."""
+"""`emae bench step` and `emae bench flops` by their public face. Times are not judged, only what is said of them."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,81 @@
+"""Writes the README's tables of speed from the results in benchmarks/results.
+
+    python benchmarks/readme_tables.py
+
+The step's come from `emae bench step --peers true --json`, one file a model and precision (step_*.json), the loader's
+from benchmarks/jpeg.py.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from scaling_tables import markdown, rewrite
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results")
+OURS = ("MAE 0.75", "MAE 0.85", "Efficient MAE 0.85", "Efficient MAE 0.90", "Efficient MAE 0.95")
+PEER = "transformers ViTMAE 0.75"
+
+
+def step_table() -> str:
+    """One row a model and precision: Efficient MAE's images a second, and its speed beside that of others."""
+    rows = []
+    for file in sorted(RESULTS.glob("step_*.json")):
+        result = json.loads(file.read_text())
+        methods = {row["name"]: row for row in result["methods"]}
+        rate = {name: row["images_per_second"] for name, row in methods.items()}
+        efficient = methods["Efficient MAE 0.85"]
+        rows.append(
+            (
+                f"{_size(result['model'])}, {result['precision']}",
+                f"{rate['Efficient MAE 0.85']:,.2f}",
+                f"{rate['Efficient MAE 0.85'] / rate['MAE 0.75']:.2f}x ({efficient['gmac_ratio']:.2f}x)",
+                f"{rate['Efficient MAE 0.85'] / rate[PEER]:.2f}x",
+                f"{rate['MAE 0.75'] / rate[PEER]:.2f}x",
+                f"{efficient['matmul_share']:.0%}",
+                f"{result['masks_share']:.2%}",
+            )
+        )
+    head = (
+        "model",
+        "images/s",
+        "to own MAE 0.75 (by GMACs)",
+        "to transformers' MAE 0.75",
+        "own MAE 0.75 to transformers'",
+        "of a matrix product's rate",
+        "masks, P2Dist, packing",
+    )
+    return markdown(head, rows)
+
+
+def jpeg_table() -> str:
+    """One row a kind of photograph: crops a second of one core, beside torchvision's pipeline."""
+    result = json.loads((RESULTS / "jpeg.json").read_text())
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for kind, found in result.items():
+            if isinstance(found, dict) and "ratio_to_torchvision" in found:
+                rate, ratio = found["images_per_second_per_core"], found["ratio_to_torchvision"]
+                yield (
+                    f"{kind}, {found['bytes_per_image'] / 1e3:,.0f} kB",
+                    f"{rate['torchvision']:,.0f}",
+                    f"{rate['ours']:,.0f} ({ratio['ours']:.1f}x)",
+                    f"{rate['repeats_4']:,.0f} ({ratio['repeats_4']:.1f}x)",
+                )
+
+    return markdown(("JPEG", "torchvision", "`emae`", "with `--repeats 4`"), rows())
+
+
+TABLES = {"step": step_table, "jpeg": jpeg_table}
+
+
+def _size(model: str) -> str:
+    """ViT-B/16 of mae_vit_base_patch16."""
+    _, _, size, patch = model.split("_")
+    return f"ViT-{size[0].upper()}/{patch.removeprefix('patch')}"
+
+
+if __name__ == "__main__":
+    for name, table in TABLES.items():
+        rewrite(ROOT / "README.md", name, table(), script="readme_tables")
