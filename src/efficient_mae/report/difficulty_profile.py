@@ -67,7 +67,7 @@ def loss_by_difficulty(
     """
     if masks < 1:
         raise InputError(f"masks={masks}: must be at least 1")
-    masking = replace(model.config, beta=None).masking
+    masking = replace(model.config, beta=None, difficulty="p2dist", schedule="flatten").masking
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     distances: list[Tensor] = []

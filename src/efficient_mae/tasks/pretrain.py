@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
-from efficient_mae.masking import plan_masks
+from efficient_mae.masking import MaskLayout, plan_masks
 from efficient_mae.models import MaskedAutoencoder
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
@@ -66,6 +67,11 @@ class Reconstruction:
         return (out.weights * out.patch_loss).sum()
 
 
+def _plan_masks(noise: Tensor, epoch: int, *, epochs: int, masking: dict[str, Any]) -> MaskLayout:
+    """A batch's masks; those of the last epoch are what a curriculum leads to."""
+    return plan_masks(noise, **masking, progress=epoch / max(1, epochs - 1))
+
+
 class PretrainRun(Run):
     """What pre-training adds to the engine."""
 
@@ -93,7 +99,7 @@ class PretrainRun(Run):
             self.config.seed,
             min_size=model.patch_size,
             num_patches=model.grid_size[0] * model.grid_size[1],
-            make_masks=partial(plan_masks, **model.config.masking),
+            make_masks=partial(_plan_masks, epochs=self.config.epochs, masking=model.config.masking),
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
