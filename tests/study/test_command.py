@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.study import runs
+from efficient_mae.study.cells import CELLS
+from efficient_mae.study.command import show_study
 from tests.tasks.conftest import flags, write_images
 from tests.tasks.labelled import write_labelled
 
@@ -42,21 +45,27 @@ def study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-def test_cells_run_in_processes_a_failing_one_alone_and_resume(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_runs_have_processes_of_their_own_and_fail_alone(tmp_path: Path):
+    def run_of(name: str, model: str) -> runs.CellRun:
+        command = ("info", ("--model", model, "--depth", "1", "--decoder_depth", "1"))
+        return runs.CellRun(CELLS[name], 0, tmp_path / name, (command,))
+
+    good, bad = run_of("mae-0.75", "mae_vit_tiny_patch16"), run_of("mae-0.85", "mae_vit_tinny_patch16")
+    failed = runs.run_all([good, bad], jobs=2)
+    assert [*failed] == ["mae-0.85 seed 0"] and "did you mean mae_vit_tiny_patch16?" in failed["mae-0.85 seed 0"]
+    assert "GMACs an image" in (good.folder / "log.txt").read_text()
+    assert good.is_done() and not bad.is_done()
+
+
+def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: Study):
     out = tmp_path / "studies"
-    command = ["study", "table4", "--preset", "smoke", *flags(data=data, out=out, jobs=2, only="mae-0.95,beta-none")]
+    settings = {"data": data, "out": out, "jobs": 2, "only": "mae-0.95,beta-none"}
+    assert study("fig4", out=out)[0] == 0
     obstacle = out / "cells" / "beta-none" / "seed-0" / "pretrain" / "letter.txt"
-    assert main(["study", "fig4", "--preset", "smoke", *flags(out=out)]) == 0
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("Dear")
-    assert main(command) == 1
-    printed = capsys.readouterr()
-    assert (
-        "failed: beta-none seed 0: emae: out=" in printed.out and "neither empty nor a run directory" in printed.out
-    )
-    assert "2 cells x 1 seeds" in printed.err and "mae-0.95 seed 0 done" in printed.err
+    status, result = study("table4", **settings)
+    assert status == 1 and [*result["failed"]] == ["beta-none seed 0"]
 
     run = out / "cells" / "mae-0.95" / "seed-0"
     assert {path.name for path in run.iterdir()} == {
@@ -66,23 +75,21 @@ def test_cells_run_in_processes_a_failing_one_alone_and_resume(
         "finetune.json",
         "log.txt",
     }
-    result = json.loads((out / "table4" / "results.json").read_text())
+    assert result == json.loads((out / "table4" / "results.json").read_text()) | {"written": str(out / "table4")}
     rows = {row["cell"]: row for row in result["rows"]}
     accuracy = json.loads((run / "finetune" / "results.json").read_text())
     assert (accuracy["train_images"], accuracy["test_images"]) == (32, 18)  # the preset's few labels
     assert rows["mae-0.95"]["measured"]["top1"] == {"mean": accuracy["top1"], "values": [accuracy["top1"]]}
-    assert rows["beta-none"]["measured"] == {} and [*result["failed"]] == ["beta-none seed 0"]
-    assert rows["mae-0.75"]["paper"]["top1"] == 84.6
+    assert rows["beta-none"]["measured"] == {} and rows["mae-0.75"]["paper"]["top1"] == 84.6
     assert {"command", "date", "machine", "preset", "seeds"} <= result.keys()
 
     obstacle.unlink()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    assert main(command) == 0
+    status, result = study("table4", **settings)
+    assert status == 0 and not result["failed"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    printed = capsys.readouterr()
-    assert "1 of 1: beta-none seed 0 done" in printed.err and "| loss, 0.85 |" in printed.out
-    for name in ("table.md", "table.csv", "figure.png"):
-        assert (out / "table4" / name).stat().st_size > 100
+    assert "Failed" not in (out / "table4" / "table.md").read_text()
+    assert (out / "table4" / "figure.png").stat().st_size > 1000
     with (out / "table4" / "table.csv").open() as file:
         assert {line["cell"] for line in csv.DictReader(file) if line["top-1 here"]} == {"mae-0.95", "beta-none"}
 
@@ -126,10 +133,11 @@ def test_several_gpus_are_launched_as_torchrun_does():
 
 def test_list(capsys: pytest.CaptureFixture[str]):
     assert main(["study", "--list", "--preset", "smoke", "--json"]) == 0
-    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["studies"]}
+    result = json.loads(capsys.readouterr().out)
+    listed = {row["name"]: row for row in result["studies"]}
     assert len(listed) == 13 and listed["table7"]["cells"][1] == "gamma-0.4"
     assert listed["table4"]["flops"] > listed["table7"]["flops"] > 0 and listed["table4"]["seconds"] > 0
-    assert main(["study", "--list", "--preset", "smoke"]) == 0
+    show_study(result, Console())
     assert "table9" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from efficient_mae.bench.flops import count_gmacs
 from efficient_mae.masking import plan_masks
 from efficient_mae.models import MAEConfig, VisionTransformer
-from efficient_mae.study.cells import Cell
-from efficient_mae.study.presets import Preset, model_config, recipe_settings
+from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
 
 # FLOPs of a training step for each multiply-accumulate of its forward pass: two, and the backward pass is two more.
 _TRAINING = 6
@@ -51,12 +52,18 @@ def training_flops(preset: Preset, cell: Cell, images: int, finetunes: bool) -> 
     Args:
         images: in the training data.
     """
-    pretraining, finetuning = preset.pretraining(cell), preset.finetuning(cell)
-    config = model_config(pretraining)
-    gmacs = count_gmacs(config, images=8) * images * pretraining["epochs"]
+    forward, whole = _forward_gmacs(preset.name, cell.name)
+    gmacs = forward * images * preset.pretraining(cell)["epochs"]
     if finetunes:
-        gmacs += encoder_gmacs(config) * min(preset.labels or images, images) * finetuning["epochs"]
+        gmacs += whole * min(preset.labels or images, images) * preset.finetuning(cell)["epochs"]
     return _TRAINING * 1e9 * gmacs
+
+
+@cache
+def _forward_gmacs(preset: str, cell: str) -> tuple[float, float]:
+    """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
+    config = model_config(PRESETS[preset].pretraining(CELLS[cell]))
+    return count_gmacs(config, images=8), encoder_gmacs(config)
 
 
 def estimated_seconds(flops: Sequence[float], stages: int, speed: float, jobs: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import UInt8
 from torch import Tensor
 
 from efficient_mae.data import EvalTransform, PretrainTransform, Source, normalize, open_source, spread
@@ -114,7 +114,7 @@ def figure_3(run: Path, data: str, title: str, path: Path) -> None:
     draw_panel(model, images, layout, mean=statistics.mean, std=statistics.std, title=title, path=path)
 
 
-def _whole_images(data: str, img_size: tuple[int, int], in_chans: int) -> Float32[Tensor, "B C h w"]:
+def _whole_images(data: str, img_size: tuple[int, int], in_chans: int) -> UInt8[Tensor, "B C h w"]:
     source = spread(_held_out(data), _PANEL_IMAGES)
     transform = EvalTransform(img_size, in_chans)
     return torch.stack([transform(source.image(index)) for index in range(len(source))])

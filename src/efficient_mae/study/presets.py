@@ -55,7 +55,10 @@ class Preset:
         """The name under which its runs are kept: that of the first cell that this preset runs alike."""
         settings = self.pretraining(cell), self.finetuning(cell)
         return next(
-            name for name, other in CELLS.items() if (self.pretraining(other), self.finetuning(other)) == settings
+            other.name
+            for other in CELLS.values()
+            if (self.is_paper or not other.paper_only)
+            and (self.pretraining(other), self.finetuning(other)) == settings
         )
 
     def finetuning(self, cell: Cell) -> dict[str, Any]:
