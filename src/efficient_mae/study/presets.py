@@ -1,6 +1,5 @@
 """How large a study is: the model, the data and the schedules that its cells are run with."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -77,13 +76,8 @@ def recipe_settings(name: str) -> dict[str, Any]:
 
 def model_config(settings: Mapping[str, Any]) -> MAEConfig:
     """The model that these settings of `emae pretrain` make."""
-    known = {field.name for field in dataclasses.fields(PretrainConfig)}
     with torch.device("meta"):
-        return build_model(PretrainConfig(**{"data": "", "out": "", **_only(settings, known)})).config
-
-
-def _only(settings: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in known}
+        return build_model(PretrainConfig(data="", out="", **settings)).config
 
 
 def find_preset(name: str) -> Preset:
@@ -153,7 +147,7 @@ PRESETS = {
                 "depth": 2,
                 "decoder_depth": 1,
                 "decoder_embed_dim": 96,
-                "epochs": 5,
+                "epochs": 4,
                 "batch_size": 128,
                 "base_lr": 2e-3,
                 "warmup_epochs": 0.5,

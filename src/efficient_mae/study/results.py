@@ -50,8 +50,10 @@ def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) 
 
 def _computed(study: Study, cell: Cell) -> dict[str, float]:
     """Costs of the paper's model, counted as the paper does."""
-    counts = {"gflops": paper_gmacs, "patches": predicted_patches}
-    return {name: counts[name](paper_config(cell)) for name in study.costs}
+    if not study.costs:
+        return {}
+    counts, config = {"gflops": paper_gmacs, "patches": predicted_patches}, paper_config(cell)
+    return {name: counts[name](config) for name in study.costs}
 
 
 def _measured(cell: Cell, preset: Preset, out: Path, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[int, float]]:
