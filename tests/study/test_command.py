@@ -103,6 +103,7 @@ def test_figures_2_and_3_look_at_pretraining_alone(data: Path, tmp_path: Path, s
     counts = {label: sum(values) for label, values in result["figure"]["counts"].items()}
     assert counts == pytest.approx({"MAE, 0.75": 19, "MAE, 0.85": 22, "MAE, 0.90": 23})  # of 25 patches
     assert not (tmp_path / "s" / "cells" / "mae-0.90" / "seed-0" / "finetune").exists()
+    assert "top-1" not in (tmp_path / "s" / "fig2" / "table.md").read_text()
     status, result = study("fig3", data=data, out=tmp_path / "s")
     assert status == 0
     for name in ("fig2", "fig3"):

@@ -130,7 +130,7 @@ def _figure(width: float, height: float, parts: int, *, rows: bool = False, shar
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     shape = (parts, 1) if rows else (1, parts)
-    axes: list[Axes] = list(figure.subplots(*shape, sharey=sharey, squeeze=False).flat)
+    axes: list[Axes] = list(figure.subplots(*shape, sharex=rows, sharey=sharey, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#eceef2")

@@ -14,8 +14,8 @@ from efficient_mae.study.presets import Preset, model_config, recipe_settings
 from efficient_mae.study.studies import TABLE_1, Study
 from efficient_mae.tasks.intervals import mean_and_interval
 
-# What is read from each run.
-MEASURED = ("top1", "loss", "images_per_second")
+# What is read from each pre-training.
+MEASURED = ("loss", "images_per_second")
 
 
 def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) 
     for row in study.rows:
         found: dict[str, Any] = {"label": row.label, "cell": None, "settings": {}, "measured": {}, "computed": {}}
         if row.cell is not None:
-            measured, accuracies = _measured(row.cell, preset, out, seeds)
+            measured, accuracies = _measured(row.cell, preset, out, seeds, study.finetunes)
             found |= {
                 "cell": row.cell.name,
                 "settings": dict(row.cell.settings),
@@ -56,17 +56,21 @@ def _computed(study: Study, cell: Cell) -> dict[str, float]:
     return {name: counts[name](config) for name in study.costs}
 
 
-def _measured(cell: Cell, preset: Preset, out: Path, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[int, float]]:
-    """Figures of a cell's runs, and its accuracies by seed."""
+def _measured(
+    cell: Cell, preset: Preset, out: Path, seeds: Sequence[int], finetunes: bool
+) -> tuple[dict[str, Any], dict[int, float]]:
+    """Figures of a cell's runs, and its accuracies by seed if the study fine-tunes."""
     folder = out / "cells" / preset.directory(cell)
     by_seed = {seed: figures for seed in seeds if (figures := read_figures(folder / f"seed-{seed}"))}
     if not by_seed:
         return {}, {}
     measured: dict[str, Any] = {"seeds": list(by_seed), "gmacs": count_gmacs(model_config(preset.pretraining(cell)))}
-    for name in MEASURED:
+    # Cells are shared: what another study has fine-tuned is not for one that doesn't.
+    for name in ("top1", *MEASURED) if finetunes else MEASURED:
         if values := [figures[name] for figures in by_seed.values() if name in figures]:
             measured[name] = summary(values)
-    return measured, {seed: figures["top1"] for seed, figures in by_seed.items() if "top1" in figures}
+    accuracies = {seed: figures["top1"] for seed, figures in by_seed.items() if finetunes and "top1" in figures}
+    return measured, accuracies
 
 
 def read_figures(folder: Path) -> dict[str, float]:
