@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def measure_decoding(rounds: int = 7, images: int = 64) -> float:
             PretrainTransform((224, 224), 3, scale=(0.2, 1.0), hflip=True),
             seed=0,
             num_patches=196,
-            make_masks=partial(plan_masks, grid_size=(14, 14), patch_size=16),
+            make_masks=lambda noise, _: plan_masks(noise, grid_size=(14, 14), patch_size=16),
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

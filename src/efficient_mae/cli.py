@@ -25,6 +25,7 @@ from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
 from efficient_mae.errors import InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
 from efficient_mae.report.report import write_report
+from efficient_mae.study.command import StudyConfig, show_study, study
 from efficient_mae.tasks.classifier import show_classifier
 from efficient_mae.tasks.export import ExportConfig, export, show_export
 from efficient_mae.tasks.finetune import FinetuneConfig, finetune
@@ -86,6 +87,9 @@ COMMANDS = {
     "bench flops": Command(
         BenchFlopsConfig, bench_flops, show_bench_flops, "count the paper's GFLOPs (Tables 1, 3 and 4)"
     ),
+    "study": Command(
+        StudyConfig, study, show_study, "run a table or figure of the paper, beside the paper's figures"
+    ),
     "report": Command(ReportConfig, report, show_report, "write the report of a run"),
     "info": Command(InfoConfig, info, show_info, "parameters, tokens and GMACs of a model, and the environment"),
 }
@@ -119,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = build_parser()
     try:
-        parsed = parser.parse_args(_with_recipe_paths(_with_scratch(arguments)))
+        parsed = parser.parse_args(_with_recipe_paths(_with_scratch(_with_study_name(arguments))))
     except ArgumentError as error:
         raise InputError(explain(str(error), arguments)) from None
     name, own = parsed.subcommand, parsed[parsed.subcommand]
@@ -134,7 +138,7 @@ def _run(arguments: list[str]) -> int:
         print(json.dumps(result))
     else:
         command.show(result, Console(soft_wrap=True))
-    return 0
+    return 1 if result.get("failed") else 0
 
 
 def build_parser() -> ArgumentParser:
@@ -181,6 +185,16 @@ def _with_scratch(arguments: list[str]) -> list[str]:
             raise InputError(f"from={argument!r}: only --from scratch; for trained weights give --weights PATH")
         resolved += ["--from_scratch"] if argument == "--from" else ["true"] if before == "--from" else [argument]
     return resolved
+
+
+def _with_study_name(arguments: list[str]) -> list[str]:
+    """The arguments with `study NAME` and `study --list` turned into the flags they stand for."""
+    if arguments[:1] != ["study"]:
+        return arguments
+    given = ["true" if before == "--list" else "" for before in arguments]
+    spelt = [part for argument, value in zip(arguments, given, strict=True) for part in (argument, value) if part]
+    named = len(spelt) > 1 and not spelt[1].startswith("-")
+    return ["study", "--name", *spelt[1:]] if named else spelt
 
 
 def _split_from(argument: str) -> list[str]:

@@ -60,7 +60,7 @@ class Masks:
     order: torch.Tensor
 
 
-def make_masks(noise):
+def make_masks(noise, epoch):
     return Masks(noise, noise.argsort(1))
 
 
@@ -161,9 +161,9 @@ def test_seeds_and_epochs_differ():
 
 def test_masks_are_made_once_a_batch():
     calls = []
-    data = TrainDataset(Shades(9), TRANSFORM, 0, num_patches=5, make_masks=lambda noise: calls.append(noise.shape))
-    data.__getitems__([(0, 1), (0, 2), (0, 3)])
-    assert calls == [(3, 5)]
+    data = TrainDataset(Shades(9), TRANSFORM, 0, num_patches=5, make_masks=lambda *made_of: calls.append(made_of))
+    data.__getitems__([(7, 1), (7, 2), (7, 3)])
+    assert [(noise.shape, epoch) for noise, epoch in calls] == [((3, 5), 7)]
 
 
 def test_masks_and_labels_may_be_missing():
@@ -226,7 +226,7 @@ def test_pinning_reaches_everything_that_can_be_pinned(monkeypatch):
         def pin_memory(self):
             return "pinned masks"
 
-    batch = TrainDataset(Shades(9), TRANSFORM, 0, num_patches=5, make_masks=lambda noise: Pinnable())[(0, 1)]
+    batch = TrainDataset(Shades(9), TRANSFORM, 0, num_patches=5, make_masks=lambda *_: Pinnable())[(0, 1)]
     result = batch.pin_memory()
     assert isinstance(result, TrainBatch)
     assert result.masks == "pinned masks"

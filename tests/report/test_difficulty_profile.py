@@ -54,6 +54,13 @@ def test_means_counts_and_slopes_are_numpys(images: torch.Tensor, gamma: float):
     assert (profile.images, profile.masks) == (7, 3)
 
 
+def test_the_factor_may_be_another_than_the_models(images: torch.Tensor):
+    model = small_model(gamma=0.6)
+    edges = difficulty_edges(model.config)
+    plain, own = (loss_by_difficulty(model, [images], edges, gamma=gamma) for gamma in (0.0, None))
+    assert plain.weighted_slope == pytest.approx(plain.slope) and own.weighted_slope < own.slope == plain.slope
+
+
 def test_the_model_is_given_back_as_it_was(images: torch.Tensor):
     model = small_model().train()
     state = torch.get_rng_state()

@@ -53,14 +53,14 @@ class TrainDataset(Dataset[TrainBatch]):
         *,
         min_size: int = 1,
         num_patches: int | None = None,
-        make_masks: Callable[[Float32[Tensor, "B L"]], Any] | None = None,
+        make_masks: Callable[[Float32[Tensor, "B L"], int], Any] | None = None,
     ) -> None:
         """
         Args:
             min_size: an image with a side shorter than this, in pixels, counts as unreadable (the patch size).
             num_patches: L, random numbers in [0, 1) that an image's mask is made of; goes with `make_masks`.
-            make_masks: from the random numbers of a batch to its masks: any object that can be sent between
-                processes.
+            make_masks: from the random numbers of a batch and the epoch that it belongs to, to its masks: any object
+                that can be sent between processes.
         """
         if (num_patches is None) != (make_masks is None):
             raise ValueError("num_patches and make_masks go together: give both or neither")
@@ -139,7 +139,7 @@ class TrainDataset(Dataset[TrainBatch]):
         noise = torch.empty(len(pairs), self.num_patches)
         for row, (epoch, index) in zip(noise.numpy(), pairs, strict=True):
             sample_rng(self.seed, epoch, index, "mask").random(out=row, dtype=row.dtype)
-        return self.make_masks(noise)
+        return self.make_masks(noise, pairs[0][0])  # a batch never reaches into the next epoch
 
 
 class EvalDataset(Dataset[EvalBatch]):

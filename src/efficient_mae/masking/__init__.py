@@ -5,17 +5,20 @@ patches, N = H * W patches, V visible patches of an image, T predicted patches o
 """
 
 from efficient_mae.masking.difficulty import METRICS, difficulty
-from efficient_mae.masking.layout import MaskLayout, Sequences, build_layout, plan_masks
+from efficient_mae.masking.layout import MaskLayout, Sequences, build_layout, plan_masks, plan_targets
 from efficient_mae.masking.loss import difficulty_flatten_loss
 from efficient_mae.masking.p2dist import p2dist, p2dist_exact
 from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking
+from efficient_mae.masking.schedules import SCHEDULES, check_schedule
 from efficient_mae.masking.targets import flatten_weights, select_targets
 
 __all__ = [
     "METRICS",
+    "SCHEDULES",
     "MaskLayout",
     "Sequences",
     "build_layout",
+    "check_schedule",
     "difficulty",
     "difficulty_flatten_loss",
     "flatten_weights",
@@ -24,6 +27,7 @@ __all__ = [
     "p2dist",
     "p2dist_exact",
     "plan_masks",
+    "plan_targets",
     "random_masking",
     "select_targets",
 ]

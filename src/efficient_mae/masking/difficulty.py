@@ -1,6 +1,7 @@
 """The difficulty of masked patches by name: P2Dist and the metrics that Table 5 compares it with."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,9 @@ METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def difficulty(mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = "p2dist") -> Float[Tensor, "B H W"]:
+def difficulty(
+    mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = "p2dist", k: int = 8
+) -> Float[Tensor, "B H W"]:
     """How hard each masked patch is to reconstruct; larger is harder.
 
     Args:
@@ -53,6 +56,7 @@ def difficulty(mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = 
         patch_size: P, in pixels.
         metric: one of :data:`METRICS`: ``p2dist`` (Algorithm 1), ``p2dist_exact`` (Eq. 1), or Table 5's
             ``visible_neighbours`` (a), ``inverse_distance_sum`` (b), ``nearest_patch`` (c).
+        k: points that ``p2dist`` looks at; the others have no such number.
 
     Returns:
         float32; 0 where visible, infinite where (a) or (b) see no visible patch. Pixels, but for (a).
@@ -62,4 +66,5 @@ def difficulty(mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = 
     """
     if metric not in METRICS:
         raise InputError(f"metric={metric!r}: must be one of {', '.join(METRICS)}")
-    return torch.where(mask, METRICS[metric](mask, patch_size), 0.0)
+    measure = partial(p2dist, k=k) if metric == "p2dist" else METRICS[metric]
+    return torch.where(mask, measure(mask, patch_size), 0.0)

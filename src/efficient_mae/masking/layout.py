@@ -14,8 +14,14 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking.p2dist import p2dist
+from efficient_mae.masking.difficulty import difficulty as measure_difficulty
 from efficient_mae.masking.random import mask_from_noise
+from efficient_mae.masking.schedules import (
+    NORM_MASK_RATIO,
+    curriculum_threshold,
+    normalising_weights,
+    sample_difficulties,
+)
 from efficient_mae.masking.targets import flatten_weights, select_targets
 
 Moved = TypeVar("Moved", bound="_TensorFields")
@@ -104,9 +110,9 @@ def build_layout(
     mask: Bool[Tensor, "B H W"],
     difficulty: Float[Tensor, "B H W"],
     predicted: Bool[Tensor, "B H W"],
-    gamma: float = 0.6,
+    weights: Float[Tensor, "B H W"],
 ) -> MaskLayout:
-    """Lay out a batch whose masks, difficulties and targets are known.
+    """Lay out a batch whose masks, difficulties, targets and their weights are known.
 
     Raises:
         InputError: images with different numbers of visible patches, or nothing to predict in the whole batch.
@@ -144,7 +150,7 @@ def build_layout(
         predicted=predicted,
         ids_keep=ids_keep,
         ids_predict=ids_predict,
-        weights=flatten_weights(difficulty[predicted], gamma),
+        weights=weights[predicted],
         tokens=tokens,
         targets=targets,
         positions_encoded=torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten(),
@@ -154,17 +160,48 @@ def build_layout(
     )
 
 
-def plan_masks(
-    noise: Float[Tensor, "B N"],
+def plan_targets(
+    mask: Bool[Tensor, "B H W"],
     *,
-    grid_size: tuple[int, int],
     patch_size: int,
     mask_ratio: float = 0.85,
     gamma: float = 0.6,
     beta: float | None = 26.0,
     k: int = 8,
+    metric: str = "p2dist",
+    schedule: str = "flatten",
+    progress: float = 1.0,
 ) -> MaskLayout:
-    """From noise to layout, as a data loader's worker does it: mask, P2Dist, targets, weights, packing."""
-    mask = mask_from_noise(noise, grid_size, mask_ratio)
-    distance = p2dist(mask, patch_size, k)
-    return build_layout(mask, distance, select_targets(distance, patch_size, beta), gamma)
+    """From masks to layout: difficulties, targets, weights, packing.
+
+    Args:
+        mask: True = masked.
+        patch_size: P, in pixels.
+        mask_ratio: what such masks hide; a schedule's idea of how hard patches are in general comes from it.
+        gamma, beta, k: see :func:`flatten_weights`, :func:`select_targets` and :func:`p2dist`.
+        metric: of difficulty; see :func:`difficulty`.
+        schedule: ``flatten`` weights patches by d ** -gamma; the others don't: ``threshold`` weights all alike,
+            so does ``curriculum``, which begins with the easiest, and ``normalise`` weights them by how often their
+            like occur at mask ratio 0.75 (Table 6). All keep to beta.
+        progress: of training, from 0 to 1, for the curriculum.
+    """
+    difficulty = measure_difficulty(mask, patch_size, metric, k)
+    predicted = select_targets(difficulty, patch_size, beta)
+    grid_size = (mask.shape[1], mask.shape[2])
+    if schedule == "curriculum":
+        present = sample_difficulties(grid_size, mask_ratio, patch_size, metric, k)
+        predicted &= difficulty <= curriculum_threshold(present, progress)
+    if schedule == "normalise":
+        present = sample_difficulties(grid_size, mask_ratio, patch_size, metric, k)
+        norm = sample_difficulties(grid_size, NORM_MASK_RATIO, patch_size, metric, k)
+        weights = normalising_weights(difficulty, present, norm)
+    else:
+        weights = flatten_weights(difficulty, gamma if schedule == "flatten" else 0.0)
+    return build_layout(mask, difficulty, predicted, weights)
+
+
+def plan_masks(
+    noise: Float[Tensor, "B N"], *, grid_size: tuple[int, int], mask_ratio: float = 0.85, **targets: Any
+) -> MaskLayout:
+    """From noise to layout, as a data loader's worker does it; `targets` are :func:`plan_targets`' settings."""
+    return plan_targets(mask_from_noise(noise, grid_size, mask_ratio), mask_ratio=mask_ratio, **targets)

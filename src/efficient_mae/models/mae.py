@@ -12,14 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking import (
-    MaskLayout,
-    build_layout,
-    num_visible,
-    p2dist,
-    plan_masks,
-    select_targets,
-)
+from efficient_mae.masking import MaskLayout, check_schedule, num_visible, p2dist, plan_masks, plan_targets
 from efficient_mae.masking.loss import patch_errors
 from efficient_mae.masking.targets import BETA_PATCH_SIZE, flatten_weights
 from efficient_mae.models.packing import spread
@@ -47,6 +40,8 @@ class MAEConfig:
     beta: float | None
     k: int
     norm_pix_loss: bool
+    difficulty: str = "p2dist"
+    schedule: str = "flatten"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MAEConfig":
@@ -65,8 +60,8 @@ class MAEConfig:
     @property
     def masking(self) -> dict[str, Any]:
         """The arguments of :func:`efficient_mae.masking.plan_masks` that belong to this model."""
-        names = ("grid_size", "patch_size", "mask_ratio", "gamma", "beta", "k")
-        return {name: getattr(self, name) for name in names}
+        names = ("grid_size", "patch_size", "mask_ratio", "gamma", "beta", "k", "schedule")
+        return {name: getattr(self, name) for name in names} | {"metric": self.difficulty}
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class MAEOutput:
 
     @property
     def difficulty(self) -> Float[Tensor, "B H W"]:
-        """P2Dist in pixels, 0 where visible."""
+        """Of masked patches, 0 where visible; P2Dist in pixels unless the model goes by another metric."""
         return self.layout.difficulty
 
     @property
@@ -104,7 +99,7 @@ class MAEOutput:
 
     @property
     def weights(self) -> Float[Tensor, " T"]:
-        """Weight of each predicted patch in the loss, d ** -gamma."""
+        """Weight of each predicted patch in the loss; d ** -gamma unless the model goes by another schedule."""
         return self.layout.weights
 
 
@@ -163,9 +158,7 @@ class MaskedAutoencoder(VisionTransformer):
                 f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
                 f"must be torch.bool of shape {(batch_size, *self.grid_size)}, True = masked"
             )
-        difficulty = p2dist(mask, config.patch_size, config.k)
-        predicted = select_targets(difficulty, config.patch_size, config.beta)
-        return build_layout(mask, difficulty, predicted, config.gamma)
+        return plan_targets(mask, **{name: value for name, value in config.masking.items() if name != "grid_size"})
 
     def forward(
         self,
@@ -258,6 +251,7 @@ def _check_objective(config: MAEConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)}: must be at least 1")
     flatten_weights(torch.ones(1), config.gamma)
+    check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)
     # No patch is easier than one with eight visible neighbours, judged by all of their points.
     surrounded = torch.zeros(1, 3, 3, dtype=torch.bool, device="cpu")
     surrounded[0, 1, 1] = True
@@ -282,6 +276,8 @@ def create_model(
     decoder_num_heads: int | None = None,
     depth: int | None = None,
     k: int = 8,
+    difficulty: str = "p2dist",
+    schedule: str = "flatten",
 ) -> MaskedAutoencoder:
     """A model by name, with random weights from torch's global generator.
 
@@ -299,6 +295,9 @@ def create_model(
         decoder_num_heads: decoder heads; None takes one for each 32 channels.
         depth: encoder blocks; None takes the size's.
         k: points that P2Dist looks at (Algorithm 1).
+        difficulty: p2dist, p2dist_exact, or a metric of Table 5: see :func:`efficient_mae.difficulty`.
+        schedule: flatten (weights d ** -gamma), or one of Table 6: threshold (all weigh alike), curriculum (from easy
+            to hard in the course of training), normalise (weights as at mask ratio 0.75).
 
     Raises:
         InputError: anything that cannot work, with what would be accepted.
@@ -322,5 +321,7 @@ def create_model(
         beta=beta,
         k=k,
         norm_pix_loss=norm_pix_loss,
+        difficulty=difficulty,
+        schedule=schedule,
     )
     return MaskedAutoencoder(config)

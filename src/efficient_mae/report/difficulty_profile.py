@@ -49,6 +49,7 @@ def loss_by_difficulty(
     *,
     masks: int = 4,
     seed: int = 0,
+    gamma: float | None = None,
 ) -> DifficultyProfile:
     """Mean loss of a trained model against P2Dist, with the Difficulty-Flatten factor and without (Fig. 2, lower).
 
@@ -61,13 +62,14 @@ def loss_by_difficulty(
         edges: ascending bounds of the bins, pixels; what lies outside is counted in the outermost bins.
         masks: random masks for each image.
         seed: of the masks.
+        gamma: of the factor; None takes the model's.
 
     Raises:
         InputError: no image, or no mask.
     """
     if masks < 1:
         raise InputError(f"masks={masks}: must be at least 1")
-    masking = replace(model.config, beta=None).masking
+    masking = replace(model.config, beta=None, difficulty="p2dist", schedule="flatten").masking
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     distances: list[Tensor] = []
@@ -90,7 +92,7 @@ def loss_by_difficulty(
         model.train(was_training)
     if not losses:
         raise InputError("no image to take the loss of")
-    factor = flatten_weights(torch.cat(distances), model.config.gamma)
+    factor = flatten_weights(torch.cat(distances), model.config.gamma if gamma is None else gamma)
     distance, loss = torch.cat(distances).numpy(), torch.cat(losses).numpy()
     weighted = loss * (factor / factor.mean()).numpy()
     bins = _bins(distance, edges)

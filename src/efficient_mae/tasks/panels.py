@@ -27,6 +27,7 @@ from torch import Tensor
 
 from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.masking import MaskLayout
+from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.models import MAEConfig, MaskedAutoencoder
 from efficient_mae.models.mae import MAEOutput
@@ -56,7 +57,7 @@ _SOFT_INK = "#5b6470"
 # Below this many pixels an image is shown as the pixels it is, and not smoothed.
 _SMALL = 112
 
-_COLUMNS = ("Input", "Visible patches", "P²Dist", "Reconstruction", "Loss of each patch")
+_COLUMNS = ("Input", "Visible patches", "Difficulty", "Reconstruction", "Loss of each patch")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class _Cells:
         painted: the same with their predicted patches filled in.
         mask: True = masked.
         predicted: masked patches that the decoder reconstructed.
-        difficulty: of the masked patches, nan elsewhere.
+        difficulty: of the masked patches, nan elsewhere and where it is infinite.
         loss: of the predicted patches, nan elsewhere.
     """
 
@@ -160,7 +161,7 @@ def _gather(images: Tensor, painted: Tensor, out: MAEOutput, mean: Sequence[floa
 
     loss = torch.full(out.mask.shape, torch.nan, device=images.device)
     loss[out.predicted] = out.patch_loss.float()
-    difficulty = torch.where(out.mask, out.difficulty, torch.nan)
+    difficulty = torch.where(out.mask & out.difficulty.isfinite(), out.difficulty, torch.nan)
     return _Cells(
         pictures=pixels(images),
         painted=pixels(painted),
@@ -218,6 +219,7 @@ def _draw(cells: _Cells, config: MAEConfig, title: str) -> Figure:
 
     sheet.text(_MARGIN, sheet.size[1] - 0.29, title, 11, fontweight="bold")
     for left, words in zip(lefts, _COLUMNS, strict=True):
+        words = "P²Dist" if words == "Difficulty" and config.difficulty in P2DIST else words
         sheet.text(left, sheet.size[1] - _HEAD + 0.08, words, _FINE + 1)
     distances = ScalarMappable(Normalize(np.nanmin(cells.difficulty), np.nanmax(cells.difficulty)), "viridis")
     worst = float(np.nanmax(cells.loss)) if cells.predicted.any() else 1.0
@@ -235,7 +237,9 @@ def _draw(cells: _Cells, config: MAEConfig, title: str) -> Figure:
             _cover(ax, cells.mask[row] & ~cells.predicted[row], config.patch_size, _LEFT_OUT)
 
     under = foot - 0.18
-    sheet.colour_bar(distances, lefts[2], under, across, "pixels")
+    sheet.colour_bar(
+        distances, lefts[2], under, across, "" if config.difficulty == "visible_neighbours" else "pixels"
+    )
     if masked != predicted:
         sheet.swatch(lefts[3], under, 0.22, _BAR, _LEFT_OUT)
         sheet.text(lefts[3] + 0.28, under, "beyond beta: left out", _FINE, _SOFT_INK)

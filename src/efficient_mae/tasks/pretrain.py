@@ -4,9 +4,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 
 from efficient_mae.data import (
@@ -26,7 +27,7 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
-from efficient_mae.masking import plan_masks
+from efficient_mae.masking import MaskLayout, plan_masks
 from efficient_mae.models import MaskedAutoencoder
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
@@ -68,6 +69,20 @@ class Reconstruction:
         return (out.weights * out.patch_loss).sum()
 
 
+def plan_epoch_masks(
+    noise: Float32[Tensor, "B N"], epoch: int, *, epochs: int, masking: dict[str, Any]
+) -> MaskLayout:
+    """A batch's masks; those of the last epoch are what a curriculum leads to.
+
+    Args:
+        noise: a number for each patch.
+        epoch: that the batch belongs to, from 0.
+        epochs: of the run.
+        masking: arguments of :func:`efficient_mae.masking.plan_masks`.
+    """
+    return plan_masks(noise, **masking, progress=epoch / max(1, epochs - 1))
+
+
 class PretrainRun(Run):
     """What pre-training adds to the engine."""
 
@@ -100,7 +115,7 @@ class PretrainRun(Run):
             self.config.seed,
             min_size=model.patch_size,
             num_patches=model.grid_size[0] * model.grid_size[1],
-            make_masks=partial(plan_masks, **model.config.masking),
+            make_masks=partial(plan_epoch_masks, epochs=self.config.epochs, masking=model.config.masking),
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:

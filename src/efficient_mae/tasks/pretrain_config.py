@@ -40,6 +40,10 @@ class ModelSettings:
     """P2Dist, in pixels at patch size 16, beyond which a patch is not reconstructed (null: reconstruct all)"""
     k: int = 8
     """points that P2Dist looks at"""
+    difficulty: str = "p2dist"
+    """p2dist, p2dist_exact, visible_neighbours, inverse_distance_sum or nearest_patch (Table 5)"""
+    schedule: str = "flatten"
+    """flatten (weights d ** -gamma), threshold (all alike), curriculum or normalise (Table 6)"""
     norm_pix_loss: bool = True
     """normalise each target patch by its own mean and variance"""
 
@@ -125,4 +129,6 @@ def build_model(config: ModelSettings) -> MaskedAutoencoder:
         decoder_embed_dim=config.decoder_embed_dim,
         depth=config.depth,
         k=config.k,
+        difficulty=config.difficulty,
+        schedule=config.schedule,
     )

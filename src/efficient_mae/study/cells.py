@@ -1,0 +1,80 @@
+"""The cells that tables are made of: one pre-training each, by the settings in which it differs from the preset.
+
+A name stands for one set of settings everywhere, so tables share the runs of the cells that they have in common.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# The paper's ablations: ViT-L/16, 200 epochs (Sec. 5.1).
+ABLATION_RECIPE = "pretrain_large16_200"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A pre-training that a table or figure asks for.
+
+    Attributes:
+        name: of its directory, and what `--only` takes.
+        settings: of `emae pretrain`, on top of the preset's.
+        length: how many times the preset's epochs it lasts.
+        recipe: what the paper's preset starts from; it says how long the run is there.
+        paper_only: needs a model size that the other presets don't have.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    length: int = 1
+    recipe: str = ABLATION_RECIPE
+    paper_only: bool = False
+
+
+def _cells() -> list[Cell]:
+    def objective(mask_ratio: float, gamma: float, beta: float | None, **others: Any) -> dict[str, Any]:
+        return {"mask_ratio": mask_ratio, "gamma": gamma, "beta": beta, **others}
+
+    found = []
+    for ratio in (0.75, 0.85, 0.9, 0.95):
+        found.append(Cell(f"mae-{ratio:.2f}", objective(ratio, 0.0, None)))
+        found.append(Cell(f"efficient-mae-{ratio:.2f}", objective(ratio, 0.6, 26.0)))
+    for beta in (9.0, 13.0, 26.0):
+        found.append(Cell(f"beta-{beta:g}-without-loss", objective(0.85, 0.0, beta)))
+    for beta in (9.0, 13.0, None):
+        name = "none" if beta is None else f"{beta:g}"
+        found.append(Cell(f"beta-{name}", objective(0.85, 0.6, beta)))
+    for gamma in (0.4, 0.8, 1.0, 2.0):
+        found.append(Cell(f"gamma-{gamma:g}", objective(0.85, gamma, 26.0)))
+    for metric in ("visible_neighbours", "inverse_distance_sum", "nearest_patch"):
+        found.append(Cell(f"metric-{metric}", objective(0.85, 0.6, None, difficulty=metric)))
+    for schedule in ("curriculum", "normalise"):
+        found.append(Cell(f"schedule-{schedule}", objective(0.85, 0.0, None, schedule=schedule)))
+    for depth in (8, 4, 1):
+        found.append(Cell(f"decoder-{depth}", objective(0.85, 0.6, 26.0, decoder_depth=depth)))
+    for method, settings in METHODS.items():
+        for size, epochs in PUBLISHED_RUNS[method]:
+            found.append(
+                Cell(
+                    f"{method}-{size}-{epochs}",
+                    settings,
+                    length=epochs // 800,
+                    recipe=f"{RECIPES[method]}_{size}_{epochs}",
+                    paper_only=size != "large16",
+                )
+            )
+    return found
+
+
+# Table 3: the methods that this package has, as settings of `emae pretrain`, and which of their runs the paper lists
+# (size and epochs). A method is added here and shows up in the table.
+METHODS: dict[str, dict[str, Any]] = {
+    "mae": {"mask_ratio": 0.75, "gamma": 0.0, "beta": None},
+    "efficient-mae": {"mask_ratio": 0.85, "gamma": 0.6, "beta": 26.0},
+}
+RECIPES = {"mae": "mae_pretrain", "efficient-mae": "pretrain"}
+PUBLISHED_RUNS = {
+    "mae": (("base16", 1600), ("large16", 800), ("large16", 1600), ("huge14", 1600)),
+    "efficient-mae": (("base16", 800), ("large16", 800), ("large16", 1600), ("huge14", 800)),
+}
+
+CELLS = {cell.name: cell for cell in _cells()}

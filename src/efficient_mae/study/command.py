@@ -1,0 +1,204 @@
+"""`emae study`: run a table or figure of the paper, cell by cell, and set what comes of it beside the paper."""
+
+import dataclasses
+import datetime
+import difflib
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from efficient_mae.data import open_labelled, open_source
+from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.distributed import find_device
+from efficient_mae.engine.logging import say
+from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.settings import check_at_least_1
+from efficient_mae.errors import InputError
+from efficient_mae.study.cells import Cell
+from efficient_mae.study.labels import write_few_labels
+from efficient_mae.study.listing import duration, estimate, list_studies, measure_speed, seeds_of
+from efficient_mae.study.presets import Preset, find_preset
+from efficient_mae.study.runs import plan_runs, run_all
+from efficient_mae.study.studies import STUDIES, Study
+from efficient_mae.study.tables import markdown_table
+from efficient_mae.study.write import write_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Settings of `emae study`."""
+
+    name: str | None = None
+    """table1 to table9, fig1 to fig4; `emae study NAME` says the same"""
+    list: bool = False
+    """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
+    preset: str = "cpu"
+    """smoke (seconds), cpu (2 cores), gpu (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
+    data: str | None = None
+    """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample"""
+    out: str | None = None
+    """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
+    only: str | None = None
+    """cells to run now, separated by commas (null: all of the study's); the table shows all that is done"""
+    seeds: int | None = None
+    """runs of each cell, with seeds from 0 on (null: the preset's number)"""
+    jobs: int = 1
+    """runs at a time"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+def study(config: StudyConfig) -> dict[str, Any]:
+    """Run what a study still lacks, then write its table, figures and all in `OUT/NAME`.
+
+    Returns:
+        What `results.json` holds, with `failed`: why, by run; and `written`, the directory. Of `--list`: `studies`.
+
+    Raises:
+        InputError: an unknown study, preset or cell, data that is missing or has no labels, or a directory of
+            something else.
+    """
+    preset = find_preset(config.preset)
+    if config.list:
+        images = None if config.data is None else len(open_source(config.data))
+        return list_studies(preset, seeds=config.seeds, images=images, jobs=config.jobs, device=config.device)
+    chosen = _find_study(config.name)
+    cells = _choose_cells(chosen, preset, config.only)
+    check_at_least_1(config, "jobs", *(() if config.seeds is None else ("seeds",)))
+    if config.out is None:
+        raise InputError("out must be given: the directory of the studies (emae study --help)")
+    out, seeds = Path(config.out), range(seeds_of(chosen, preset, config.seeds))
+    failed: dict[str, str] = {}
+    if cells:
+        data, labelled = _open_data(chosen, preset, config.data, out)
+        cost = estimate(
+            chosen,
+            cells,
+            preset,
+            seeds=len(seeds),
+            images=len(open_source(data)),
+            jobs=config.jobs,
+            speed=measure_speed(config.device) * preset.gpus(config.device),
+        )
+        say(
+            f"{chosen.name}: {len(cells)} cells x {len(seeds)} seeds, {cost['flops']:.1e} FLOPs, about "
+            f"{duration(cost['seconds'])} here if none of it is done yet"
+        )
+        runs = plan_runs(cells, preset, seeds=seeds, data=data, labelled=labelled, out=out, device=config.device)
+        failed = run_all(runs, config.jobs, preset.gpus(config.device))
+    else:
+        _claim(out, preset, None)
+    head = {
+        "study": chosen.name,
+        "title": chosen.title,
+        "preset": preset.name,
+        "data": config.data if cells else None,
+        "command": _command(config),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(find_device(config.device)),
+        "failed": failed,
+    }
+    return write_study(head, chosen, preset, out, seeds)
+
+
+def _find_study(name: str | None) -> Study:
+    if name is None:
+        raise InputError(f"name a study: {', '.join(STUDIES)} (emae study --list)")
+    if name not in STUDIES:
+        raise InputError(f"unknown study {name!r}{_nearest(name, STUDIES)}; studies: {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def _choose_cells(chosen: Study, preset: Preset, only: str | None) -> list[Cell]:
+    cells = {cell.name: cell for cell in chosen.cells(with_paper_only=preset.is_paper)}
+    if only is None:
+        return list(cells.values())
+    names = dict.fromkeys(name.strip() for name in only.split(","))
+    for name in names:
+        if name not in cells:
+            known = ", ".join(cells) or "none, it runs nothing"
+            raise InputError(f"only={name!r}: no cell of {chosen.name}{_nearest(name, cells)}; its cells: {known}")
+    return [cells[name] for name in names]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _open_data(chosen: Study, preset: Preset, data: str | None, out: Path) -> tuple[str, str | None]:
+    """Check data and directory; return what to pre-train on, and what to fine-tune on if the study does."""
+    if data is None:
+        raise InputError(f"data must be given: {chosen.name} trains on it (emae study --help)")
+    if not chosen.finetunes:
+        open_source(data)
+        _claim(out, preset, data)
+        return data, None
+    labelled = open_labelled(data)
+    _claim(out, preset, data)
+    if preset.labels is None or preset.labels >= len(labelled.train):
+        return data, data
+    folder = out / "labelled"
+    write_few_labels(labelled, preset.labels, folder)
+    return data, str(folder)
+
+
+def _claim(out: Path, preset: Preset, data: str | None) -> None:
+    """Make the directory that of this preset's studies on these data, or find that it is.
+
+    Raises:
+        InputError: it is another's, or cannot be written.
+    """
+    file = out / "study.json"
+    held = json.loads(file.read_bytes()) if file.is_file() else None
+    if held is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out={out} is neither empty nor a directory of studies; name another")
+    held = held or {"preset": preset.name, "data": None}
+    if held["preset"] != preset.name:
+        raise InputError(f"out={out} holds studies of preset {held['preset']}, not {preset.name}; name another")
+    if data and held["data"] and data != held["data"]:
+        raise InputError(f"out={out} holds studies on data={held['data']}, not {data}; name another")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps({"preset": preset.name, "data": data or held["data"]}).encode())
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"out={out}: cannot be written ({error.strerror}); name another") from None
+
+
+def _command(config: StudyConfig) -> str:
+    """The command line that says the same."""
+    given = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if field.name != "name" and (value := getattr(config, field.name)) != field.default
+    }
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return shlex.join(["emae", "study", str(config.name), *flags])
+
+
+def show_study(result: dict[str, Any], console: Console) -> None:
+    """Print the list, or a study's table and where the rest is."""
+    if "studies" in result:
+        title = (
+            f"preset {result['preset']}: {result['summary']}; times estimated for {result['images']:,} images here"
+        )
+        table = Table("study", "", "cells", "FLOPs", "time", title=title)
+        for row in result["studies"]:
+            cells = f"{len(row['cells'])} x {row['seeds']}" if row["cells"] else ""
+            cost = (f"{row['flops']:.1e}", duration(row["seconds"])) if row["cells"] else ("", "seconds")
+            table.add_row(row["name"], row["title"], cells, *cost)
+        console.print(table)
+        return
+    if result["rows"]:
+        console.print(markdown_table(result["rows"]), markup=False, highlight=False)
+    for name, reason in result["failed"].items():
+        console.print(f"failed: {name}: {reason}", markup=False, style="red")
+    if result["failed"]:
+        console.print("the same command again tries what failed and keeps what is done", markup=False)
+    console.print(f"table, figures and all: {result['written']}", markup=False)

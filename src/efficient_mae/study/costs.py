@@ -1,0 +1,78 @@
+"""What rows and whole studies cost, counted before anything is run."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
+from efficient_mae.masking import plan_masks
+from efficient_mae.models import MAEConfig
+from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
+
+# FLOPs of a training step for each multiply-accumulate of its forward pass: two, and the backward pass is two more.
+_TRAINING = 6
+# What small transformers reach of the speed of one large matrix product, and seconds that a run takes besides its
+# training (start, pictures, report): set by the cpu preset on 2 busy cores, where 4 minutes were foretold and taken.
+_EFFICIENCY = 0.35
+_OVERHEAD = 20.0
+_MATRIX = 2048
+
+
+def paper_config(cell: Cell) -> MAEConfig:
+    """The paper's own model with the settings of a cell."""
+    return model_config({**recipe_settings(cell.recipe), **cell.settings})
+
+
+def predicted_patches(config: MAEConfig, images: int = 500) -> float:
+    """Patches that the decoder predicts, mean over random masks."""
+    rows, columns = config.grid_size
+    noise = torch.rand(images, rows * columns, generator=torch.Generator().manual_seed(0))
+    return len(plan_masks(noise, **config.masking).ids_predict) / images
+
+
+def training_flops(preset: Preset, cell: Cell, images: int, finetunes: bool) -> float:
+    """FLOPs of a run of a cell: pre-training and, if it is judged so, fine-tuning.
+
+    Args:
+        images: in the training data.
+    """
+    forward, whole = _forward_gmacs(preset.name, cell.name)
+    gmacs = forward * images * preset.pretraining(cell)["epochs"]
+    if finetunes:
+        gmacs += whole * min(preset.labels or images, images) * preset.finetuning(cell)["epochs"]
+    return _TRAINING * 1e9 * gmacs
+
+
+@cache
+def _forward_gmacs(preset: str, cell: str) -> tuple[float, float]:
+    """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
+    config = model_config(PRESETS[preset].pretraining(CELLS[cell]))
+    return count_gmacs(config, images=8), encoder_gmacs(config)
+
+
+def estimated_seconds(flops: Sequence[float], stages: int, speed: float, jobs: int) -> float:
+    """Seconds of runs with so many FLOPs each, so many at a time.
+
+    Args:
+        flops: of each run.
+        stages: processes of each.
+        speed: FLOPs a second, from :func:`matrix_speed`.
+        jobs: runs at a time; they share the device, but not the time in which it waits for them.
+    """
+    return sum(flops) / (speed * _EFFICIENCY) + len(flops) * stages * _OVERHEAD / jobs
+
+
+def matrix_speed(device: torch.device, precision: str) -> float:
+    """FLOPs a second of one large matrix product on this machine, measured in a moment."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    matrix = torch.ones(_MATRIX, _MATRIX, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        begin = time.perf_counter()
+        product = matrix @ matrix
+        product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - begin)
+    return 2 * _MATRIX**3 / best

@@ -1,0 +1,65 @@
+"""What the studies would cost on this machine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.study.cells import Cell
+from efficient_mae.study.costs import estimated_seconds, matrix_speed, training_flops
+from efficient_mae.study.presets import Preset
+from efficient_mae.study.studies import STUDIES, Study
+
+
+def seeds_of(study: Study, preset: Preset, seeds: int | None) -> int:
+    """How many seeds a study's cells are run with, where so many are asked for or none."""
+    if study.one_seed:
+        return 1
+    return preset.seeds if seeds is None else seeds
+
+
+def estimate(
+    study: Study, cells: Sequence[Cell], preset: Preset, *, seeds: int, images: int, jobs: int, speed: float
+) -> dict[str, float]:
+    """`flops` of the cells' runs, and the `seconds` that they may take.
+
+    Args:
+        images: in the training data.
+        jobs: runs at a time.
+        speed: of :func:`measure_speed`.
+    """
+    flops = [training_flops(preset, cell, images, study.finetunes) for cell in cells] * seeds
+    stages = 2 if study.finetunes else 1
+    return {"flops": sum(flops), "seconds": round(estimated_seconds(flops, stages, speed, jobs))}
+
+
+def measure_speed(device: str) -> float:
+    """FLOPs a second of a large matrix product on a device, in the precision that runs take there."""
+    found = find_device(device)
+    return matrix_speed(found, resolve_precision("auto", found))
+
+
+def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs: int, device: str) -> dict[str, Any]:
+    """Every study with its cells, and what it would cost if none of it were done yet.
+
+    Args:
+        seeds: of each cell; None takes the preset's number.
+        images: in the training data; None takes what the preset is made for.
+    """
+    images = preset.images if images is None else images
+    speed = measure_speed(device) * preset.gpus(device)
+    listed = []
+    for study in STUDIES.values():
+        cells = study.cells(with_paper_only=preset.is_paper)
+        number = seeds_of(study, preset, seeds)
+        cost = estimate(study, cells, preset, seeds=number, images=images, jobs=jobs, speed=speed)
+        names = [cell.name for cell in cells]
+        listed.append({"name": study.name, "title": study.title, "cells": names, "seeds": number, **cost})
+    return {"preset": preset.name, "summary": preset.summary, "images": images, "studies": listed}
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that it is usually told in."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"

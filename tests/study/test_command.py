@@ -1,0 +1,190 @@
+"""`emae study` as a user runs it, at the smoke preset."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import efficient_mae as emae
+from efficient_mae.cli import main
+from efficient_mae.study import runs
+from efficient_mae.study.cells import CELLS
+from efficient_mae.study.command import show_study
+from tests.tasks.conftest import flags, write_images
+from tests.tasks.labelled import write_labelled
+
+Study = Callable[..., tuple[int, dict]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_labelled(tmp_path_factory.mktemp("data"), train=16, test=6)
+
+
+@pytest.fixture
+def study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Runs the command with its cells in this process, which saves them their start; returns status and JSON."""
+
+    def in_process(command: list[str], **_) -> CompletedProcess:
+        return CompletedProcess(command, main(command[3:]))
+
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=in_process))
+
+    def run(name: str, **settings) -> tuple[int, dict]:
+        status = main(["study", name, "--preset", "smoke", "--json", *flags(**settings)])
+        printed = capsys.readouterr().out
+        return status, json.loads(printed.splitlines()[-1]) if printed else {}
+
+    return run
+
+
+def test_runs_have_processes_of_their_own_and_fail_alone(tmp_path: Path):
+    def run_of(name: str, model: str) -> runs.CellRun:
+        command = ("info", ("--model", model, "--depth", "1", "--decoder_depth", "1"))
+        return runs.CellRun(CELLS[name], 0, tmp_path / name, (command,))
+
+    good, bad = run_of("mae-0.75", "mae_vit_tiny_patch16"), run_of("mae-0.85", "mae_vit_tinny_patch16")
+    failed = runs.run_all([good, bad], jobs=2)
+    assert [*failed] == ["mae-0.85 seed 0"] and "did you mean mae_vit_tiny_patch16?" in failed["mae-0.85 seed 0"]
+    assert "GMACs an image" in (good.folder / "log.txt").read_text()
+    assert good.is_done() and not bad.is_done()
+
+
+def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: Study):
+    out = tmp_path / "studies"
+    settings = {"data": data, "out": out, "only": "gamma-2,gamma-0.4"}
+    assert study("fig4", out=out)[0] == 0
+    obstacle = out / "cells" / "gamma-0.4" / "seed-0" / "pretrain" / "letter.txt"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("Dear")
+    status, result = study("table7", **settings)
+    assert status == 1 and [*result["failed"]] == ["gamma-0.4 seed 0"]
+
+    run = out / "cells" / "gamma-2" / "seed-0"
+    assert {path.name for path in run.iterdir()} == {
+        "pretrain",
+        "finetune",
+        "pretrain.json",
+        "finetune.json",
+        "log.txt",
+    }
+    assert result == json.loads((out / "table7" / "results.json").read_text()) | {"written": str(out / "table7")}
+    rows = {row["cell"]: row for row in result["rows"]}
+    accuracy = json.loads((run / "finetune" / "results.json").read_text())
+    assert (accuracy["train_images"], accuracy["test_images"]) == (32, 18)  # the preset's few labels
+    assert rows["gamma-2"]["measured"]["top1"] == {"mean": accuracy["top1"], "values": [accuracy["top1"]]}
+    assert rows["gamma-0.4"]["measured"] == {} and rows["gamma-0.8"]["paper"]["top1"] == 84.6
+    assert {"command", "date", "machine", "preset", "seeds"} <= result.keys()
+
+    obstacle.unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    status, result = study("table7", **settings)
+    assert status == 0 and not result["failed"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "Failed" not in (out / "table7" / "table.md").read_text()
+    assert (out / "table7" / "figure.png").stat().st_size > 1000
+    with (out / "table7" / "table.csv").open() as file:
+        assert {line["cell"] for line in csv.DictReader(file) if line["top-1 here"]} == {"gamma-2", "gamma-0.4"}
+
+
+def test_figures_2_and_3_look_at_pretraining_alone(data: Path, tmp_path: Path, study: Study):
+    status, result = study("fig2", data=data, out=tmp_path / "s", only="mae-0.90", seeds=2)
+    assert status == 0
+    row = next(row for row in result["rows"] if row["cell"] == "mae-0.90")
+    assert len(row["measured"]["slope"]["values"]) == 2 and "top1" not in row["measured"]
+    counts = {label: sum(values) for label, values in result["figure"]["counts"].items()}
+    assert counts == pytest.approx({"MAE, 0.75": 19, "MAE, 0.85": 22, "MAE, 0.90": 23})  # of 25 patches
+    assert not (tmp_path / "s" / "cells" / "mae-0.90" / "seed-0" / "finetune").exists()
+    assert "top-1" not in (tmp_path / "s" / "fig2" / "table.md").read_text()
+    status, result = study("fig3", data=data, out=tmp_path / "s")
+    assert status == 0
+    for name in ("fig2", "fig3"):
+        with Image.open(tmp_path / "s" / name / "figure.png") as picture:
+            assert picture.width > 600
+
+
+def test_figure_4_marks_patches_from_easy_to_hard(tmp_path: Path, study: Study):
+    status, result = study("fig4", out=tmp_path / "s")
+    examples = result["figure"]["examples"]
+    distances = [example["p2dist"] for example in examples]
+    assert status == 0 and distances == sorted(distances) and len(set(distances)) == len(distances)
+    mask = emae.random_masking(200, (5, 5), 0.85, torch.Generator().manual_seed(0))
+    hardest = emae.p2dist(mask, patch_size=4)[:, examples[-1]["row"], examples[-1]["column"]]
+    assert np.isclose(hardest.numpy(), distances[-1]).any()
+
+
+def test_table_1_needs_no_data(tmp_path: Path, study: Study):
+    status, result = study("table1", out=tmp_path / "s")
+    assert status == 0 and len(result["rows"]) == 5
+    assert "| mask ratio 0.5 | 35.9 | 36.0 | 27.9 |" in (tmp_path / "s" / "table1" / "table.md").read_text()
+
+
+def test_several_gpus_are_launched_as_torchrun_does():
+    assert runs.launcher(1)[1:] == ["-m", "efficient_mae"]
+    together = "-m torch.distributed.run --standalone --nproc_per_node 8 -m efficient_mae"
+    assert " ".join(runs.launcher(8)[1:]) == together
+
+
+def test_list(capsys: pytest.CaptureFixture[str]):
+    assert main(["study", "--list", "--preset", "smoke", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    listed = {row["name"]: row for row in result["studies"]}
+    assert len(listed) == 13 and listed["table7"]["cells"][1] == "gamma-0.4"
+    assert listed["table4"]["flops"] > listed["table7"]["flops"] > 0 and listed["table4"]["seconds"] > 0
+    show_study(result, Console())
+    assert "table9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a study: table1, table2"),
+        (["tabel4"], "unknown study 'tabel4'; did you mean table4?"),
+        (["table4", "--preset", "gpuu"], "preset='gpuu': must be one of smoke, cpu, gpu, paper"),
+        (["table4", "--only", "mae-0.8", "--out", "o"], "only='mae-0.8': no cell of table4; did you mean mae-0.85?"),
+        (["table1", "--only", "mae-0.85", "--out", "o"], "no cell of table1; its cells: none, it runs nothing"),
+        (["table4", "--out", "o"], "data must be given: table4 trains on it"),
+        (["table4", "--data", "fashion-mnist-sample"], "out must be given"),
+        (["table4", "--data", "/nowhere", "--out", "o"], "/nowhere"),
+        (["table4", "--seeds", "0"], "seeds=0: must be at least 1"),
+        (["table4", "--jobs", "0"], "jobs=0: must be at least 1"),
+    ],
+)
+def test_what_the_user_can_mend(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_unlabelled_data_is_refused_by_what_fine_tunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    images = write_images(tmp_path / "images", 20)
+    assert main(["study", "table4", "--preset", "smoke", *flags(data=images, out=tmp_path / "s")]) == 2
+    error = capsys.readouterr().err
+    assert "has no labels" in error and len(error.splitlines()) == 1 and not (tmp_path / "s").exists()
+
+
+def test_directories_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "s"
+    assert main(["study", "fig4", "--preset", "smoke", *flags(out=out)]) == 0
+    capsys.readouterr()
+    assert main(["study", "fig4", "--preset", "cpu", *flags(out=out)]) == 2
+    assert "holds studies of preset smoke, not cpu" in capsys.readouterr().err
+    (tmp_path / "letter.txt").write_text("Dear")
+    assert main(["study", "fig4", *flags(out=tmp_path)]) == 2
+    assert "neither empty nor a directory of studies" in capsys.readouterr().err
