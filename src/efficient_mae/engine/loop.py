@@ -21,6 +21,7 @@ from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.optim import set_learning_rate
 from efficient_mae.engine.parallel import whole_tensor
+from efficient_mae.engine.prefetch import DevicePrefetcher
 
 
 @runtime_checkable
@@ -164,15 +165,20 @@ class Loop:
         """Train from a step to the end."""
         display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None)
         watch = Stopwatch()
-        window = torch.zeros((), device=self.step.processes.device)
+        device = self.step.processes.device
+        window = torch.zeros((), device=device)
         steps = 0
+        prefetcher = DevicePrefetcher(self.batches, device, self.accum_iter)
         try:
             for index in range(first_step, self.total_steps):
                 done = index + 1
                 saves = done % self.checkpoint_every == 0 or done == self.total_steps
                 # A checkpoint ends a window, so that no half window need be carried over to a resumed run.
                 logs = saves or done % self.log_every == 0
-                loss, norm = self.step(index, watch.wait_for(self._next_batches), with_norm=logs)
+                loss, norm = self.step(index, self._taken(watch.wait_for(prefetcher.take)), with_norm=logs)
+                if not logs:
+                    # Not past a row or a checkpoint: a batch that can't be read must not cost the steps before it.
+                    watch.wait_for(prefetcher.look_ahead)
                 window, steps = window + loss, steps + 1
                 watch.count(self.batch_size)
                 if logs:
@@ -191,14 +197,10 @@ class Loop:
         finally:
             display.close()
 
-    def _next_batches(self) -> list[Any]:
-        device = self.step.processes.device
-        micro_batches = []
-        for _ in range(self.accum_iter):
-            # A batch may be decoded only here, and come to know of more damage.
-            batch = next(self.batches).to(device, non_blocking=True)
+    def _taken(self, micro_batches: list[Any]) -> list[Any]:
+        """Note the damage of the batches that a step is given; one that was decoded on its way knows of more."""
+        for batch in micro_batches:
             self._damaged += batch.damaged
-            micro_batches.append(batch)
         return micro_batches
 
     def _row(self, done: int, loss: Tensor, norm: Tensor | None, watch: Stopwatch) -> dict[str, float]:
