@@ -1,7 +1,17 @@
 """Every test runs with the shapes and types in the package's signatures checked."""
 
+import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # The tower lets an int stand for a float, as Python does.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook("efficient_mae", CHECKER)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped where there is none, even if asked for."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

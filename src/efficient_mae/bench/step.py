@@ -300,7 +300,8 @@ def draw_step(result: dict[str, Any]) -> Figure:
     colours = ["#2458d3" if row["name"].startswith("Efficient") else "#a3abb8" for row in rows]
     axes.barh([row["name"] for row in rows], [row["ratio"] for row in rows], color=colours, height=0.62)
     for place, row in enumerate(rows):
-        axes.text(row["ratio"] + 0.02, place, f"{row['images_per_second']:,.4g} images/s", va="center", fontsize=8)
+        end = max(row["ratio"], row["gmac_ratio"] or 0)
+        axes.text(end + 0.02, place, f"{row['images_per_second']:,.3g} images/s", va="center", fontsize=8)
         if row["gmac_ratio"] is not None:
             axes.plot([row["gmac_ratio"]] * 2, [place - 0.31, place + 0.31], color="#e0700c", linewidth=2)
     axes.plot([], [], color="#e0700c", linewidth=2, label="by multiply-accumulates")

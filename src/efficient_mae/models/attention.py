@@ -91,17 +91,17 @@ def grouped_attention_backward(
     key_lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`grouped_attention`'s result for q, k and v, each of its own shape."""
-    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     nothing, scale = q.new_empty(()), q.shape[-1] ** -0.5
     for group in _groups(query_lengths, key_lengths, q.shape[1]):
         query, key, value = group.queries(q), group.keys(k), group.keys(v)
         chosen, grad_out = group.probabilities(buffer), group.queries(grad)
-        group.put_keys(grads[2], chosen.transpose(1, 2) @ grad_out)
+        group.put_keys(grad_v, chosen.transpose(1, 2) @ grad_out)
         grad_chosen = grad_out @ value.transpose(1, 2)
-        grad_scores = torch._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
-        group.put_queries(grads[0], torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale))
-        group.put_keys(grads[1], torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale))
-    return grads
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
+        group.put_queries(grad_q, torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale))
+        group.put_keys(grad_k, torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale))
+    return grad_q, grad_k, grad_v
 
 
 class _Group(NamedTuple):
@@ -154,7 +154,7 @@ def _groups(query_lengths: Tensor, key_lengths: Tensor, heads: int) -> Iterator[
 
 
 @grouped_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int):
+def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int | torch.SymInt):
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[0] * q.shape[1] * max_seqlen)
 

@@ -1,0 +1,101 @@
+"""The step on CUDA waits for nothing, compiles once, and computes what a CPU computes."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch._dynamo
+
+import efficient_mae as emae
+from efficient_mae.data import TrainBatch
+from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.loop import Step
+from efficient_mae.engine.optim import build_adamw, learning_rate
+from efficient_mae.engine.parallel import compile_blocks, parallelize
+from efficient_mae.interop import ImageStatistics
+from efficient_mae.masking import MaskLayout
+from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.tasks.pretrain import Reconstruction
+
+
+def small_model() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return emae.create_model(
+        "mae_vit_tiny_patch4", img_size=24, in_chans=1, depth=2, decoder_depth=3, decoder_embed_dim=32, beta=20.0
+    )
+
+
+def layouts(model: MaskedAutoencoder, number: int) -> list[MaskLayout]:
+    """Of 4 images each; no two of one packed length."""
+    found: dict[int, MaskLayout] = {}
+    generator = torch.Generator().manual_seed(0)
+    while len(found) < number:
+        layout = model.plan(4, generator=generator)
+        found.setdefault(len(layout.ids_predict), layout)
+    return list(found.values())
+
+
+@pytest.mark.slow
+def test_blocks_are_not_recompiled_as_packed_lengths_change():
+    model = small_model()
+    plain = copy.deepcopy(model)
+    compile_blocks(model)
+    images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    different = layouts(model, 5)
+    for layout in different[:2]:
+        model(images, layout).loss.backward()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for layout in different[2:]:
+            loss = model(images, layout).loss
+            loss.backward()
+            torch.testing.assert_close(loss, plain(images, layout).loss, rtol=1e-5, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+class TestStep:
+    def test_nothing_waits_for_the_device(self, compiled, precision):
+        step, batches = self.prepared(compiled, precision)
+        for index in range(2):
+            step(index, [batches[index]])
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                for index in range(2, 6):
+                    step(index, [batches[index]])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_loss_and_gradients_are_a_cpus(self, compiled, precision):
+        model = small_model()
+        layout = layouts(model, 1)[0]
+        images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+        other = copy.deepcopy(model).cuda()
+        if compiled:
+            compile_blocks(other)
+        expected = model(images, layout).loss
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            loss = other(images.cuda(), layout).loss
+        expected.backward()
+        loss.backward()
+        tolerance = 1e-3 if precision == "fp32" else 5e-2
+        assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+        for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+            assert mine.grad is not None and theirs.grad is not None
+            difference = (mine.grad.cpu() - theirs.grad).norm()
+            assert difference <= tolerance * theirs.grad.norm() + 1e-6
+
+    def prepared(self, compiled: bool, precision: str) -> tuple[Step, list[TrainBatch]]:
+        processes = Processes(0, 1, torch.device("cuda"))
+        model = small_model()
+        batches = [
+            TrainBatch(torch.zeros(4, 1, 24, 24, dtype=torch.uint8), torch.arange(4), None, [], layout).to("cuda")
+            for layout in layouts(model, 6)
+        ]
+        trained = parallelize(model, processes, precision=precision, compile=compiled)
+        rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
+        objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
+        return Step(trained, build_adamw(model, 0.05), objective, processes, rate, precision, clip_grad=1.0), batches
