@@ -31,13 +31,38 @@ def keep_freed_memory() -> None:
     By default it gives large blocks back to the system, which hands them out again page by page: on a CPU that costs
     a step a tenth of its time and more.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return
-    libc = ctypes.CDLL("libc.so.6")
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, -1)
     libc.mallopt(m_top_pad, 64 << 20)
+
+
+def release_freed_memory() -> int:
+    """Give the pages that :func:`keep_freed_memory` kept back to the system.
+
+    Returns:
+        Bytes of address space that remain this process' own and unused; 0 if that isn't known.
+    """
+    libc = _glibc()
+    if libc is None:
+        return 0
+    libc.malloc_trim(0)
+    libc.mallinfo2.restype = _MallocInfo
+    return libc.mallinfo2().fordblks
+
+
+class _MallocInfo(ctypes.Structure):
+    """struct mallinfo2 of malloc.h."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None
 
 
 def available_cores() -> int:

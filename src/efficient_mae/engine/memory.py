@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.engine.machine import release_freed_memory
 from efficient_mae.engine.settings import RunConfig
 from efficient_mae.errors import InputError
 
@@ -162,6 +163,7 @@ def free_memory(device: torch.device) -> int | None:
         torch.cuda.empty_cache()
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    unused = release_freed_memory()
     if sys.platform != "linux":
         return None
     import resource  # not on every system
@@ -172,4 +174,4 @@ def free_memory(device: torch.device) -> int | None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     free = int(available[1]) * 1024
-    return free if limit == resource.RLIM_INFINITY else max(0, min(free, limit - used))
+    return free if limit == resource.RLIM_INFINITY else max(0, min(free, limit - used + unused))
