@@ -55,7 +55,7 @@ def test_help_names_every_flag_with_its_default(command: str, capsys: pytest.Cap
         ([], "name a command: demo, pretrain"),
         (["bench"], "name a command: step, data, flops (emae bench COMMAND --help)"),
         (["bench", "stp"], "unknown command bench 'stp'; did you mean bench step?"),
-        (["bench", "step", "--round", "3"], "bench step: unknown flag --round; did you mean --rounds?"),
+        (["bench", "step", "--roundz", "3"], "bench step: unknown flag --roundz; did you mean --rounds?"),
         (["info", "--model", "mae_vit_bse_patch16"], "did you mean mae_vit_base_patch16?"),
         (["knn", "--weights", "/nowhere"], "/nowhere: no such file or directory"),
         (["report", "--weights", "/nowhere"], "/nowhere"),
