@@ -306,7 +306,7 @@ def draw_step(result: dict[str, Any]) -> Figure:
             axes.plot([row["gmac_ratio"]] * 2, [place - 0.31, place + 0.31], color="#e0700c", linewidth=2)
     axes.plot([], [], color="#e0700c", linewidth=2, label="by multiply-accumulates")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    axes.set_xlim(0, 1.25 * max(row["ratio"] for row in rows))
+    axes.set_xlim(0, 1.25 * max(max(row["ratio"], row["gmac_ratio"] or 0) for row in rows))
     axes.set_xlabel("speed of a training step, MAE 0.75 = 1")
     axes.set_title(f"{result['model']}, {result['precision']}, {result['machine']['device']}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
