@@ -28,7 +28,7 @@ def step_table() -> str:
         efficient = methods["Efficient MAE 0.85"]
         rows.append(
             (
-                f"{_size(result['model'])}, {result['precision']}",
+                f"{_size(result['model'])}, {result['precision']}, batch {result['batch_size']}",
                 f"{rate['Efficient MAE 0.85']:,.2f}",
                 f"{rate['Efficient MAE 0.85'] / rate['MAE 0.75']:.2f}x ({efficient['gmac_ratio']:.2f}x)",
                 f"{rate['Efficient MAE 0.85'] / rate[PEER]:.2f}x",

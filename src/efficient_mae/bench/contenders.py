@@ -1,7 +1,7 @@
 """What `emae bench step` times: this project's methods, and other implementations of masked autoencoding."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from efficient_mae.bench.flops import MAE_MASK_RATIO, count_gmacs, mae_counterpart, paper_gmacs
 from efficient_mae.data import TrainBatch, default_mean_std, normalize
-from efficient_mae.engine.distributed import ALONE, Processes
+from efficient_mae.engine.distributed import ALONE
 from efficient_mae.engine.loop import Objective, Step
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.parallel import compile_blocks
@@ -42,11 +42,11 @@ class Contender:
     gmacs: float
     step: Step
     batches: list[TrainBatch]
-    _done: Iterable[int] = field(default_factory=itertools.count)
+    _steps: Iterator[int] = field(default_factory=itertools.count)
 
     def __call__(self) -> None:
         """One training step: forward, backward, optimiser."""
-        index = next(iter(self._done))
+        index = next(self._steps)
         self.step(index, [self.batches[index % len(self.batches)]])
 
     @property
@@ -166,8 +166,9 @@ def _peer_gmacs(name: str, config: MAEConfig) -> float:
 
 def _step(model: nn.Module, objective: Objective, device: torch.device, precision: str) -> Step:
     optimizer = build_adamw(model, weight_decay=0.05)
-    processes = Processes(ALONE.rank, ALONE.world_size, device)
-    return Step(model, optimizer, objective, processes, learning_rate=lambda _: 1e-4, precision=precision)
+    return Step(
+        model, optimizer, objective, replace(ALONE, device=device), learning_rate=lambda _: 1e-4, precision=precision
+    )
 
 
 def _images(config: MAEConfig, batch_size: int) -> Tensor:
