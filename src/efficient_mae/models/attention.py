@@ -25,6 +25,10 @@ _EXPLICIT_CPU_LENGTH = 1024
 # Scores of a group that are worked on at a time, so that they stay in cache.
 _GROUP_SCORES = 1 << 20
 
+# On a CPU, oneDNN compiles a bfloat16 product anew for every shape, and groups are of ever new ones. Up to this
+# length that takes longer than the product itself in float32.
+_FLOAT32_CPU_LENGTH = 64
+
 
 def attention(
     q: Float[Tensor, "B h N d"], k: Float[Tensor, "B h N d"], v: Float[Tensor, "B h N d"]
@@ -71,12 +75,13 @@ def grouped_attention(
         a buffer (Sq * h * max_seqlen,) that they need not fill.
     """
     out, scale = torch.empty_like(q, memory_format=torch.contiguous_format), q.shape[-1] ** -0.5
-    buffer = q.new_empty(q.shape[0] * q.shape[1] * max_seqlen)
-    for group in _groups(query_lengths, key_lengths, q.shape[1]):
-        query, key, value = group.queries(q), group.keys(k), group.keys(v)
-        scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
-        chosen = torch.softmax(scores, dim=-1, out=group.probabilities(buffer))
-        group.put_queries(out, chosen @ value)
+    buffer = _empty_probabilities(q, max_seqlen)
+    with _without_autocast(q.device.type):
+        for group in _groups(query_lengths, key_lengths, q.shape[1]):
+            query, key, value = (rows.to(buffer.dtype) for rows in (group.queries(q), group.keys(k), group.keys(v)))
+            scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
+            chosen = torch.softmax(scores, dim=-1, out=group.probabilities(buffer))
+            group.put_queries(out, chosen @ value)
     return out, buffer
 
 
@@ -92,16 +97,23 @@ def grouped_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`grouped_attention`'s result for q, k and v, each of its own shape."""
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    nothing, scale = q.new_empty(()), q.shape[-1] ** -0.5
+    nothing, scale = buffer.new_empty(()), q.shape[-1] ** -0.5
     for group in _groups(query_lengths, key_lengths, q.shape[1]):
-        query, key, value = group.queries(q), group.keys(k), group.keys(v)
-        chosen, grad_out = group.probabilities(buffer), group.queries(grad)
+        rows = (group.queries(q), group.keys(k), group.keys(v), group.queries(grad))
+        query, key, value, grad_out = (dense.to(buffer.dtype) for dense in rows)
+        chosen = group.probabilities(buffer)
         group.put_keys(grad_v, chosen.transpose(1, 2) @ grad_out)
         grad_chosen = grad_out @ value.transpose(1, 2)
         grad_scores = torch.ops.aten._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
         group.put_queries(grad_q, torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale))
         group.put_keys(grad_k, torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale))
     return grad_q, grad_k, grad_v
+
+
+def _empty_probabilities(q: Tensor, max_seqlen: int | torch.SymInt) -> Tensor:
+    """A buffer for each query's probabilities, of the type in which they are computed."""
+    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and max_seqlen <= _FLOAT32_CPU_LENGTH
+    return q.new_empty(q.shape[0] * q.shape[1] * max_seqlen, dtype=torch.float32 if short else q.dtype)
 
 
 class _Group(NamedTuple):
@@ -156,7 +168,7 @@ def _groups(query_lengths: Tensor, key_lengths: Tensor, heads: int) -> Iterator[
 @grouped_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int | torch.SymInt):
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    return out, q.new_empty(q.shape[0] * q.shape[1] * max_seqlen)
+    return out, _empty_probabilities(q, max_seqlen)
 
 
 @grouped_attention_backward.register_fake
