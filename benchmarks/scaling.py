@@ -30,7 +30,7 @@ from efficient_mae.engine.distributed import autocast
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.engine.memory import step_bytes
 from efficient_mae.masking import plan_masks
-from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
 
 
 def models() -> dict[str, MAEConfig]:
@@ -48,11 +48,11 @@ def models() -> dict[str, MAEConfig]:
 
 
 def kept_bytes_an_image(config: MAEConfig) -> dict[str, float]:
-    """Bytes that a training step in bf16 keeps for an image, plainly and with activation checkpointing.
+    """Bytes that a training step in bf16 keeps for an image: plainly, with checkpointing, and in the decoder alone.
 
     Counted with 2 and with 4 encoder blocks; each further block keeps as much as those two between them, halved.
     """
-    found = {}
+    found = {"decoder": _decoder_bytes(config)}
     for kind, enable in (("plain", False), ("checkpointed", True)):
         shallow, deeper = (_kept_bytes(replace(config, depth=depth), enable) for depth in (2, 4))
         found[kind] = shallow + (config.depth - 2) * (deeper - shallow) / 2
@@ -68,6 +68,20 @@ def _kept_bytes(config: MAEConfig, checkpointed: bool) -> float:
         layout = model.plan(images, generator=torch.Generator().manual_seed(0))
         with autocast("bf16", device):
             return model(torch.zeros(images, config.in_chans, *config.img_size), layout).loss
+
+    few, more = (step_bytes(probe, images, list(model.parameters()), device) for images in (2, 6))
+    return (more - few) / 4
+
+
+def _decoder_bytes(config: MAEConfig) -> float:
+    """What the decoder keeps of an image, where it decodes all at once."""
+    model, device = MaskedAutoencoder(replace(config, depth=1)), torch.device("cpu")
+
+    def probe(images: int) -> torch.Tensor:
+        layout = model.plan(images, generator=torch.Generator().manual_seed(0))
+        latent = torch.zeros(images, 1 + layout.ids_keep.shape[1], config.embed_dim)
+        with autocast("bf16", device):
+            return model.decode(latent, layout.parts[0]).sum()
 
     few, more = (step_bytes(probe, images, list(model.parameters()), device) for images in (2, 6))
     return (more - few) / 4
@@ -129,13 +143,13 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
     result = json.loads(arguments.results.read_text()) if arguments.results else count_and_measure()
-    result["assumed"] = ASSUMED
+    result["assumed"] = ASSUMED | {"decoder_part": part_size(torch.device("cuda"))}
     print(json.dumps(result, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.page:
         measured = result["measured"]["decoded_images_a_second_on_one_core"]
-        for name, content in tables(result["counted"], measured):
+        for name, content in tables(result["counted"], measured, result["assumed"]["decoder_part"]):
             rewrite(arguments.page, name, content)
 
 

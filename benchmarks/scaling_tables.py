@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+METHODS = ("efficient_mae", "mae")
 GPUS = (1, 8, 64)
 GPUS_A_NODE = 8
 BATCH_SIZE = 4096
+# Of a GPU, at which peak memories are compared.
+PEAK_IMAGES = (64, 256, 512)
 
 IMAGENET, EPOCHS, BILLION = 1_281_167, 800, 10**9
 # Bytes of an ImageNet-1K training image: 138 GiB over its number of files.
@@ -40,8 +43,14 @@ def link(gpus: int) -> float:
     return REACHED_LINK * (NVLINK_BYTES if gpus <= GPUS_A_NODE else min(NVLINK_BYTES, INFINIBAND_BYTES))
 
 
-def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]:
-    """The page's tables, by name."""
+def tables(counted: dict[str, Any], decoded: float, part: int) -> Iterator[tuple[str, str]]:
+    """The page's tables, by name.
+
+    Args:
+        counted: what scaling.py counts, by model.
+        decoded: images a second that a core decodes.
+        part: images that the decoder takes at a time.
+    """
     yield (
         "work",
         markdown(
@@ -99,26 +108,45 @@ def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]
                 "model",
                 "state, ddp",
                 *(f"state, fsdp on {gpus}" for gpus in GPUS[1:]),
-                "an image",
-                "an image, MAE 0.75",
-            )
-            + ("an image, checkpointed", "images that fit, ddp", f"images that fit, fsdp on {GPUS_A_NODE}"),
+                "an image, encoder",
+                "decoder",
+                "MAE 0.75, encoder",
+                "decoder",
+                "an image, checkpointed",
+                "images that fit, ddp",
+                f"fsdp on {GPUS_A_NODE}",
+            ),
             (
                 (
                     name,
                     _gigabytes(state_bytes(one)),
                     *(_gigabytes(state_bytes(one, gpus)) for gpus in GPUS[1:]),
-                    *(
-                        f"{one['kept_bytes_an_image'][method][kind] / 1e6:.0f} MB"
-                        for method, kind in (
-                            ("efficient_mae", "plain"),
-                            ("mae", "plain"),
-                            ("efficient_mae", "checkpointed"),
-                        )
-                    ),
-                    *(f"{_images_that_fit(one, shards):,}" for shards in (1, GPUS_A_NODE)),
+                    *(f"{bytes_ / 1e6:.0f} MB" for method in METHODS for bytes_ in _kept(one, method)),
+                    f"{one['kept_bytes_an_image']['efficient_mae']['checkpointed'] / 1e6:.0f} MB",
+                    *(f"{_images_that_fit(one, shards, part):,}" for shards in (1, GPUS_A_NODE)),
                 )
                 for name, one in counted.items()
+            ),
+        ),
+    )
+    yield (
+        "peak",
+        markdown(
+            (
+                "images on a GPU",
+                *(f"{name}, Efficient MAE 0.85 / MAE 0.75" for name in counted),
+                *(f"{name}, / MAE 0.75 decoded at once" for name in counted),
+            ),
+            (
+                (
+                    str(images),
+                    *(
+                        f"{_peak(one, 'efficient_mae', images, part) / _peak(one, 'mae', images, size):.2f}"
+                        for size in (part, images)
+                        for one in counted.values()
+                    ),
+                )
+                for images in PEAK_IMAGES
             ),
         ),
     )
@@ -191,9 +219,24 @@ def sent_bytes(one: dict[str, Any], gpus: int) -> float:
     return 8 * one["parameters"] * (gpus - 1) / gpus
 
 
-def _images_that_fit(one: dict[str, Any], shards: int) -> int:
+def _kept(one: dict[str, Any], method: str) -> tuple[float, float]:
+    """Bytes of an image that the encoder and the decoder keep."""
+    kept = one["kept_bytes_an_image"][method]
+    return kept["plain"] - kept["decoder"], kept["decoder"]
+
+
+def _images_that_fit(one: dict[str, Any], shards: int, part: int) -> int:
     left = USABLE_BYTES - state_bytes(one, shards)
-    return max(0, int(left / one["kept_bytes_an_image"]["efficient_mae"]["plain"]))
+    encoder, decoder = _kept(one, "efficient_mae")
+    if shards == 1:  # a sharded decoder takes all images at once
+        return max(0, int((left - part * decoder) / encoder))
+    return max(0, int(left / (encoder + decoder)))
+
+
+def _peak(one: dict[str, Any], method: str, images: int, part: int) -> float:
+    """Bytes of state and of what a step keeps of so many images, of which the decoder takes a part at a time."""
+    encoder, decoder = _kept(one, method)
+    return state_bytes(one) + images * encoder + min(images, part) * decoder
 
 
 def _gigabytes(value: float) -> str:

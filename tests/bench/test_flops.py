@@ -46,7 +46,7 @@ def test_what_is_computed_is_the_papers_count_less_what_nobody_reads(
     paper = paper_gmacs(config, images)
     assert paper == pytest.approx(expected, rel=0.01)
 
-    lengths = config_layout(config, images).tokens.lengths.double()
+    lengths = config_layout(config, images).parts[0].tokens.lengths.double()
     patches, visible = 196 if config.patch_size == 16 else 256, lengths_encoded(config, images)
     predicted = lengths.mean() - visible
     width, pixels = config.decoder_embed_dim, 3 * config.patch_size**2
@@ -68,7 +68,7 @@ def config_layout(config: MAEConfig, images: int) -> MaskLayout:
 
 
 def lengths_encoded(config: MAEConfig, images: int) -> int:
-    return len(config_layout(config, images).rows_encoded) // images
+    return len(config_layout(config, images).parts[0].rows_encoded) // images
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Parity with transformers' ViTMAE, and of packed with one-at-a-time decoding."""
 
+import weakref
+
 import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import efficient_mae as emae
+from efficient_mae.masking import build_layout, plan_masks
 from efficient_mae.models import MaskedAutoencoder
 
 SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
@@ -106,7 +109,7 @@ def test_packed_decoding_is_decoding_one_image_at_a_time(img_size):
     model = emae.create_model("mae_vit_tiny_patch8", **{**SMALL, "img_size": img_size, "beta": 16.0}).double()
     images = torch.randn(5, 3, *model.img_size, dtype=torch.float64)
     out = model(images, generator=torch.Generator().manual_seed(2))
-    assert len(out.layout.tokens.lengths.unique()) > 1
+    assert len(out.layout.parts[0].tokens.lengths.unique()) > 1
     together = torch.autograd.grad(out.loss, list(model.parameters()))
 
     alone = [model(image[None], mask[None]) for image, mask in zip(images, out.mask)]
@@ -120,10 +123,57 @@ def test_packed_decoding_is_decoding_one_image_at_a_time(img_size):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("part_size", [1, 2, 3])
+def test_decoding_in_parts_is_decoding_at_once(part_size):
+    torch.manual_seed(0)
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL).double()
+    images = torch.randn(7, 3, *model.img_size, dtype=torch.float64)
+    # One image without a target between others, which makes a part of its own or none.
+    mask = emae.random_masking(7, model.grid_size, 0.85, torch.Generator().manual_seed(0))
+    difficulty = emae.p2dist(mask, 8)
+    predicted = mask.clone()
+    predicted[2] = False
+    weights = emae.flatten_weights(difficulty, 0.6)
+    whole, parts = (build_layout(mask, difficulty, predicted, weights, size) for size in (None, part_size))
+    assert (len(whole.parts), len(parts.parts)) == (1, 7 // part_size)
+    expected, found = model(images, whole), model(images, parts)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.prediction, expected.prediction, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.patch_loss, expected.patch_loss, rtol=1e-10, atol=1e-12)
+    # Scaled, as by the global batch's weight.
+    gradients = [torch.autograd.grad(3.0 * out.loss, list(model.parameters())) for out in (expected, found)]
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images, parts).prediction, expected.prediction, rtol=1e-10, atol=1e-12)
+
+
+def test_parts_keep_the_activations_of_one_part():
+    model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
+    images = torch.randn(16, 3, *model.img_size)
+    noise = torch.rand(16, 64, generator=torch.Generator().manual_seed(0))
+
+    def kept(part_size):
+        """Numbers that the graph still refers to after the forward pass."""
+        saved = weakref.WeakValueDictionary()
+
+        def keep(tensor):
+            held = tensor.detach().clone()
+            saved[id(held)] = held
+            return held
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+            out = model(images, plan_masks(noise, **model.config.masking, part_size=part_size))
+        return sum(held.numel() for held in saved.values()), out
+
+    whole, parts = kept(None)[0], kept(4)[0]
+    assert parts < 0.6 * whole
+
+
 def test_the_last_block_at_the_targets_is_the_whole_block():
     torch.manual_seed(0)
     model = emae.create_model("mae_vit_tiny_patch8", **SMALL).double()
-    layout = model.plan(4, generator=torch.Generator().manual_seed(0))
+    layout = model.plan(4, generator=torch.Generator().manual_seed(0)).parts[0]
     x = torch.randn(int(layout.tokens.lengths.sum()), 64, dtype=torch.float64)
     block = model.decoder_blocks[-1]
     whole = block(x, layout.tokens)[layout.rows_predict]
@@ -134,13 +184,14 @@ def test_the_last_block_at_the_targets_is_the_whole_block():
 def test_the_first_block_with_shared_hidden_patches_is_the_whole_block():
     torch.manual_seed(0)
     model = emae.create_model("mae_vit_tiny_patch8", **SMALL).double()
-    layout = model.plan(4, generator=torch.Generator().manual_seed(0))
+    masks = model.plan(4, generator=torch.Generator().manual_seed(0))
+    layout = masks.parts[0]
     encoded = torch.randn(len(layout.rows_encoded), 64, dtype=torch.float64, requires_grad=True)
     hidden = torch.randn(64, 64, dtype=torch.float64, requires_grad=True)
     # The packed sequences, put together image by image from the masks alone.
     per_image = encoded.view(4, -1, 64)
     sequences = [
-        torch.cat([tokens, hidden[predicted.flatten()]]) for tokens, predicted in zip(per_image, layout.predicted)
+        torch.cat([tokens, hidden[predicted.flatten()]]) for tokens, predicted in zip(per_image, masks.predicted)
     ]
     order = sorted(range(4), key=lambda image: len(sequences[image]))
     block = model.decoder_blocks[0]

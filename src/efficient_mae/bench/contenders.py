@@ -18,7 +18,7 @@ from efficient_mae.engine.parallel import compile_blocks
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, to_hf
 from efficient_mae.masking import plan_masks
-from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
 from efficient_mae.tasks.pretrain import Reconstruction
 
 # Mask ratios at which Efficient MAE is timed; the first is the paper's default.
@@ -97,10 +97,8 @@ def own_contenders(
     for name, method in methods(config).items():
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(BATCHES, batch_size, config.grid_size[0] * config.grid_size[1], generator=generator)
-        batches = [
-            TrainBatch(images, torch.arange(batch_size), None, [], plan_masks(part, **method.masking)).to(device)
-            for part in noise
-        ]
+        layouts = [plan_masks(part, **method.masking, part_size=part_size(device)) for part in noise]
+        batches = [TrainBatch(images, torch.arange(batch_size), None, [], layout).to(device) for layout in layouts]
         contenders.append(Contender(name, count_gmacs(method), step, batches))
     return contenders
 

@@ -26,7 +26,7 @@ from efficient_mae.engine.machine import available_cores, describe_machine
 from efficient_mae.engine.optim import build_adamw, set_learning_rate
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
-from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.models import MaskedAutoencoder, part_size
 from efficient_mae.tasks.pretrain import plan_epoch_masks
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
@@ -99,7 +99,7 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
         config.seed,
         min_size=model.patch_size,
         num_patches=model.grid_size[0] * model.grid_size[1],
-        make_masks=partial(plan_epoch_masks, epochs=1, masking=model.config.masking),
+        make_masks=partial(plan_epoch_masks, epochs=1, masking=model.config.masking, part_size=part_size(device)),
     )
     bytes_per_image = _bytes_per_image(source)
     speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}

@@ -81,7 +81,7 @@ def paper_gmacs(config: MAEConfig, images: int = 256, seed: int = 0) -> float:
     noise = torch.rand(images, patches, generator=torch.Generator().manual_seed(seed))
     layout = plan_masks(noise, **config.masking)
     encoded = 1 + layout.ids_keep.shape[1]
-    decoded = layout.tokens.lengths.double()
+    decoded = layout.parts[0].tokens.lengths.double()
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
     pixels = config.in_chans * config.patch_size**2
     encoder = patches * pixels * width + _stack(config.depth, width, torch.tensor([encoded]).double())
@@ -124,7 +124,7 @@ def model_cost(config: MAEConfig, images: int = 64, seed: int = 0) -> Cost:
         encoder_parameters=total - decoder,
         decoder_parameters=decoder,
         encoder_tokens=1 + layout.ids_keep.shape[1],
-        decoder_tokens=int(layout.tokens.lengths.sum()) / images,
+        decoder_tokens=int(layout.parts[0].tokens.lengths.sum()) / images,
         masked_patches=int(layout.mask[0].sum()),
         predicted_patches=len(layout.ids_predict) / images,
         gmacs=_count(model, layout) / 1e9,

@@ -47,10 +47,10 @@ class DevicePrefetcher:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of lists and dataclasses, nested ones too."""
+    """All tensors of lists, tuples and dataclasses, nested ones too."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
     elif is_dataclass(value):

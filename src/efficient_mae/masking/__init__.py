@@ -5,7 +5,7 @@ patches, N = H * W patches, V visible patches of an image, T predicted patches o
 """
 
 from efficient_mae.masking.difficulty import METRICS, difficulty
-from efficient_mae.masking.layout import MaskLayout, Sequences, build_layout, plan_masks, plan_targets
+from efficient_mae.masking.layout import DecoderLayout, MaskLayout, Sequences, build_layout, plan_masks, plan_targets
 from efficient_mae.masking.loss import difficulty_flatten_loss
 from efficient_mae.masking.p2dist import p2dist, p2dist_exact
 from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking
@@ -15,6 +15,7 @@ from efficient_mae.masking.targets import flatten_weights, select_targets
 __all__ = [
     "METRICS",
     "SCHEDULES",
+    "DecoderLayout",
     "MaskLayout",
     "Sequences",
     "build_layout",

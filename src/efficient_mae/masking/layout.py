@@ -42,7 +42,8 @@ class _TensorFields:
 def _map_tensors(value: Moved, function: Callable[[Any], Any]) -> Moved:
     """The dataclass with the function applied to each tensor, nested ones too."""
     held = {field.name: getattr(value, field.name) for field in fields(cast(Any, value))}
-    moved = {name: function(v) for name, v in held.items() if isinstance(v, Tensor | _TensorFields)}
+    moved: dict[str, Any] = {name: function(v) for name, v in held.items() if isinstance(v, Tensor | _TensorFields)}
+    moved |= {name: tuple(map(function, v)) for name, v in held.items() if isinstance(v, tuple)}
     return replace(cast(Any, value), **moved)
 
 
@@ -71,11 +72,39 @@ class Sequences(_TensorFields):
 
 
 @dataclass(frozen=True)
+class DecoderLayout(_TensorFields):
+    """The packed decoder sequences of some images.
+
+    A sequence is an image's class token, its V visible patches, then its predicted patches, each group in row-major
+    order. The shortest sequence comes first, so that those of one length lie together.
+
+    Attributes:
+        ids_predict: the T predicted patches, as indices into these images' patches, ascending.
+        tokens: the sequences.
+        targets: the predicted patches' own sequences, in the same order: the queries of the last decoder block.
+        positions_encoded: rows of the images' (1 + V) tokens in a table that starts with the class token.
+        rows_encoded: their packed rows.
+        rows_predict: packed rows of the T predicted patches, ascending.
+        order_predict: where among `rows_predict` each of `ids_predict` is.
+    """
+
+    ids_predict: Int64[Tensor, " T"]
+    tokens: Sequences
+    targets: Sequences
+    positions_encoded: Int64[Tensor, " encoded"]
+    rows_encoded: Int64[Tensor, " encoded"]
+    rows_predict: Int64[Tensor, " T"]
+    order_predict: Int64[Tensor, " T"]
+
+    @property
+    def num_images(self) -> int:
+        """How many images these are."""
+        return len(self.tokens.lengths)
+
+
+@dataclass(frozen=True)
 class MaskLayout(_TensorFields):
     """A batch's masks, their difficulties, and the packed decoder sequences that follow from them.
-
-    A decoder sequence is an image's class token, its V visible patches, then its predicted patches, each group
-    in row-major order. The shortest sequence comes first, so that those of one length lie together.
 
     Attributes:
         mask: True = masked.
@@ -84,12 +113,7 @@ class MaskLayout(_TensorFields):
         ids_keep: the visible patches of each image, ascending.
         ids_predict: the T predicted patches, as indices into the B * N patches, ascending.
         weights: of the predicted patches in the loss.
-        tokens: the decoder's packed sequences.
-        targets: the predicted patches' own sequences, in the same order: the queries of the last decoder block.
-        positions_encoded: rows of the encoder's B * (1 + V) tokens in a table that starts with the class token.
-        rows_encoded: their packed rows.
-        rows_predict: packed rows of the T predicted patches, ascending.
-        order_predict: where among `rows_predict` each of `ids_predict` is.
+        parts: of consecutive images; the decoder takes one after another.
     """
 
     mask: Bool[Tensor, "B H W"]
@@ -98,12 +122,7 @@ class MaskLayout(_TensorFields):
     ids_keep: Int64[Tensor, "B V"]
     ids_predict: Int64[Tensor, " T"]
     weights: Float[Tensor, " T"]
-    tokens: Sequences
-    targets: Sequences
-    positions_encoded: Int64[Tensor, " encoded"]
-    rows_encoded: Int64[Tensor, " encoded"]
-    rows_predict: Int64[Tensor, " T"]
-    order_predict: Int64[Tensor, " T"]
+    parts: tuple[DecoderLayout, ...]
 
 
 def build_layout(
@@ -111,8 +130,13 @@ def build_layout(
     difficulty: Float[Tensor, "B H W"],
     predicted: Bool[Tensor, "B H W"],
     weights: Float[Tensor, "B H W"],
+    part_size: int | None = None,
 ) -> MaskLayout:
     """Lay out a batch whose masks, difficulties, targets and their weights are known.
+
+    Args:
+        part_size: cut the batch into as many parts of this many images as it fills, so that none is smaller; None
+            leaves it whole.
 
     Raises:
         InputError: images with different numbers of visible patches, or nothing to predict in the whole batch.
@@ -126,24 +150,11 @@ def build_layout(
             "every image of a batch must keep the same number"
         )
     ids_keep = visible.nonzero()[:, 1].view(images, -1)
-    flat = predicted.flatten(1)
-    ids_predict = flat.flatten().nonzero()[:, 0]
+    ids_predict = predicted.flatten().nonzero()[:, 0]
     if len(ids_predict) == 0:
         raise InputError("beta leaves no masked patch of the batch to predict: take a larger one")
-
-    encoded = 1 + ids_keep.shape[1]
-    predictions, order = flat.sum(dim=1).sort(stable=True)
-    targets = Sequences.of(predictions, flat.shape[1])
-    tokens = Sequences.of(predictions + encoded, flat.shape[1] + 1)
-    # First row of each image's sequence, and of its targets among themselves.
-    first, first_target = torch.empty_like(order), torch.empty_like(order)
-    first[order] = tokens.cu_seqlens[:-1].long()
-    first_target[order] = targets.cu_seqlens[:-1].long()
-    rows_encoded = (first[:, None] + torch.arange(encoded, device=mask.device)).flatten()
-    image = ids_predict // flat.shape[1]
-    rank = (flat.cumsum(dim=1) - 1).flatten()[ids_predict]
-    rows = first[image] + encoded + rank
-    order_predict = first_target[image] + rank
+    count = 1 if part_size is None else max(1, images // part_size)
+    pairs = zip(ids_keep.tensor_split(count), predicted.flatten(1).tensor_split(count), strict=True)
     return MaskLayout(
         mask=mask,
         difficulty=difficulty,
@@ -151,10 +162,32 @@ def build_layout(
         ids_keep=ids_keep,
         ids_predict=ids_predict,
         weights=weights[predicted],
+        parts=tuple(_decoder_layout(*pair) for pair in pairs),
+    )
+
+
+def _decoder_layout(ids_keep: Int64[Tensor, "B V"], predicted: Bool[Tensor, "B N"]) -> DecoderLayout:
+    """Pack the sequences of some images."""
+    device, patches = predicted.device, predicted.shape[1]
+    ids_predict = predicted.flatten().nonzero()[:, 0]
+    encoded = 1 + ids_keep.shape[1]
+    predictions, order = predicted.sum(dim=1).sort(stable=True)
+    targets = Sequences.of(predictions, patches)
+    tokens = Sequences.of(predictions + encoded, patches + 1)
+    # First row of each image's sequence, and of its targets among themselves.
+    first, first_target = torch.empty_like(order), torch.empty_like(order)
+    first[order] = tokens.cu_seqlens[:-1].long()
+    first_target[order] = targets.cu_seqlens[:-1].long()
+    image = ids_predict // patches
+    rank = (predicted.cumsum(dim=1) - 1).flatten()[ids_predict]
+    rows = first[image] + encoded + rank
+    order_predict = first_target[image] + rank
+    return DecoderLayout(
+        ids_predict=ids_predict,
         tokens=tokens,
         targets=targets,
         positions_encoded=torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten(),
-        rows_encoded=rows_encoded,
+        rows_encoded=(first[:, None] + torch.arange(encoded, device=device)).flatten(),
         rows_predict=torch.empty_like(rows).index_copy_(0, order_predict, rows),
         order_predict=order_predict,
     )
@@ -171,6 +204,7 @@ def plan_targets(
     metric: str = "p2dist",
     schedule: str = "flatten",
     progress: float = 1.0,
+    part_size: int | None = None,
 ) -> MaskLayout:
     """From masks to layout: difficulties, targets, weights, packing.
 
@@ -184,6 +218,7 @@ def plan_targets(
             so does ``curriculum``, which begins with the easiest, and ``normalise`` weights them by how often their
             like occur at mask ratio 0.75 (Table 6). All keep to beta.
         progress: of training, from 0 to 1, for the curriculum.
+        part_size: see :func:`build_layout`.
     """
     difficulty = measure_difficulty(mask, patch_size, metric, k)
     predicted = select_targets(difficulty, patch_size, beta)
@@ -197,7 +232,7 @@ def plan_targets(
         weights = normalising_weights(difficulty, present, norm)
     else:
         weights = flatten_weights(difficulty, gamma if schedule == "flatten" else 0.0)
-    return build_layout(mask, difficulty, predicted, weights)
+    return build_layout(mask, difficulty, predicted, weights, part_size)
 
 
 def plan_masks(

@@ -4,18 +4,19 @@ B images, C channels, H x W patches of P x P pixels, N = H * W, V visible patche
 batch, S packed decoder tokens, D and E the encoder's and decoder's widths.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking import MaskLayout, check_schedule, num_visible, p2dist, plan_masks, plan_targets
+from efficient_mae.masking import DecoderLayout, MaskLayout, plan_masks, plan_targets
 from efficient_mae.masking.loss import patch_errors
-from efficient_mae.masking.targets import BETA_PATCH_SIZE, flatten_weights
+from efficient_mae.models.config import MAEConfig, check_objective
 from efficient_mae.models.packing import spread
+from efficient_mae.models.parts import decode_in_parts
 from efficient_mae.models.patches import as_pair, patch_statistics, pixel_targets
 from efficient_mae.models.positions import sincos_position_embedding
 from efficient_mae.models.sizes import DECODER_HEAD_DIM, parse_name
@@ -23,50 +24,10 @@ from efficient_mae.models.vit import LAYER_NORM_EPS, Block, VisionTransformer, i
 
 
 @dataclass(frozen=True)
-class MAEConfig:
-    """Everything that a model is made of; what a checkpoint records. See :func:`create_model`."""
-
-    img_size: tuple[int, int]
-    patch_size: int
-    in_chans: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    decoder_embed_dim: int
-    decoder_depth: int
-    decoder_num_heads: int
-    mask_ratio: float
-    gamma: float
-    beta: float | None
-    k: int
-    norm_pix_loss: bool
-    difficulty: str = "p2dist"
-    schedule: str = "flatten"
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MAEConfig":
-        """The config that :meth:`to_dict` wrote."""
-        return cls(**{**values, "img_size": as_pair(tuple(values["img_size"]))})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON and YAML hold them."""
-        return asdict(self) | {"img_size": list(self.img_size)}
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """(H, W) in patches."""
-        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
-
-    @property
-    def masking(self) -> dict[str, Any]:
-        """The arguments of :func:`efficient_mae.masking.plan_masks` that belong to this model."""
-        names = ("grid_size", "patch_size", "mask_ratio", "gamma", "beta", "k", "schedule")
-        return {name: getattr(self, name) for name in names} | {"metric": self.difficulty}
-
-
-@dataclass(frozen=True)
 class MAEOutput:
     """What a forward pass returns.
+
+    Where the layout is in several parts, the loss alone has a gradient.
 
     Attributes:
         loss: Difficulty-Flatten Loss of this batch (Eq. 2).
@@ -120,7 +81,7 @@ class MaskedAutoencoder(VisionTransformer):
             config.depth,
             config.num_heads,
         )
-        _check_objective(config)
+        check_objective(config)
         width = config.decoder_embed_dim
         self.config = config
         self.decoder_embed = nn.Linear(config.embed_dim, width)
@@ -180,14 +141,24 @@ class MaskedAutoencoder(VisionTransformer):
         self.check_images(images)
         layout = mask if isinstance(mask, MaskLayout) else self.plan(len(images), mask, generator)
         layout = layout.to(images.device, non_blocking=True)
-        prediction = self.decode(self.forward_features(images, layout.ids_keep), layout)
-        target = self.targets(images, layout)
-        patch_loss = patch_errors(prediction, target)
-        weights = layout.weights.to(patch_loss.dtype)
-        loss = (weights * patch_loss).sum() / weights.sum()
-        return MAEOutput(loss, prediction, target, patch_loss, layout)
+        latent, target = self.forward_features(images, layout.ids_keep), self.targets(images, layout)
+        if len(layout.parts) > 1 and torch.is_grad_enabled():
+            parameters = self._decoder_parameters()
+            total, prediction, patch_loss = decode_in_parts(self.decode, parameters, latent, target, layout)
+        else:
+            images_of = [part.num_images for part in layout.parts]
+            parts = zip(latent.split(images_of), layout.parts, strict=True)
+            prediction = torch.cat([self.decode(piece, part) for piece, part in parts])
+            patch_loss = patch_errors(prediction, target)
+            total = (layout.weights.to(patch_loss.dtype) * patch_loss).sum()
+        return MAEOutput(total / layout.weights.to(total.dtype).sum(), prediction, target, patch_loss, layout)
 
-    def decode(self, latent: Float[Tensor, "B encoded D"], layout: MaskLayout) -> Float[Tensor, "T X"]:
+    def _decoder_parameters(self) -> list[nn.Parameter]:
+        modules = (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred)
+        parameters = [self.mask_token, *(p for module in modules for p in module.parameters())]
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def decode(self, latent: Float[Tensor, "B encoded D"], layout: DecoderLayout) -> Float[Tensor, "T X"]:
         """Predict the layout's targets from the encoder's tokens.
 
         All token-wise work is on packed rows. The first block computes the queries, keys and values of hidden
@@ -241,26 +212,6 @@ class MaskedAutoencoder(VisionTransformer):
         patches = painted.view(len(images), self.in_chans, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
         patches[out.predicted] = prediction.view(-1, size, size, self.in_chans)  # writes through the view
         return painted
-
-
-def _check_objective(config: MAEConfig) -> None:
-    """Refuse at once what could only fail later."""
-    rows, columns = config.grid_size
-    num_visible(rows * columns, config.mask_ratio)
-    for name in ("decoder_depth", "k"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")
-    flatten_weights(torch.ones(1), config.gamma)
-    check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)
-    # No patch is easier than one with eight visible neighbours, judged by all of their points.
-    surrounded = torch.zeros(1, 3, 3, dtype=torch.bool, device="cpu")
-    surrounded[0, 1, 1] = True
-    easiest = float(p2dist(surrounded, config.patch_size, k=9 * 8)[0, 1, 1])
-    if config.beta is not None and not config.beta * config.patch_size / BETA_PATCH_SIZE >= easiest:
-        raise InputError(
-            f"beta={config.beta}: no patch is that easy; take at least "
-            f"{easiest * BETA_PATCH_SIZE / config.patch_size:.2f}, or none to reconstruct every masked patch"
-        )
 
 
 def create_model(

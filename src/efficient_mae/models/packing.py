@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from efficient_mae.masking import MaskLayout
+from efficient_mae.masking import DecoderLayout
 
 
-def spread(tokens: Float[Tensor, "rows D"], layout: MaskLayout) -> Float[Tensor, "S D"]:
+def spread(tokens: Float[Tensor, "rows D"], layout: DecoderLayout) -> Float[Tensor, "S D"]:
     """The packed sequences of tokens of which the hidden patches' are the same for all images.
 
     Args:
@@ -20,7 +20,7 @@ def spread(tokens: Float[Tensor, "rows D"], layout: MaskLayout) -> Float[Tensor,
         layout: where they go.
     """
     rows = layout.rows_predict.index_select(0, layout.order_predict)
-    return _Spread.apply(tokens, layout.rows_encoded, rows, layout.ids_predict, len(layout.mask))
+    return _Spread.apply(tokens, layout.rows_encoded, rows, layout.ids_predict, layout.num_images)
 
 
 class _Spread(torch.autograd.Function):

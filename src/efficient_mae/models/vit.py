@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking import MaskLayout, Sequences
+from efficient_mae.masking import DecoderLayout, Sequences
 from efficient_mae.models.attention import attention, packed_attention
 from efficient_mae.models.packing import spread
 from efficient_mae.models.patches import PatchEmbed, as_pair, grid_size
@@ -85,7 +85,7 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x), tokens)
         return x + self.mlp(self.norm2(x))
 
-    def forward_shared(self, encoded: Tensor, hidden: Tensor, layout: MaskLayout) -> Tensor:
+    def forward_shared(self, encoded: Tensor, hidden: Tensor, layout: DecoderLayout) -> Tensor:
         """The block's output (S, D) where a hidden patch is the same token in every image, as in the first block.
 
         Args:

@@ -156,7 +156,7 @@ PRESETS = {
             },
             {
                 **_LIGHT_FINETUNE,
-                "epochs": 6,
+                "epochs": 15,
                 "batch_size": 50,
                 "base_lr": 5e-3,
                 "num_workers": 0,

@@ -28,7 +28,7 @@ from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.masking import MaskLayout, plan_masks
-from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.models import MaskedAutoencoder, part_size
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, ResolvedConfig, build_model, resolve
@@ -66,11 +66,11 @@ class Reconstruction:
     def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
         """Sum of d ** -gamma times the error over the batch's predicted patches."""
         out = model(normalize(batch.images, self.statistics.mean, self.statistics.std), batch.masks)
-        return (out.weights * out.patch_loss).sum()
+        return out.loss * out.weights.sum()
 
 
 def plan_epoch_masks(
-    noise: Float32[Tensor, "B N"], epoch: int, *, epochs: int, masking: dict[str, Any]
+    noise: Float32[Tensor, "B N"], epoch: int, *, epochs: int, masking: dict[str, Any], part_size: int | None
 ) -> MaskLayout:
     """A batch's masks; those of the last epoch are what a curriculum leads to.
 
@@ -79,8 +79,9 @@ def plan_epoch_masks(
         epoch: that the batch belongs to, from 0.
         epochs: of the run.
         masking: arguments of :func:`efficient_mae.masking.plan_masks`.
+        part_size: images that the decoder takes at a time; None takes all.
     """
-    return plan_masks(noise, **masking, progress=epoch / max(1, epochs - 1))
+    return plan_masks(noise, **masking, progress=epoch / max(1, epochs - 1), part_size=part_size)
 
 
 class PretrainRun(Run):
@@ -115,7 +116,13 @@ class PretrainRun(Run):
             self.config.seed,
             min_size=model.patch_size,
             num_patches=model.grid_size[0] * model.grid_size[1],
-            make_masks=partial(plan_epoch_masks, epochs=self.config.epochs, masking=model.config.masking),
+            make_masks=partial(
+                plan_epoch_masks,
+                epochs=self.config.epochs,
+                masking=model.config.masking,
+                # The gradients of a sharded decoder are gathered by hooks of its own.
+                part_size=None if self.is_sharded else part_size(self.processes.device),
+            ),
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:

@@ -1,0 +1,86 @@
+"""The decoder's forward and backward passes, part by part of the batch.
+
+Of MAE's activations the decoder's are the larger half at high mask ratios, for its sequences are long. They need not
+lie in memory for the whole batch at once: the loss is a weighted sum over patches, so the gradient of any part of it
+is known up to a factor as soon as that part is decoded. Nothing is computed twice.
+
+B images, T predicted patches of the batch, X numbers of a patch, D the encoder's width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from efficient_mae.masking import DecoderLayout, MaskLayout
+from efficient_mae.masking.loss import patch_errors
+
+# Images of a part: fewer make matrix products too small for the device.
+_PART_SIZES = {"cpu": 16, "cuda": 64}
+
+
+def part_size(device: torch.device) -> int:
+    """Images that the decoder takes at a time on this device."""
+    return _PART_SIZES[device.type]
+
+
+def decode_in_parts(
+    decode: Callable[[Tensor, DecoderLayout], Tensor],
+    parameters: Sequence[nn.Parameter],
+    latent: Float[Tensor, "B encoded D"],
+    target: Float[Tensor, "T X"],
+    layout: MaskLayout,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "T X"], Float[Tensor, " T"]]:
+    """The weighted sum of the predicted patches' errors, the predictions and the errors; the sum has a gradient.
+
+    Args:
+        decode: predictions from the encoder's tokens of some images.
+        parameters: that it uses and that want a gradient.
+        latent: the encoder's tokens.
+        target: of the predictions.
+        layout: in parts.
+    """
+    return _InParts.apply(decode, target, layout, latent, *parameters)  # pyright: ignore[reportReturnType]
+
+
+class _InParts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        decode: Callable[[Tensor, DecoderLayout], Tensor],
+        target: Tensor,
+        layout: MaskLayout,
+        latent: Tensor,
+        *parameters: nn.Parameter,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        targets = [len(part.ids_predict) for part in layout.parts]
+        pieces = latent.split([part.num_images for part in layout.parts])
+        grad_latent = [torch.zeros_like(piece) for piece in pieces]
+        grads = [torch.zeros_like(parameter) for parameter in parameters]
+        predictions, errors = [], []
+        for index, part in enumerate(layout.parts):
+            if not targets[index]:
+                continue
+            piece = pieces[index].detach().requires_grad_()
+            with torch.enable_grad():
+                predictions.append(decode(piece, part))
+                errors.append(patch_errors(predictions[-1], target.split(targets)[index]))
+                weights = layout.weights.split(targets)[index]
+                total = (weights.to(errors[-1].dtype) * errors[-1]).sum()
+            grad_latent[index], *found = torch.autograd.grad(total, [piece, *parameters])
+            for grad, more in zip(grads, found, strict=True):
+                grad += more
+            predictions[-1], errors[-1] = predictions[-1].detach(), errors[-1].detach()
+        prediction, patch_loss = torch.cat(predictions), torch.cat(errors)
+        ctx.grads = [torch.cat(grad_latent), *grads]
+        ctx.mark_non_differentiable(prediction, patch_loss)
+        return (layout.weights.to(patch_loss.dtype) * patch_loss).sum(), prediction, patch_loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads, ctx.grads = ctx.grads, None  # the factor is put in where they lie: they serve once
+        return None, None, None, *(grad.mul_(factors[0]) for grad in grads)
