@@ -1,4 +1,4 @@
-"""The one error that means: the input can be mended by whoever gave it."""
+"""The errors that tell the user something: an input to be mended, and training that cannot go on."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,17 @@ class InputError(ValueError):
 
     The command line prints it as one line and exits with status 2.
     """
+
+
+class DivergedError(Exception):
+    """Training that went out of the numbers: the message says so in one line and names the last good checkpoint.
+
+    Attributes:
+        step: steps done when it was noticed.
+
+    The command line prints it as one line and exits with status 1: no input is at fault that could be named.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step

@@ -1,0 +1,224 @@
+"""Steps whose loss or gradient is not finite: the device skips them, and the host hears of it at logged steps.
+
+`skipped.jsonl` has a line for each of them: the samples that it saw and what their crops and masks were drawn from,
+so that `emae replay` can do the step again.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efficient_mae.data import Source
+from efficient_mae.engine.checkpoint import find_checkpoints, replace_file, step_of
+from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.logging import read_metrics, say
+from efficient_mae.engine.parallel import local_tensor
+from efficient_mae.errors import DivergedError
+
+SKIPPED = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """A step that was not taken.
+
+    Attributes:
+        index: of the step, from 0.
+        loss: over all processes.
+        own_loss: this process' part of it.
+        grad_norm: over all processes.
+        images: numbers in the data set of what this process saw, by micro-batch.
+    """
+
+    index: int
+    loss: float
+    own_loss: float
+    grad_norm: float
+    images: list[list[int]]
+
+
+class Window:
+    """Losses and gradients of the steps since the last row of the log, left on the device until the row is written.
+
+    Args:
+        processes: that train together.
+    """
+
+    def __init__(self, processes: Processes):
+        self._processes = processes
+        self._steps: list[tuple[int, Tensor, Tensor, list[Tensor]]] = []
+
+    def add(self, index: int, loss: Tensor, norm: Tensor, micro_batches: list[Any]) -> None:
+        """Note what the step of this index returned, and what it saw."""
+        self._steps.append((index, loss, norm, [batch.indices for batch in micro_batches]))
+
+    def read(self) -> tuple[dict[str, float], list[SkippedStep]]:
+        """Wait for the device, and begin a new window; every process calls this at the same steps.
+
+        Returns:
+            Figures for the log, `loss`, the mean over the steps that were taken, `grad_norm`, of the last of them,
+            and `skipped_steps`, if any; and the steps that were skipped.
+        """
+        indices, losses, norms, images = zip(*self._steps)
+        self._steps = []
+        parts = torch.stack(losses)
+        whole = self._processes.sum(parts.clone())
+        rows = list(zip(whole.tolist(), parts.tolist(), torch.stack(norms).tolist()))
+        taken = [(loss, norm) for loss, _, norm in rows if math.isfinite(norm)]
+        figures: dict[str, float] = {}
+        if taken:
+            figures = {"loss": math.fsum(loss for loss, _ in taken) / len(taken), "grad_norm": taken[-1][1]}
+        skipped = [
+            SkippedStep(index, *row, [numbers.tolist() for numbers in seen])
+            for index, row, seen in zip(indices, rows, images)
+            if not math.isfinite(row[2])
+        ]
+        if skipped:
+            figures["skipped_steps"] = len(skipped)
+        return figures, skipped
+
+
+class SkipLog:
+    """The steps that were skipped, over all processes; kept in `skipped.jsonl`.
+
+    Args:
+        folder: of the run.
+        first_step: steps already done; what a run that was killed had written beyond them is dropped.
+        most: steps in a row that may be skipped; with so many, the run stops.
+        source: of the images.
+        pairs: this process' micro-batches, as (epoch, index) pairs, from a step on.
+        settings: `seed` and `accum_iter`, for the record.
+        processes: that share the log.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        most: int,
+        source: Source,
+        pairs: Callable[[int], Iterable[list[tuple[int, int]]]],
+        settings: Mapping[str, int],
+        processes: Processes,
+    ):
+        self._folder, self._file, self._most = folder, folder / SKIPPED, most
+        self._source, self._pairs, self._processes = source, pairs, processes
+        self._settings = {**settings, "world_size": processes.world_size}
+        held = read_metrics(self._file)
+        self.rows = [row for row in held if row["step"] <= first_step]
+        processes.barrier()  # nobody writes before all have read
+        if processes.is_main and len(self.rows) < len(held):
+            replace_file(self._file, "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
+
+    @property
+    def spared(self) -> set[int]:
+        """Steps of the checkpoints that must stay: what a replay of the first skipped step starts from."""
+        return {row["checkpoint"] for row in self.rows[:1]}
+
+    def add(self, skipped: list[SkippedStep]) -> None:
+        """Write down steps that were skipped; every process calls this at the same steps.
+
+        Raises:
+            DivergedError: as many in a row as may be.
+        """
+        if not skipped:
+            return
+        parts = self._processes.gather(list(self._parts(skipped)))
+        for number, step in enumerate(skipped):
+            by_rank = [part[number] for part in parts]
+            row = {
+                "step": step.index + 1,
+                "loss": plain(step.loss),
+                "grad_norm": plain(step.grad_norm),
+                "ranks": [rank for rank, (own_loss, _) in enumerate(by_rank) if not math.isfinite(own_loss)],
+                **self._settings,
+                "checkpoint": last_step(self._folder),
+                "samples": [{"rank": rank, **sample} for rank, (_, seen) in enumerate(by_rank) for sample in seen],
+            }
+            self.rows.append(row)
+            if self._processes.is_main:
+                with self._file.open("a") as file:
+                    file.write(f"{json.dumps(row)}\n")
+                say(f"step {row['step']} skipped: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
+            if (count := _in_a_row(self.rows)) >= self._most:
+                first = row["step"] - count + 1
+                raise DivergedError(
+                    f"{count} steps in a row, from {first} on, had a loss or a gradient that is not finite and were "
+                    f"skipped; {name_last_good(self._folder)}; to see where it comes from: "
+                    f"emae replay --run {self._folder} --step {first}",
+                    row["step"],
+                )
+
+    def _parts(self, skipped: list[SkippedStep]) -> Iterator[tuple[float, list[dict[str, Any]]]]:
+        """Of each step, this process' part of the loss and the samples that it saw."""
+        following, micro_batches = skipped[0].index, iter(self._pairs(skipped[0].index))
+        accum_iter = self._settings["accum_iter"]
+        for step in skipped:
+            own = list(
+                islice(
+                    micro_batches, (step.index - following) * accum_iter, (step.index - following + 1) * accum_iter
+                )
+            )
+            following = step.index + 1
+            yield (
+                step.own_loss,
+                [
+                    # An unreadable image is replaced by another, but crop and mask stay those of its own number.
+                    {"epoch": epoch, "index": index, "name": self._source.sample_name(image)}
+                    for pairs, images in zip(own, step.images, strict=True)
+                    for (epoch, index), image in zip(pairs, images, strict=True)
+                ],
+            )
+
+
+def _in_a_row(rows: list[dict[str, Any]]) -> int:
+    """How many of the last rows are of successive steps."""
+    count = 0
+    for row in reversed(rows):
+        if row["step"] != rows[-1]["step"] - count:
+            break
+        count += 1
+    return count
+
+
+def plain(value: float) -> float | str:
+    """A number that JSON has, or its name: nan, inf, -inf."""
+    return value if math.isfinite(value) else str(value)
+
+
+def last_step(folder: Path) -> int:
+    """Steps done at a run's last checkpoint; 0 if there is none."""
+    checkpoints = find_checkpoints(folder / "checkpoints")
+    return step_of(checkpoints[-1]) if checkpoints else 0
+
+
+def name_last_good(folder: Path) -> str:
+    """Where a run's last checkpoint lies, in words; all that are written are good."""
+    checkpoints = find_checkpoints(folder / "checkpoints")
+    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+
+
+def find_non_finite(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, processes: Processes
+) -> str | None:
+    """Name of something in the modules, or kept by the optimiser, that isn't finite; every process calls this."""
+    names: dict[Tensor, str] = {
+        parameter: name for module in modules.values() for name, parameter in module.named_parameters()
+    }
+    tensors = [
+        (f"{part}'s {name}", value) for part, module in modules.items() for name, value in module.state_dict().items()
+    ]
+    tensors += [
+        (f"the optimizer's {kind} of {names[parameter]}", value)
+        for parameter, state in optimizer.state.items()
+        for kind, value in state.items()
+    ]
+    own = (name for name, value in tensors if not bool(local_tensor(value).isfinite().all()))
+    return next((name for name in processes.gather(next(own, None)) if name is not None), None)
