@@ -12,11 +12,12 @@ class DivergedError(Exception):
     """Training that went out of the numbers: the message says so in one line and names the last good checkpoint.
 
     Attributes:
-        step: steps done when it was noticed.
+        first: the first step, from 1, that is known to be bad.
+        last: the step at which it is too much.
 
     The command line prints it as one line and exits with status 1: no input is at fault that could be named.
     """
 
-    def __init__(self, message: str, step: int):
+    def __init__(self, message: str, first: int, last: int):
         super().__init__(message)
-        self.step = step
+        self.first, self.last = first, last

@@ -20,6 +20,7 @@ from efficient_mae.engine.checkpoint import find_checkpoints, replace_file, step
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import read_metrics, say
 from efficient_mae.engine.parallel import local_tensor
+from efficient_mae.engine.rollback import Rollbacks
 from efficient_mae.errors import DivergedError
 
 SKIPPED = "skipped.jsonl"
@@ -94,6 +95,7 @@ class SkipLog:
         most: steps in a row that may be skipped; with so many, the run stops.
         source: of the images.
         pairs: this process' micro-batches, as (epoch, index) pairs, from a step on.
+        rollbacks: times that the run went back.
         settings: `seed` and `accum_iter`, for the record.
         processes: that share the log.
     """
@@ -105,14 +107,16 @@ class SkipLog:
         most: int,
         source: Source,
         pairs: Callable[[int], Iterable[list[tuple[int, int]]]],
+        rollbacks: Rollbacks,
         settings: Mapping[str, int],
         processes: Processes,
     ):
         self._folder, self._file, self._most = folder, folder / SKIPPED, most
         self._source, self._pairs, self._processes = source, pairs, processes
-        self._settings = {**settings, "world_size": processes.world_size}
+        self._rollbacks = rollbacks
+        self._settings = {**settings, "world_size": processes.world_size, "rollbacks": len(rollbacks.made)}
         held = read_metrics(self._file)
-        self.rows = [row for row in held if row["step"] <= first_step]
+        self.rows = [row for row in held if row["step"] <= first_step or not rollbacks.holds(row)]
         processes.barrier()  # nobody writes before all have read
         if processes.is_main and len(self.rows) < len(held):
             replace_file(self._file, "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
@@ -139,7 +143,7 @@ class SkipLog:
                 "grad_norm": plain(step.grad_norm),
                 "ranks": [rank for rank, (own_loss, _) in enumerate(by_rank) if not math.isfinite(own_loss)],
                 **self._settings,
-                "checkpoint": last_step(self._folder),
+                "checkpoint": last_good(self._folder, step.index + 1),
                 "samples": [{"rank": rank, **sample} for rank, (_, seen) in enumerate(by_rank) for sample in seen],
             }
             self.rows.append(row)
@@ -147,14 +151,22 @@ class SkipLog:
                 with self._file.open("a") as file:
                     file.write(f"{json.dumps(row)}\n")
                 say(f"step {row['step']} skipped: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
-            if (count := _in_a_row(self.rows)) >= self._most:
-                first = row["step"] - count + 1
+            first = self.first_in_a_row(row["step"])
+            if (count := row["step"] - first + 1) >= self._most:
                 raise DivergedError(
                     f"{count} steps in a row, from {first} on, had a loss or a gradient that is not finite and were "
-                    f"skipped; {name_last_good(self._folder)}; to see where it comes from: "
+                    f"skipped; {name_last_good(self._folder, first)}; to see where it comes from: "
                     f"emae replay --run {self._folder} --step {first}",
+                    first,
                     row["step"],
                 )
+
+    def first_in_a_row(self, step: int) -> int:
+        """The first of the skipped steps that lead up to this one without a gap; itself if it wasn't skipped."""
+        skipped = {row["step"] for row in self.rows if self._rollbacks.holds(row)}
+        while step - 1 in skipped:
+            step -= 1
+        return step
 
     def _parts(self, skipped: list[SkippedStep]) -> Iterator[tuple[float, list[dict[str, Any]]]]:
         """Of each step, this process' part of the loss and the samples that it saw."""
@@ -178,31 +190,21 @@ class SkipLog:
             )
 
 
-def _in_a_row(rows: list[dict[str, Any]]) -> int:
-    """How many of the last rows are of successive steps."""
-    count = 0
-    for row in reversed(rows):
-        if row["step"] != rows[-1]["step"] - count:
-            break
-        count += 1
-    return count
-
-
 def plain(value: float) -> float | str:
     """A number that JSON has, or its name: nan, inf, -inf."""
     return value if math.isfinite(value) else str(value)
 
 
-def last_step(folder: Path) -> int:
-    """Steps done at a run's last checkpoint; 0 if there is none."""
-    checkpoints = find_checkpoints(folder / "checkpoints")
-    return step_of(checkpoints[-1]) if checkpoints else 0
+def last_good(folder: Path, bad: int) -> int:
+    """Steps done at a run's last checkpoint before a bad step; 0 if there is none."""
+    return max((step for step in map(step_of, find_checkpoints(folder / "checkpoints")) if step < bad), default=0)
 
 
-def name_last_good(folder: Path) -> str:
-    """Where a run's last checkpoint lies, in words; all that are written are good."""
-    checkpoints = find_checkpoints(folder / "checkpoints")
-    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+def name_last_good(folder: Path, bad: int) -> str:
+    """Where that checkpoint lies, in words."""
+    step = last_good(folder, bad)
+    where = next((path for path in find_checkpoints(folder / "checkpoints") if step_of(path) == step), None)
+    return f"the last good checkpoint is {where}" if where else "no good checkpoint is there"
 
 
 def find_non_finite(
@@ -213,10 +215,12 @@ def find_non_finite(
         parameter: name for module in modules.values() for name, parameter in module.named_parameters()
     }
     tensors = [
-        (f"{part}'s {name}", value) for part, module in modules.items() for name, value in module.state_dict().items()
+        (f"{name} of the {part}", value)
+        for part, module in modules.items()
+        for name, value in module.state_dict().items()
     ]
     tensors += [
-        (f"the optimizer's {kind} of {names[parameter]}", value)
+        (f"{kind} of {names[parameter]} in the optimizer", value)
         for parameter, state in optimizer.state.items()
         for kind, value in state.items()
     ]

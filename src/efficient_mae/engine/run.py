@@ -28,9 +28,10 @@ from efficient_mae.engine.logging import MetricsLog, say
 from efficient_mae.engine.loop import Loop, Objective, Step
 from efficient_mae.engine.machine import available_cores, describe_machine
 from efficient_mae.engine.memory import explain_out_of_memory
-from efficient_mae.engine.nonfinite import SkipLog, find_non_finite, name_last_good
+from efficient_mae.engine.nonfinite import SkipLog, find_non_finite, last_good, name_last_good
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
+from efficient_mae.engine.rollback import Rollbacks
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.errors import DivergedError, InputError
@@ -53,6 +54,7 @@ class Run(ABC):
         source: training images.
         model: what is trained, or holds what is trained.
         companions: modules that are saved and resumed beside the model, by name.
+        rollbacks: times that the run went back.
         metrics: where figures are logged; None before `execute` and for all but the main process.
     """
 
@@ -74,6 +76,7 @@ class Run(ABC):
         self.model = model
         self.companions: dict[str, nn.Module] = {}
         self.metrics: MetricsLog | None = None
+        self.rollbacks = Rollbacks(self.out)
         self._skeleton: Skeleton | None = None
         check_division(config.batch_size, config.accum_iter, processes.world_size, len(source))
         self.steps_per_epoch = self._sampler(0).steps_per_epoch
@@ -181,10 +184,29 @@ class Run(ABC):
         )
 
     def _train(self) -> None:
-        config, processes = self.config, self.processes
-        damage = DamageLog(self.out, len(self.source), processes)
+        damage = DamageLog(self.out, len(self.source), self.processes)
         step = self.prepare()
-        first_step = self._resume()
+        with explain_out_of_memory(
+            self.config,
+            self.processes.world_size,
+            self.processes.device,
+            self._optimizer,
+            # A sharded model computes with all processes, and some may have found room.
+            probe=None if self.is_sharded else partial(self._probe, step.objective),
+        ):
+            while True:
+                try:
+                    self._train_from(self._resume(), step, damage)
+                    break
+                except DivergedError as error:
+                    self._go_back(error)
+        self.finished()
+        if self.processes.is_main and damage.reasons:
+            say(damage.summary())
+        self.processes.barrier()
+
+    def _train_from(self, first_step: int, step: Step, damage: DamageLog) -> None:
+        config, processes = self.config, self.processes
         self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
         self._skips = SkipLog(
             self.out,
@@ -192,6 +214,7 @@ class Run(ABC):
             config.max_skipped_steps,
             self.source,
             self.pairs,
+            self.rollbacks,
             {"seed": config.seed, "accum_iter": config.accum_iter},
             processes,
         )
@@ -210,21 +233,24 @@ class Run(ABC):
             on_epoch_end=self.epoch_ended,
             metrics=self.metrics,
         )
-        with explain_out_of_memory(
-            config,
-            processes.world_size,
-            processes.device,
-            self._optimizer,
-            # A sharded model computes with all processes, and some may have found room.
-            probe=None if self.is_sharded else partial(self._probe, step.objective),
-        ):
+        try:
             loop.run(first_step)
-        if self.metrics:
-            self.metrics.close()
-        self.finished()
-        if processes.is_main and damage.reasons:
-            say(damage.summary())
-        processes.barrier()
+        finally:
+            if self.metrics:
+                self.metrics.close()
+
+    def _go_back(self, error: DivergedError) -> None:
+        """Have the run go on from its last good checkpoint, with what follows; or raise the error."""
+        step, most = last_good(self.out, error.first), self.config.rollbacks
+        if len(self.rollbacks.made) >= most or step == 0:
+            raise error
+        self.processes.barrier()  # nobody removes before all have looked
+        self.rollbacks.add(step, error.last - step, self.processes)
+        if self.processes.is_main:
+            say(
+                f"{error}; going back there, past what steps {step + 1} to {error.last} saw "
+                f"(rollback {len(self.rollbacks.made)} of {most})"
+            )
 
     def _probe(self, objective: Objective, images: int) -> Tensor:
         """The loss of a few images on this process alone: in evaluation mode, which changes no statistics."""
@@ -244,6 +270,7 @@ class Run(ABC):
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             start=first_step * config.accum_iter,
+            passed_over=self.rollbacks.passed_over,
         )
 
     def pairs(self, first_step: int) -> Iterator[list[tuple[int, int]]]:
@@ -306,9 +333,11 @@ class Run(ABC):
     def _save(self, steps_done: int) -> None:
         bad = find_non_finite({"model": self.model, **self.companions}, self._optimizer, self.processes)
         if bad is not None:
+            first = self._skips.first_in_a_row(steps_done)
+            last_one = name_last_good(self.out, first)
             raise DivergedError(
-                f"after step {steps_done} the {bad} is not finite, and no checkpoint was written; "
-                f"{name_last_good(self.out)}",
+                f"after step {steps_done} {bad} is not finite, and no checkpoint was written; {last_one}",
+                first,
                 steps_done,
             )
         save_checkpoint(

@@ -20,6 +20,7 @@ OPERATIONAL = (
     "checkpoint_every",
     "keep_checkpoints",
     "max_skipped_steps",
+    "rollbacks",
 )
 
 # Where no batch size is given. The learning rate scales with it, so a paper's batch is a matter of its recipe.
@@ -66,6 +67,8 @@ class RunConfig:
     """checkpoints that stay on the disk; one that `emae replay` needs stays besides"""
     max_skipped_steps: int = 10
     """steps in a row, skipped because the loss or the gradient is not finite, with which the run stops"""
+    rollbacks: int = 0
+    """times that a run which would stop goes back to its last checkpoint instead, and passes over the images since"""
 
 
 def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warmup: float) -> dict[str, Any]:
@@ -82,6 +85,8 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
     """
     operational = ("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
     check_at_least_1(config, "epochs", "accum_iter", *operational)
+    if config.rollbacks < 0:
+        raise InputError(f"rollbacks={config.rollbacks}: must be 0 (none) or more")
     if config.parallel not in PARALLEL:
         raise InputError(f"parallel={config.parallel!r}: must be one of {', '.join(PARALLEL)}")
     warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs

@@ -54,6 +54,8 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
     row = _recorded(folder, config.step)
     with join_processes(config.device or settings.get("device", "auto")) as processes:
         run = _make_run(settings, row, processes)
+        # As it was then: later rollbacks led elsewhere.
+        del run.rollbacks.made[row["rollbacks"] :]
         found = replay_step(run, row["step"])
     return {
         "run": config.run,
@@ -65,11 +67,12 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
 
 
 def _recorded(folder: Path, step: int | None) -> dict[str, Any]:
-    rows = {row["step"]: row for row in read_metrics(folder / SKIPPED)}
-    if not rows:
+    held = read_metrics(folder / SKIPPED)
+    if not held:
         raise InputError(f"run={folder}: no step is recorded in its {SKIPPED}: none was skipped")
     if step is None:
-        return rows[min(rows)]
+        return held[0]
+    rows = {row["step"]: row for row in held}
     if step not in rows:
         recorded = [str(number) for number in sorted(rows)]
         more = f" and {len(rows) - 20} more" if len(rows) > 20 else ""
