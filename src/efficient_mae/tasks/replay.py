@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from efficient_mae.data import open_labelled
 from efficient_mae.engine.distributed import Processes, join_processes
@@ -123,7 +123,7 @@ def show_replay(result: dict[str, Any], console: Console) -> None:
     bad = [sample for sample in result["samples"] if isinstance(sample["loss"], str)]
     console.print(f"samples whose loss is not finite: {len(bad)} of {len(result['samples'])}", highlight=False)
     if bad:
-        table = Table("sample", "epoch", "index", "process", "loss")
+        table = Table(Column("sample", overflow="fold"), "epoch", "index", "process", "loss")
         for sample in bad[:20]:
             table.add_row(escape(sample["name"]), *(str(sample[name]) for name in ("epoch", "index", "rank", "loss")))
         console.print(table)
