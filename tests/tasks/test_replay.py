@@ -134,8 +134,11 @@ def test_killed_and_resumed_it_is_the_same(run: Path, data: Path, tmp_path: Path
     written = tmp_path / "run" / "skipped.jsonl"
     before = lines(written)
     assert [row["step"] for row in before] == [4, 10]
-    with written.open("a") as file:  # as if it had gone on to step 12 and was killed while it wrote
-        file.write(json.dumps(before[-1] | {"step": 12}) + '\n{"step": 13, "lo')
+    with written.open("a") as file:  # as if it had gone on, and was killed while it wrote
+        file.write('{"step": 11, "lo')
+    stopped_after(2, settings)
+    with written.open("a") as file:
+        file.write(json.dumps(before[-1] | {"step": 16}) + "\n")
     pretrain.pretrain(settings)
     assert weights(tmp_path / "run") == weights(run)
     assert lines(written) == lines(run / "skipped.jsonl")

@@ -38,6 +38,14 @@ class Objective(Protocol):
         ...
 
 
+class TaskObjective(Objective, Protocol):
+    """An objective that can also say what each sample adds."""
+
+    def sample_sums(self, model: nn.Module, batch: Any) -> Tensor:
+        """Each sample's part of :meth:`weighted_sum`; differentiable, (B,)."""
+        ...
+
+
 @dataclass
 class Step:
     """One optimiser step over a global batch.

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from efficient_mae.engine.checkpoint import find_checkpoints, replace_file, step
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import read_metrics, say
 from efficient_mae.engine.parallel import local_tensor
-from efficient_mae.engine.rollback import Rollbacks
+from efficient_mae.engine.rollback import Rollbacks, last_good
+from efficient_mae.engine.settings import RunConfig
 from efficient_mae.errors import DivergedError
 
 SKIPPED = "skipped.jsonl"
@@ -90,35 +90,37 @@ class SkipLog:
     """The steps that were skipped, over all processes; kept in `skipped.jsonl`.
 
     Args:
-        folder: of the run.
         first_step: steps already done; what a run that was killed had written beyond them is dropped.
-        most: steps in a row that may be skipped; with so many, the run stops.
+        config: of the run; says with how many steps in a row it stops.
         source: of the images.
         pairs: this process' micro-batches, as (epoch, index) pairs, from a step on.
         rollbacks: times that the run went back.
-        settings: `seed` and `accum_iter`, for the record.
         processes: that share the log.
     """
 
     def __init__(
         self,
-        folder: Path,
         first_step: int,
-        most: int,
+        config: RunConfig,
         source: Source,
         pairs: Callable[[int], Iterable[list[tuple[int, int]]]],
         rollbacks: Rollbacks,
-        settings: Mapping[str, int],
         processes: Processes,
     ):
-        self._folder, self._file, self._most = folder, folder / SKIPPED, most
+        self._folder, self._most = Path(config.out), config.max_skipped_steps
+        self._file = self._folder / SKIPPED
         self._source, self._pairs, self._processes = source, pairs, processes
         self._rollbacks = rollbacks
-        self._settings = {**settings, "world_size": processes.world_size, "rollbacks": len(rollbacks.made)}
+        self._settings = {
+            "seed": config.seed,
+            "accum_iter": config.accum_iter,
+            "world_size": processes.world_size,
+            "rollbacks": len(rollbacks.made),
+        }
         held = read_metrics(self._file)
         self.rows = [row for row in held if row["step"] <= first_step or not rollbacks.holds(row)]
         processes.barrier()  # nobody writes before all have read
-        if processes.is_main and len(self.rows) < len(held):
+        if processes.is_main and self._file.exists():
             replace_file(self._file, "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
 
     @property
@@ -168,36 +170,42 @@ class SkipLog:
             step -= 1
         return step
 
+    def check_weights(
+        self, steps_done: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Before a checkpoint is written; every process calls this.
+
+        Raises:
+            DivergedError: something in the modules, or kept by the optimiser, isn't finite.
+        """
+        bad = find_non_finite(modules, optimizer, self._processes)
+        if bad is not None:
+            first = self.first_in_a_row(steps_done)
+            raise DivergedError(
+                f"after step {steps_done} {bad} is not finite, and no checkpoint was written; "
+                f"{name_last_good(self._folder, first)}",
+                first,
+                steps_done,
+            )
+
     def _parts(self, skipped: list[SkippedStep]) -> Iterator[tuple[float, list[dict[str, Any]]]]:
         """Of each step, this process' part of the loss and the samples that it saw."""
-        following, micro_batches = skipped[0].index, iter(self._pairs(skipped[0].index))
-        accum_iter = self._settings["accum_iter"]
+        first = skipped[0].index
+        steps = enumerate(zip(*[iter(self._pairs(first))] * self._settings["accum_iter"]), start=first)
         for step in skipped:
-            own = list(
-                islice(
-                    micro_batches, (step.index - following) * accum_iter, (step.index - following + 1) * accum_iter
-                )
-            )
-            following = step.index + 1
-            yield (
-                step.own_loss,
-                [
-                    # An unreadable image is replaced by another, but crop and mask stay those of its own number.
-                    {"epoch": epoch, "index": index, "name": self._source.sample_name(image)}
-                    for pairs, images in zip(own, step.images, strict=True)
-                    for (epoch, index), image in zip(pairs, images, strict=True)
-                ],
-            )
+            own = next(micro_batches for index, micro_batches in steps if index == step.index)
+            seen = [
+                # An unreadable image is replaced by another, but crop and mask stay those of its own number.
+                {"epoch": epoch, "index": index, "name": self._source.sample_name(image)}
+                for pairs, images in zip(own, step.images, strict=True)
+                for (epoch, index), image in zip(pairs, images, strict=True)
+            ]
+            yield step.own_loss, seen
 
 
 def plain(value: float) -> float | str:
     """A number that JSON has, or its name: nan, inf, -inf."""
     return value if math.isfinite(value) else str(value)
-
-
-def last_good(folder: Path, bad: int) -> int:
-    """Steps done at a run's last checkpoint before a bad step; 0 if there is none."""
-    return max((step for step in map(step_of, find_checkpoints(folder / "checkpoints")) if step < bad), default=0)
 
 
 def name_last_good(folder: Path, bad: int) -> str:

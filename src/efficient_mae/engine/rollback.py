@@ -11,6 +11,8 @@ from typing import Any
 
 from efficient_mae.engine.checkpoint import find_checkpoints, replace_file, step_of
 from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.logging import say
+from efficient_mae.errors import DivergedError
 
 
 class Rollbacks:
@@ -24,7 +26,7 @@ class Rollbacks:
     """
 
     def __init__(self, folder: Path):
-        self._file = folder / "rollbacks.json"
+        self._folder, self._file = folder, folder / "rollbacks.json"
         self.made: list[dict[str, int]] = json.loads(self._file.read_bytes()) if self._file.exists() else []
 
     @property
@@ -36,16 +38,32 @@ class Rollbacks:
         """Whether this record of a step is of the run as it is now, and not of steps that it went back over."""
         return all(row["step"] <= one["step"] for one in self.made[row["rollbacks"] :])
 
-    def add(self, step: int, batches: int, processes: Processes) -> None:
-        """Go back to the checkpoint of a step; every process calls this.
+    def go_back(self, error: DivergedError, most: int, processes: Processes) -> None:
+        """Have the run go on from its last good checkpoint, with what comes next; every process calls this.
 
-        Checkpoints after it go first: a run that is killed in between comes to the same decision again.
+        Args:
+            error: that would stop the run; raised if there is no such checkpoint, or it went back often enough.
+            most: times that it may.
         """
-        self.made.append({"step": step, "batches": batches})
+        step = last_good(self._folder, error.first)
+        if len(self.made) >= most or step == 0:
+            raise error
+        processes.barrier()  # nobody removes before all have looked
+        self.made.append({"step": step, "batches": error.last - step})
         if processes.is_main:
-            for checkpoint in find_checkpoints(self._file.parent / "checkpoints"):
+            say(
+                f"{error}; going back there, past what steps {step + 1} to {error.last} saw "
+                f"(rollback {len(self.made)} of {most})"
+            )
+            # Checkpoints go first, and under another name: a run that is killed here finds no half of one, and comes
+            # to the same decision again.
+            for checkpoint in find_checkpoints(self._folder / "checkpoints"):
                 if step_of(checkpoint) > step:
-                    # Under another name, so that half a checkpoint is never taken for one.
                     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".partial-{checkpoint.name}")))
             replace_file(self._file, json.dumps(self.made).encode())
         processes.barrier()
+
+
+def last_good(folder: Path, bad: int) -> int:
+    """Steps done at a run's last checkpoint before a bad step; 0 if there is none."""
+    return max((step for step in map(step_of, find_checkpoints(folder / "checkpoints")) if step < bad), default=0)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +25,16 @@ from efficient_mae.engine.checkpoint import (
 )
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, say
-from efficient_mae.engine.loop import Loop, Objective, Step
+from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
 from efficient_mae.engine.machine import available_cores, describe_machine
 from efficient_mae.engine.memory import explain_out_of_memory
-from efficient_mae.engine.nonfinite import SkipLog, find_non_finite, last_good, name_last_good
+from efficient_mae.engine.nonfinite import SkipLog
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
 from efficient_mae.engine.rollback import Rollbacks
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.errors import DivergedError, InputError
-
-
-class TaskObjective(Objective, Protocol):
-    """An objective that can also say what each sample adds."""
-
-    def sample_sums(self, model: nn.Module, batch: Any) -> Tensor:
-        """Each sample's part of :meth:`weighted_sum`; differentiable, (B,)."""
-        ...
 
 
 class Run(ABC):
@@ -199,7 +191,7 @@ class Run(ABC):
                     self._train_from(self._resume(), step, damage)
                     break
                 except DivergedError as error:
-                    self._go_back(error)
+                    self.rollbacks.go_back(error, self.config.rollbacks, self.processes)
         self.finished()
         if self.processes.is_main and damage.reasons:
             say(damage.summary())
@@ -208,16 +200,7 @@ class Run(ABC):
     def _train_from(self, first_step: int, step: Step, damage: DamageLog) -> None:
         config, processes = self.config, self.processes
         self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
-        self._skips = SkipLog(
-            self.out,
-            first_step,
-            config.max_skipped_steps,
-            self.source,
-            self.pairs,
-            self.rollbacks,
-            {"seed": config.seed, "accum_iter": config.accum_iter},
-            processes,
-        )
+        self._skips = SkipLog(first_step, config, self.source, self.pairs, self.rollbacks, processes)
         loop = Loop(
             step=step,
             batches=self.batches(first_step),
@@ -238,19 +221,6 @@ class Run(ABC):
         finally:
             if self.metrics:
                 self.metrics.close()
-
-    def _go_back(self, error: DivergedError) -> None:
-        """Have the run go on from its last good checkpoint, with what follows; or raise the error."""
-        step, most = last_good(self.out, error.first), self.config.rollbacks
-        if len(self.rollbacks.made) >= most or step == 0:
-            raise error
-        self.processes.barrier()  # nobody removes before all have looked
-        self.rollbacks.add(step, error.last - step, self.processes)
-        if self.processes.is_main:
-            say(
-                f"{error}; going back there, past what steps {step + 1} to {error.last} saw "
-                f"(rollback {len(self.rollbacks.made)} of {most})"
-            )
 
     def _probe(self, objective: Objective, images: int) -> Tensor:
         """The loss of a few images on this process alone: in evaluation mode, which changes no statistics."""
@@ -331,15 +301,7 @@ class Run(ABC):
         return state["step"]
 
     def _save(self, steps_done: int) -> None:
-        bad = find_non_finite({"model": self.model, **self.companions}, self._optimizer, self.processes)
-        if bad is not None:
-            first = self._skips.first_in_a_row(steps_done)
-            last_one = name_last_good(self.out, first)
-            raise DivergedError(
-                f"after step {steps_done} {bad} is not finite, and no checkpoint was written; {last_one}",
-                first,
-                steps_done,
-            )
+        self._skips.check_weights(steps_done, {"model": self.model, **self.companions}, self._optimizer)
         save_checkpoint(
             self.out / "checkpoints",
             steps_done,
