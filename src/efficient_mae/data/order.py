@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         cuts = [(step * self.accum_iter, batches * self.accum_iter) for step, batches in self.passed_over]
         bounds = sorted({self.start, *(cut for cut, _ in cuts if cut > self.start)})
-        for begin, end in pairwise([*bounds, None]):
+        for begin, end in zip(bounds, [*bounds[1:], None]):
             left_out = sum(batches for cut, batches in cuts if cut <= begin)
             yield from islice(self._from(begin + left_out), None if end is None else end - begin)
 
