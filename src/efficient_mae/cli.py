@@ -22,7 +22,7 @@ from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
-from efficient_mae.errors import InputError
+from efficient_mae.errors import DivergedError, InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
 from efficient_mae.report.report import write_report
 from efficient_mae.study.command import StudyConfig, show_study, study
@@ -34,6 +34,7 @@ from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.reconstruct import ReconstructConfig, reconstruct, show_reconstruct
+from efficient_mae.tasks.replay import ReplayConfig, replay, show_replay
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ COMMANDS = {
     "finetune": Command(
         FinetuneConfig, finetune, show_classifier, "train an encoder and a head with labels, and judge them"
     ),
+    "replay": Command(
+        ReplayConfig, replay, show_replay, "do a skipped step of a run again, and show what went wrong"
+    ),
     "export": Command(ExportConfig, export, show_export, "write a model for timm, transformers, ONNX, torch.export"),
     "bench step": Command(
         BenchStepConfig, bench_step, show_bench_step, "time training steps of MAE, Efficient MAE and other libraries"
@@ -106,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given)
     except InputError as error:
         return _fail(str(error), 2)
+    except DivergedError as error:
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command again resumes from the last checkpoint", 130)
     except OSError as error:

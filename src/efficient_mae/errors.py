@@ -1,4 +1,4 @@
-"""The one error that means: the input can be mended by whoever gave it."""
+"""The errors that tell the user something: an input to be mended, and training that cannot go on."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,18 @@ class InputError(ValueError):
 
     The command line prints it as one line and exits with status 2.
     """
+
+
+class DivergedError(Exception):
+    """Training that went out of the numbers: the message says so in one line and names the last good checkpoint.
+
+    Attributes:
+        first: the first step, from 1, that is known to be bad.
+        last: the step at which it is too much.
+
+    The command line prints it as one line and exits with status 1: no input is at fault that could be named.
+    """
+
+    def __init__(self, message: str, first: int, last: int):
+        super().__init__(message)
+        self.first, self.last = first, last

@@ -138,3 +138,15 @@ def test_sample_rngs_are_uniform_and_unrelated():
 @pytest.mark.parametrize("seed", [-1, 0, 2**64, 10**30])
 def test_any_integer_is_a_seed(seed):
     assert 0 <= sample_rng(seed, 0, 0, "crop").random() < 1
+
+
+@pytest.mark.parametrize("start", [0, 2, 3, 5, 7])
+def test_batches_that_are_passed_over(start: int):
+    """Step by step, wherever it starts: a step sees the batch that lies as many further as are left out before it."""
+    settings = dict(num_samples=30, global_batch_size=6, seed=0, accum_iter=3)
+    passed_over = [(3, 2), (3, 1), (6, 4)]
+    plain = list(islice(ResumableBatchSampler(**settings), 3 * 30))
+    found = ResumableBatchSampler(**settings, start=3 * start, passed_over=passed_over)
+    for step, batch in zip(range(start, 12), zip(*[iter(found)] * 3)):
+        moved = step + sum(batches for cut, batches in passed_over if step >= cut)
+        assert list(batch) == plain[3 * moved : 3 * moved + 3]

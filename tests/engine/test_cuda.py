@@ -64,10 +64,17 @@ class TestStep:
         torch.cuda.set_sync_debug_mode("error")
         try:
             with torch._dynamo.config.patch(error_on_recompile=True):
-                for index in range(2, 6):
+                for index in range(2, 4):
                     step(index, [batches[index]])
+                weights = step.model.get_parameter("cls_token")
+                with torch.no_grad():
+                    weights[..., 0] = float("nan")
+                    before = weights.clone()
+                norms = [step(index, [batches[index]])[1] for index in (4, 5)]  # which are skipped
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert not any(norm.isfinite() for norm in norms)
+        torch.testing.assert_close(weights, before, rtol=0, atol=0, equal_nan=True)
 
     def test_loss_and_gradients_are_a_cpus(self, compiled, precision):
         model = small_model()

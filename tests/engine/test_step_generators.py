@@ -8,7 +8,7 @@ from torch import nn
 
 from efficient_mae.data import TrainBatch
 from efficient_mae.engine.distributed import Processes
-from efficient_mae.engine.loop import Step, _step_generators
+from efficient_mae.engine.loop import Step, step_generators
 
 
 class Draws:
@@ -45,7 +45,7 @@ def test_the_same_step_draws_the_same():
 
 def test_no_trace_is_left():
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    with _step_generators(seed=0, index=3, rank=1):
+    with step_generators(seed=0, index=3, rank=1):
         inside = random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002

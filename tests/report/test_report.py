@@ -111,6 +111,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for epoch in range(1, 6):
         Image.new("RGB", (30 + epoch, 20)).save(run / "figures" / f"panel-epoch-{epoch:04d}.png")
     (run / "knn.json").write_text(json.dumps(KNN))
+    (run / "skipped.jsonl").write_text(
+        "".join(json.dumps(dict(step=step, samples=[])) + "\n" for step in (1007, 1009))
+    )
     (run / "damaged.json").write_text(json.dumps([["cats/<b>.jpg", "truncated"]]))
     return run
 
@@ -144,6 +147,7 @@ def test_it_tells_all_there_is(run: Path):
         "70.0 %",
     ):
         assert words in page.text
+    assert "Steps skipped 2 loss or gradient not finite, first at step 1,007" in page.text
     assert "cats/<b>.jpg" in page.text and "1 image could not be read" in page.text
     assert "3 epochs" in page.text and "30 steps, finished" in page.text and "25% of the time" in page.text
     assert "never learned to predict those beyond beta (6.5 px)" in page.text

@@ -16,7 +16,7 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import AugmentTransform, normalize, open_source, sample_rng
 from efficient_mae.data.order import ResumableBatchSampler
-from efficient_mae.engine.loop import _step_generators
+from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.optim import adamw, set_learning_rate
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.tasks import finetune as finetune_module
@@ -136,7 +136,7 @@ def test_the_first_step_is_that_of_timms_own_vit(
     pairs = next(iter(ResumableBatchSampler(len(source), 16, seed=0)))
     images = torch.stack([transform(source.image(i), sample_rng(0, epoch, i, "crop")) for epoch, i in pairs])
     labels = torch.tensor([source.label(i) for _, i in pairs])
-    with _step_generators(seed=0, index=0, rank=0):
+    with step_generators(seed=0, index=0, rank=0):
         mixed, targets = Mixup(0.8, 1.0, label_smoothing=smoothing, num_classes=3)(
             normalize(images, (0.4,), (0.3,)), labels
         )

@@ -6,8 +6,9 @@ whether the run was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        passed_over: Sequence[tuple[int, int]] = (),
     ) -> None:
         """
         Args:
@@ -75,6 +77,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             repeats: samples of an image in a micro-batch.
             start: the micro-step to begin with, counted from the beginning of training; one optimiser step is
                 `accum_iter` micro-steps.
+            passed_over: (step, batches): from this step on, so many global batches are left out.
 
         Raises:
             InputError: the global batch is larger than the data set, or cannot be divided evenly.
@@ -103,11 +106,20 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.start = start
+        self.passed_over = passed_over
         self.steps_per_epoch = num_samples // global_batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        cuts = [(step * self.accum_iter, batches * self.accum_iter) for step, batches in self.passed_over]
+        bounds = sorted({self.start, *(cut for cut, _ in cuts if cut > self.start)})
+        for begin, end in zip(bounds, [*bounds[1:], None]):
+            left_out = sum(batches for cut, batches in cuts if cut <= begin)
+            yield from islice(self._from(begin + left_out), None if end is None else end - begin)
+
+    def _from(self, start: int) -> Iterator[list[tuple[int, int]]]:
+        """All batches from a micro-step on, none left out."""
         size = self.micro_batch_size // self.repeats
-        step, micro = divmod(self.start, self.accum_iter)
+        step, micro = divmod(start, self.accum_iter)
         number, batch = divmod(step, self.steps_per_epoch * self.repeats)
         while True:
             order = self._order(number)

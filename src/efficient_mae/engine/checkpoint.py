@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +42,7 @@ def save_checkpoint(
     keep: int,
     companions: Mapping[str, nn.Module] = MappingProxyType({}),
     processes: Processes = ALONE,
+    spared: Container[int] = (),
 ) -> Path:
     """Write the checkpoint of a step, then remove all but the last `keep`; every process calls this.
 
@@ -55,6 +56,7 @@ def save_checkpoint(
         keep: number of checkpoints that stay.
         companions: further modules by name (an average of the weights), each saved in a file of its own.
         processes: that hold the model; of a model that is not sharded, the main one writes all.
+        spared: steps of further checkpoints that stay.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -92,7 +94,8 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in find_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if step_of(old) not in spared:
+            shutil.rmtree(old)
     return final
 
 

@@ -93,8 +93,9 @@ class ProgressDisplay:
         if not self._show:
             return
         step = int(row["step"])
+        loss = f"loss {row['loss']:.4f}" if "loss" in row else "all steps skipped"
         text = (
-            f"step {step}/{self.total}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
+            f"step {step}/{self.total}  epoch {row['epoch']:.2f}  {loss}  "
             f"{row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}"
         )
         if self._bar:

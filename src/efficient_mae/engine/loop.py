@@ -19,7 +19,8 @@ from efficient_mae.data.generators import seeded_generators
 from efficient_mae.data.order import sample_rng
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
-from efficient_mae.engine.optim import set_learning_rate
+from efficient_mae.engine.nonfinite import SkippedStep, Window
+from efficient_mae.engine.optim import keep, set_learning_rate, step_unless
 from efficient_mae.engine.parallel import whole_tensor
 from efficient_mae.engine.prefetch import DevicePrefetcher
 
@@ -37,6 +38,14 @@ class Objective(Protocol):
         ...
 
 
+class TaskObjective(Objective, Protocol):
+    """An objective that can also say what each sample adds."""
+
+    def sample_sums(self, model: nn.Module, batch: Any) -> Tensor:
+        """Each sample's part of :meth:`weighted_sum`; differentiable, (B,)."""
+        ...
+
+
 @dataclass
 class Step:
     """One optimiser step over a global batch.
@@ -47,7 +56,7 @@ class Step:
         learning_rate: of the step with a given index.
         clip_grad: largest norm of the gradient; None leaves it as it is.
         seed: of what is random within a step: drop path, mixup.
-        after: called when the weights have been changed.
+        after: called when the step is done; after one that was skipped too, with the weights as they were.
     """
 
     model: nn.Module
@@ -60,22 +69,32 @@ class Step:
     seed: int = 0
     after: Callable[[], None] = lambda: None
 
-    def __call__(self, index: int, micro_batches: list[Any], with_norm: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Do the step with this index.
+    def __call__(self, index: int, micro_batches: list[Any]) -> tuple[Tensor, Tensor]:
+        """Do the step with this index, or skip it: if the loss or the gradient isn't finite, all stays as it was.
 
         Returns:
-            This process' part of the loss (the loss is the sum over the processes) and, if asked for or if it is
-            clipped, the norm of the gradient. Both stay on the device; nothing here waits for it.
+            This process' part of the loss (the loss is the sum over the processes), and the norm of the gradient
+            before it was clipped; the step was skipped if that isn't finite. Both stay on the device; nothing here
+            waits for it.
         """
-        processes = self.processes
-        with _step_generators(self.seed, index, processes.rank):
-            loss = self._backward(micro_batches)
-        norm = self._gradient_norm(with_norm)
+        put_back = keep(self.model.buffers())
+        loss, norm = self.backward(index, micro_batches)
+        skip = norm.isfinite().logical_not()
+        put_back(skip)
+        if self.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad, norm)
         set_learning_rate(self.optimizer, self.learning_rate(index))
-        self.optimizer.step()
+        step_unless(skip, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.after()
         return loss, norm
+
+    def backward(self, index: int, micro_batches: list[Any]) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of the step with this index on the parameters; return what the step returns."""
+        with step_generators(self.seed, index, self.processes.rank):
+            loss = self._backward(micro_batches)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return loss, whole_tensor(nn.utils.get_total_norm(gradients))
 
     def _backward(self, micro_batches: list[Any]) -> Tensor:
         """Leave the global batch's gradient on the parameters; return this process' part of the loss."""
@@ -87,10 +106,12 @@ class Step:
             last = number == len(micro_batches) - 1
             with self._gradients_averaged_after(last), autocast(self.precision, processes.device):
                 part = self.objective.weighted_sum(self.model, batch) / total
-            # Averaging the gradients over the processes divides by their number; the total counts them all.
+            value = part.detach()
+            # Averaging the gradients over the processes divides by their number; the total counts them all. Times
+            # zero, a loss that isn't finite makes the gradient NaN: so all processes hear of it with no more said.
             with self._gradients_averaged_after(last):
-                (part * processes.world_size).backward()
-            loss += part.detach()
+                part.backward(processes.world_size + 0 * value)
+            loss += value
         return loss
 
     def _gradients_averaged_after(self, last: bool):
@@ -101,18 +122,9 @@ class Step:
             return self.model.no_sync()
         return nullcontext()
 
-    def _gradient_norm(self, wanted: bool) -> Tensor | None:
-        if self.clip_grad is None and not wanted:
-            return None
-        limit = float("inf") if self.clip_grad is None else self.clip_grad
-        parameters = list(self.model.parameters())
-        norm = whole_tensor(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
-
 
 @contextmanager
-def _step_generators(seed: int, index: int, rank: int) -> Iterator[None]:
+def step_generators(seed: int, index: int, rank: int) -> Iterator[None]:
     """Within, every global generator starts from (seed, step, rank), so that a resumed run draws the same numbers.
 
     Python's, numpy's and PyTorch's on the host are as before afterwards; seeding a GPU's makes nobody wait for it.
@@ -142,6 +154,7 @@ class Loop:
         checkpoint_every: steps between two checkpoints.
         save: writes a checkpoint, given the number of steps done.
         on_damaged: told at every logged step of the unreadable images that were met since the last.
+        on_skipped: told at every logged step of the steps that were skipped since the last.
         on_epoch_end: told how many epochs are done; before the checkpoint of the same step, so that a run which is
             killed in it calls it again.
         metrics: where figures are logged; None for all but the main process.
@@ -157,6 +170,7 @@ class Loop:
     checkpoint_every: int
     save: Callable[[int], None]
     on_damaged: Callable[[list[tuple[str, str]]], None]
+    on_skipped: Callable[[list[SkippedStep]], None]
     on_epoch_end: Callable[[int], None]
     metrics: MetricsLog | None
     _damaged: list[tuple[str, str]] = field(default_factory=list)
@@ -166,8 +180,7 @@ class Loop:
         display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None)
         watch = Stopwatch()
         device = self.step.processes.device
-        window = torch.zeros((), device=device)
-        steps = 0
+        window = Window(self.step.processes)
         prefetcher = DevicePrefetcher(self.batches, device, self.accum_iter)
         try:
             for index in range(first_step, self.total_steps):
@@ -175,20 +188,21 @@ class Loop:
                 saves = done % self.checkpoint_every == 0 or done == self.total_steps
                 # A checkpoint ends a window, so that no half window need be carried over to a resumed run.
                 logs = saves or done % self.log_every == 0
-                loss, norm = self.step(index, self._taken(watch.wait_for(prefetcher.take)), with_norm=logs)
+                micro_batches = self._taken(watch.wait_for(prefetcher.take))
+                window.add(index, *self.step(index, micro_batches), micro_batches)
                 if not logs:
                     # Not past a row or a checkpoint: a batch that can't be read must not cost the steps before it.
                     watch.wait_for(prefetcher.look_ahead)
-                window, steps = window + loss, steps + 1
                 watch.count(self.batch_size)
                 if logs:
-                    row = self._row(done, window / steps, norm, watch)
-                    window, steps = torch.zeros_like(window), 0
+                    figures, skipped = window.read()
+                    row = self._row(done, figures, watch)
                     if self.metrics:
                         self.metrics.write(row)
                     display.report(row)
                     self.on_damaged(self._damaged)
                     self._damaged = []
+                    self.on_skipped(skipped)
                 display.advance(done)
                 if done % self.steps_per_epoch == 0:
                     self.on_epoch_end(done // self.steps_per_epoch)
@@ -203,13 +217,11 @@ class Loop:
             self._damaged += batch.damaged
         return micro_batches
 
-    def _row(self, done: int, loss: Tensor, norm: Tensor | None, watch: Stopwatch) -> dict[str, float]:
-        loss = self.step.processes.sum(loss.clone())
+    def _row(self, done: int, figures: dict[str, float], watch: Stopwatch) -> dict[str, float]:
         return {
             "step": done,
             "epoch": round(done / self.steps_per_epoch, 6),
-            "loss": loss.item(),
+            **figures,
             "lr": self.step.learning_rate(done - 1),
-            "grad_norm": norm.item() if norm is not None else float("nan"),
             **watch.read(),
         }

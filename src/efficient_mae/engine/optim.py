@@ -1,11 +1,11 @@
 """AdamW as MAE uses it: no decay on biases, norms and tokens; linear warm-up, then half a cosine."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # The global batch for which base learning rates are stated (MAE, Table 8; Sec. 5.1).
 BASE_BATCH_SIZE = 256
@@ -45,3 +45,38 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the rate of every group: `rate`, times the group's own `lr_scale` where it has one (layer decay)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def step_unless(skip: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's step, or none at all; decided on the device, so nobody waits to learn which.
+
+    Args:
+        skip: bool scalar, on the parameters' device.
+        optimizer: whose fused kernels look at it; another takes its step, which is then undone.
+    """
+    if optimizer.defaults.get("fused"):
+        # As torch.amp.GradScaler tells them; there is no scale here.
+        optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        return
+    held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    old = {(p, name): value.clone() for p in held for name, value in optimizer.state[p].items()}
+    put_back = keep(held)
+    optimizer.step()
+    put_back(skip)
+    for parameter in held:
+        for name, value in optimizer.state[parameter].items():
+            # LARS and SGD begin a momentum with the first gradient: as they would go on from zero.
+            value.copy_(torch.where(skip, old.get((parameter, name), torch.zeros_like(value)), value))
+
+
+def keep(tensors: Iterable[Tensor]) -> Callable[[Tensor], None]:
+    """Note tensors as they are; what is returned puts them back if a bool scalar on their device is true."""
+    pairs = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    @torch.no_grad()
+    def put_back(where: Tensor) -> None:
+        for tensor, old in pairs:
+            tensor.copy_(torch.where(where, old, tensor))
+
+    return put_back

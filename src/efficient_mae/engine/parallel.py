@@ -98,6 +98,11 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def place_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This process' part of a whole tensor that all processes hold, laid out as another one is."""
     if not isinstance(like, DTensor):

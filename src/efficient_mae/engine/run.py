@@ -7,7 +7,7 @@ its logs and its checkpoints are here.
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from efficient_mae.data import ResumableBatchSampler, Source, TrainDataset, make_train_loader
+from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
 from efficient_mae.engine.checkpoint import (
     find_checkpoints,
     load_checkpoint,
@@ -25,14 +25,16 @@ from efficient_mae.engine.checkpoint import (
 )
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, say
-from efficient_mae.engine.loop import Loop, Objective, Step
+from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
 from efficient_mae.engine.machine import available_cores, describe_machine
 from efficient_mae.engine.memory import explain_out_of_memory
+from efficient_mae.engine.nonfinite import SkipLog
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
+from efficient_mae.engine.rollback import Rollbacks
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
-from efficient_mae.errors import InputError
+from efficient_mae.errors import DivergedError, InputError
 
 
 class Run(ABC):
@@ -44,6 +46,7 @@ class Run(ABC):
         source: training images.
         model: what is trained, or holds what is trained.
         companions: modules that are saved and resumed beside the model, by name.
+        rollbacks: times that the run went back.
         metrics: where figures are logged; None before `execute` and for all but the main process.
     """
 
@@ -65,6 +68,7 @@ class Run(ABC):
         self.model = model
         self.companions: dict[str, nn.Module] = {}
         self.metrics: MetricsLog | None = None
+        self.rollbacks = Rollbacks(self.out)
         self._skeleton: Skeleton | None = None
         check_division(config.batch_size, config.accum_iter, processes.world_size, len(source))
         self.steps_per_epoch = self._sampler(0).steps_per_epoch
@@ -83,7 +87,7 @@ class Run(ABC):
         """Of the parameters that are trained, which are on their device by now."""
 
     @abstractmethod
-    def objective(self) -> Objective:
+    def objective(self) -> TaskObjective:
         """What is minimised."""
 
     @abstractmethod
@@ -128,6 +132,7 @@ class Run(ABC):
 
         Raises:
             InputError: a directory of another run, or data that changed or turned out unusable.
+            DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
             OSError: the disk is full; the last checkpoint is intact.
         """
         self.dataset()[0, 0]  # or refuse, before anything is written
@@ -137,9 +142,9 @@ class Run(ABC):
         elif self.processes.is_main:
             say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
 
-    def _train(self) -> None:
+    def prepare(self) -> Step:
+        """Put the model, its companions and its optimiser where they are trained; return what does a step."""
         config, processes = self.config, self.processes
-        damage = DamageLog(self.out, len(self.source), processes)
         self._skeleton = Skeleton(self.model) if self.is_sharded else None
         model = parallelize(
             self.model.train(),
@@ -153,13 +158,10 @@ class Run(ABC):
             if self.is_sharded:
                 shard(companion, processes, config.precision)
         self._optimizer = self.build_optimizer()
-        first_step = self._resume()
-        self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
-        objective = self.objective()
-        step = Step(
+        return Step(
             model=model,
             optimizer=self._optimizer,
-            objective=objective,
+            objective=self.objective(),
             processes=processes,
             learning_rate=partial(
                 learning_rate,
@@ -172,9 +174,36 @@ class Run(ABC):
             seed=config.seed,
             after=self.after_step,
         )
+
+    def _train(self) -> None:
+        damage = DamageLog(self.out, len(self.source), self.processes)
+        step = self.prepare()
+        with explain_out_of_memory(
+            self.config,
+            self.processes.world_size,
+            self.processes.device,
+            self._optimizer,
+            # A sharded model computes with all processes, and some may have found room.
+            probe=None if self.is_sharded else partial(self._probe, step.objective),
+        ):
+            while True:
+                try:
+                    self._train_from(self._resume(), step, damage)
+                    break
+                except DivergedError as error:
+                    self.rollbacks.go_back(error, self.config.rollbacks, self.processes)
+        self.finished()
+        if self.processes.is_main and damage.reasons:
+            say(damage.summary())
+        self.processes.barrier()
+
+    def _train_from(self, first_step: int, step: Step, damage: DamageLog) -> None:
+        config, processes = self.config, self.processes
+        self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
+        self._skips = SkipLog(first_step, config, self.source, self.pairs, self.rollbacks, processes)
         loop = Loop(
             step=step,
-            batches=iter(self._loader(first_step)),
+            batches=self.batches(first_step),
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
             accum_iter=config.accum_iter,
@@ -183,24 +212,15 @@ class Run(ABC):
             checkpoint_every=config.checkpoint_every,
             save=self._save,
             on_damaged=damage.add,
+            on_skipped=self._skips.add,
             on_epoch_end=self.epoch_ended,
             metrics=self.metrics,
         )
-        with explain_out_of_memory(
-            config,
-            processes.world_size,
-            processes.device,
-            self._optimizer,
-            # A sharded model computes with all processes, and some may have found room.
-            probe=None if self.is_sharded else partial(self._probe, objective),
-        ):
+        try:
             loop.run(first_step)
-        if self.metrics:
-            self.metrics.close()
-        self.finished()
-        if processes.is_main and damage.reasons:
-            say(damage.summary())
-        processes.barrier()
+        finally:
+            if self.metrics:
+                self.metrics.close()
 
     def _probe(self, objective: Objective, images: int) -> Tensor:
         """The loss of a few images on this process alone: in evaluation mode, which changes no statistics."""
@@ -220,15 +240,22 @@ class Run(ABC):
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             start=first_step * config.accum_iter,
+            passed_over=self.rollbacks.passed_over,
         )
 
-    def _loader(self, first_step: int):
-        return make_train_loader(
+    def pairs(self, first_step: int) -> Iterator[list[tuple[int, int]]]:
+        """(epoch, index) of each sample of this process' micro-batches, without end, from a step on."""
+        return iter(self._sampler(first_step))
+
+    def batches(self, first_step: int) -> Iterator[TrainBatch]:
+        """This process' micro-batches, without end, from a step on."""
+        loader = make_train_loader(
             self.dataset(),
             self._sampler(first_step),
             num_workers=self.num_workers,
             pin_memory=self.processes.device.type == "cuda",
         )
+        return iter(loader)
 
     @property
     def repeats(self) -> int:
@@ -254,17 +281,27 @@ class Run(ABC):
             )
         if not checkpoints:
             return 0
-        state = load_checkpoint(checkpoints[-1], self.model, self._optimizer, self.companions)
+        step = self.restore(checkpoints[-1])
+        if self.processes.is_main:
+            say(f"resuming {self.out} after step {step} of {self.total_steps}")
+        return step
+
+    def restore(self, checkpoint: Path) -> int:
+        """Load a checkpoint; return the number of steps done.
+
+        Raises:
+            InputError: it is of another architecture, or of other data.
+        """
+        state = load_checkpoint(checkpoint, self.model, self._optimizer, self.companions)
         if state["num_samples"] != len(self.source):
             raise InputError(
                 f"data={self.config.data} has {len(self.source)} images now and had {state['num_samples']} when "
                 f"{self.out} was begun: give it back its data, or name another out"
             )
-        if self.processes.is_main:
-            say(f"resuming {self.out} after step {state['step']} of {self.total_steps}")
         return state["step"]
 
     def _save(self, steps_done: int) -> None:
+        self._skips.check_weights(steps_done, {"model": self.model, **self.companions}, self._optimizer)
         save_checkpoint(
             self.out / "checkpoints",
             steps_done,
@@ -275,5 +312,6 @@ class Run(ABC):
             keep=self.config.keep_checkpoints,
             companions=self.companions,
             processes=self.processes,
+            spared=self._skips.spared,
         )
         self.processes.barrier()

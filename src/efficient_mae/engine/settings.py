@@ -19,6 +19,8 @@ OPERATIONAL = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "max_skipped_steps",
+    "rollbacks",
 )
 
 # Where no batch size is given. The learning rate scales with it, so a paper's batch is a matter of its recipe.
@@ -62,7 +64,11 @@ class RunConfig:
     checkpoint_every: int = 500
     """steps between two checkpoints"""
     keep_checkpoints: int = 2
-    """checkpoints that stay on the disk"""
+    """checkpoints that stay on the disk; one that `emae replay` needs stays besides"""
+    max_skipped_steps: int = 10
+    """steps in a row, skipped because the loss or the gradient is not finite, with which the run stops"""
+    rollbacks: int = 0
+    """times that a run which would stop goes back to its last checkpoint instead, and passes over the images since"""
 
 
 def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warmup: float) -> dict[str, Any]:
@@ -77,7 +83,10 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
     Raises:
         InputError: a setting that cannot work.
     """
-    check_at_least_1(config, "epochs", "accum_iter", "log_every", "checkpoint_every", "keep_checkpoints")
+    operational = ("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
+    check_at_least_1(config, "epochs", "accum_iter", *operational)
+    if config.rollbacks < 0:
+        raise InputError(f"rollbacks={config.rollbacks}: must be 0 (none) or more")
     if config.parallel not in PARALLEL:
         raise InputError(f"parallel={config.parallel!r}: must be one of {', '.join(PARALLEL)}")
     warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs

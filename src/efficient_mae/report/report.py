@@ -162,6 +162,9 @@ def _tiles(run: RunFiles, cost: Cost | None) -> Iterator[tuple[str, str, str]]:
         if speeds and waits:
             remark = f"median; {float(np.median(waits)):.0%} of the time waiting for data"
             yield "Images a second", f"{float(np.median(speeds)):,.0f}", remark
+    if run.skipped:
+        remark = f"loss or gradient not finite, first at step {run.skipped[0]['step']:,}; see emae replay"
+        yield "Steps skipped", f"{len(run.skipped):,}", remark
     if cost:
         remark = f"multiply-accumulates of MAE at mask ratio {MAE_MASK_RATIO}"
         yield "Cost of a forward pass", f"{cost.ratio:.2f} ×", remark

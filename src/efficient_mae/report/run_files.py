@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_mae.engine.logging import read_metrics
+from efficient_mae.engine.nonfinite import SKIPPED
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError
 
@@ -21,6 +22,7 @@ class RunFiles:
         panels: pictures of reconstructions drawn in training, oldest first.
         encoder: the exported encoder, which is written when the run is finished.
         machine: of machine.json.
+        skipped: rows of skipped.jsonl, of the steps whose loss or gradient was not finite.
         damaged: (name, reason) of the images that could not be read.
         knn: of knn.json, what `emae knn` returns.
     """
@@ -31,6 +33,7 @@ class RunFiles:
     panels: list[Path]
     encoder: Path | None
     machine: dict[str, Any] | None
+    skipped: list[dict[str, Any]]
     damaged: list[tuple[str, str]]
     knn: dict[str, Any] | None
 
@@ -49,6 +52,7 @@ def read_run(folder: Path) -> RunFiles:
         panels=sorted((folder / "figures").glob("panel-epoch-*.png")),
         encoder=encoder if encoder.is_file() else None,
         machine=_read_json(folder / "machine.json"),
+        skipped=read_metrics(folder / SKIPPED),
         damaged=[(name, reason) for name, reason in _read_json(folder / "damaged.json") or []],
         knn=_read_json(folder / "knn.json"),
     )

@@ -62,6 +62,13 @@ class Classification:
 
     def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
         """Sum of the images' cross-entropies."""
+        return self._cross_entropy(model, batch, "sum")
+
+    def sample_sums(self, model: nn.Module, batch: TrainBatch) -> Tensor:
+        """Cross-entropy of each image, (B,)."""
+        return self._cross_entropy(model, batch, "none")
+
+    def _cross_entropy(self, model: nn.Module, batch: TrainBatch, reduction: str) -> Tensor:
         if batch.labels is None:
             raise ValueError("unlabelled images reached a classifier; open_labelled refuses them")
         images, targets = normalize(batch.images, self.statistics.mean, self.statistics.std), batch.labels
@@ -69,7 +76,7 @@ class Classification:
         if self.mix is not None:
             images, targets = self.mix(images, targets)
             smoothing = 0.0 if targets.is_floating_point() else smoothing
-        return F.cross_entropy(model(images).float(), targets, reduction="sum", label_smoothing=smoothing)
+        return F.cross_entropy(model(images).float(), targets, reduction=reduction, label_smoothing=smoothing)
 
 
 class ClassifierRun(Run, Generic[Config]):
@@ -172,6 +179,7 @@ def run_classifier(
 
     Raises:
         InputError: a setting that cannot work, unusable data or weights, or a directory of another run.
+        DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
         OSError: the disk is full; the last checkpoint is intact.
     """
     check_at_least_1(config, "seeds")

@@ -29,8 +29,7 @@ from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.masking import MaskLayout
 from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
-from efficient_mae.models import MAEConfig, MaskedAutoencoder
-from efficient_mae.models.mae import MAEOutput
+from efficient_mae.models import MAEConfig, MAEOutput, MaskedAutoencoder
 
 # Rows of a panel; a longer batch is cut.
 MAX_ROWS = 6

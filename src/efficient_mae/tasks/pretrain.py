@@ -28,7 +28,7 @@ from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.masking import MaskLayout, plan_masks
-from efficient_mae.models import MaskedAutoencoder, part_size
+from efficient_mae.models import MAEOutput, MaskedAutoencoder, part_size
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, ResolvedConfig, build_model, resolve
@@ -42,15 +42,25 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         InputError: a setting that cannot work, unusable data, or a directory of another run.
+        DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
         OSError: the disk is full; the last checkpoint is intact.
     """
     with join_processes(config.device) as processes:
-        source = open_source(config.data, "train")
-        resolved = resolve(config, len(source), processes.device)
-        torch.manual_seed(resolved.seed)
-        run = PretrainRun(resolved, source, build_model(resolved), processes)
+        run = make_pretrain_run(config, processes)
         run.execute()
     return run.out
+
+
+def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "PretrainRun":
+    """A run of these settings, with random weights.
+
+    Raises:
+        InputError: a setting that cannot work, or unusable data.
+    """
+    source = open_source(config.data, "train")
+    resolved = resolve(config, len(source), processes.device)
+    torch.manual_seed(resolved.seed)
+    return PretrainRun(resolved, source, build_model(resolved), processes)
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,17 @@ class Reconstruction:
 
     def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
         """Sum of d ** -gamma times the error over the batch's predicted patches."""
-        out = model(normalize(batch.images, self.statistics.mean, self.statistics.std), batch.masks)
+        out = self._output(model, batch)
         return out.loss * out.weights.sum()
+
+    def sample_sums(self, model: nn.Module, batch: TrainBatch) -> Tensor:
+        """The same over each image's predicted patches, (B,)."""
+        out = self._output(model, batch)
+        image = out.predicted.nonzero()[:, 0]
+        return out.patch_loss.new_zeros(len(batch.images)).index_add(0, image, out.weights * out.patch_loss)
+
+    def _output(self, model: nn.Module, batch: TrainBatch) -> MAEOutput:
+        return model(normalize(batch.images, self.statistics.mean, self.statistics.std), batch.masks)
 
 
 def plan_epoch_masks(

@@ -1,0 +1,139 @@
+"""`emae replay`: a step that a run skipped, done again to see where it stopped being finite."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from efficient_mae.data import open_labelled
+from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.logging import read_metrics
+from efficient_mae.engine.nonfinite import SKIPPED
+from efficient_mae.engine.replay import replay_step
+from efficient_mae.engine.run import Run
+from efficient_mae.engine.run_directory import read_settings
+from efficient_mae.errors import InputError
+from efficient_mae.tasks.classifier import ClassifierRun
+from efficient_mae.tasks.finetune import FinetuneConfig, FinetuneRun
+from efficient_mae.tasks.linear_probe import LinearProbeConfig, LinearProbeRun
+from efficient_mae.tasks.pretrain import make_pretrain_run
+from efficient_mae.tasks.pretrain_config import PretrainConfig
+
+# Names that are printed before the rest is counted.
+_MOST_NAMES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Settings of `emae replay`."""
+
+    run: str
+    """run directory, of pre-training, fine-tuning or linear probing; nothing in it is changed"""
+    step: int | None = None
+    """which of the steps in its skipped.jsonl (null: the first)"""
+    device: str | None = None
+    """auto, cpu, cuda or cuda:N (null: as the run was told)"""
+
+
+def replay(config: ReplayConfig) -> dict[str, Any]:
+    """Do a skipped step of a run again, from the last checkpoint before it.
+
+    Returns:
+        What :func:`efficient_mae.engine.replay.replay_step` found; `run`, `step`; `reproduced`, whether loss or
+        gradient are not finite this time either; and `recorded`, the `loss` and `grad_norm` of the first time.
+
+    Raises:
+        InputError: not a run directory, the step is not recorded, or its data or weights are gone.
+    """
+    folder = Path(config.run)
+    settings = read_settings(folder) | {"out": str(folder)}
+    row = _recorded(folder, config.step)
+    with join_processes(config.device or settings.get("device", "auto")) as processes:
+        run = _make_run(settings, row, processes)
+        # As it was then: later rollbacks led elsewhere.
+        del run.rollbacks.made[row["rollbacks"] :]
+        found = replay_step(run, row["step"])
+    return {
+        "run": config.run,
+        "step": row["step"],
+        "reproduced": isinstance(found["grad_norm"], str),
+        "recorded": {name: row[name] for name in ("loss", "grad_norm")},
+        **found,
+    }
+
+
+def _recorded(folder: Path, step: int | None) -> dict[str, Any]:
+    held = read_metrics(folder / SKIPPED)
+    if not held:
+        raise InputError(f"run={folder}: no step is recorded in its {SKIPPED}: none was skipped")
+    if step is None:
+        return held[0]
+    rows = {row["step"]: row for row in held}
+    if step not in rows:
+        recorded = [str(number) for number in sorted(rows)]
+        more = f" and {len(rows) - 20} more" if len(rows) > 20 else ""
+        raise InputError(f"step={step}: not recorded as skipped in {folder}; take {', '.join(recorded[:20])}{more}")
+    return rows[step]
+
+
+def _make_run(settings: dict[str, Any], row: dict[str, Any], processes: Processes) -> Run:
+    """The run of these settings, cut into micro-batches as it was when the step was skipped."""
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    kinds: dict[type, type[ClassifierRun] | None] = {
+        PretrainConfig: None,
+        FinetuneConfig: FinetuneRun,
+        LinearProbeConfig: LinearProbeRun,
+    }
+    kind = next((kind for kind in kinds if settings.keys() <= {field.name for field in fields(kind)}), None)
+    if kind is None:
+        raise InputError(f"run={settings['out']}: its config.yaml is of no training task")
+    make: Callable[..., Any] | None = kinds[kind]
+    before, now = row["world_size"], processes.world_size
+    if now != before and (now > 1 or make is not None):
+        alone = "" if make is not None else " one process or"
+        raise InputError(
+            f"{now} processes: step {row['step']} was done by {before}, so start{alone} "
+            f"torchrun --nproc_per_node {before} -m efficient_mae replay"
+        )
+    config = replace(kind(**plain), accum_iter=row["accum_iter"] * before // now)
+    if make is None:
+        return make_pretrain_run(config, processes)
+    return make(config, open_labelled(config.data, config.val_data), processes)
+
+
+def show_replay(result: dict[str, Any], console: Console) -> None:
+    """Print what was found."""
+    start = f"from the checkpoint of step {result['checkpoint']}" if result["checkpoint"] else "from the beginning"
+    outcome = "not finite again" if result["reproduced"] else "finite this time: not reproduced"
+    console.print(
+        f"step {result['step']} of {result['run']}, {start}: {outcome} "
+        f"(loss {_show(result['loss'])}, norm of the gradient {_show(result['grad_norm'])})",
+        markup=False,
+        highlight=False,
+    )
+    if result["weights"]:
+        console.print(f"weights that are not finite before the step: {_names(result['weights'])}")
+    if module := result["module"]:
+        comes_in = "its input is finite" if module["input_is_finite"] else "its input is not finite either"
+        console.print(f"first output that is not finite: {module['name']} ({module['kind']}; {comes_in})")
+    bad = [sample for sample in result["samples"] if isinstance(sample["loss"], str)]
+    console.print(f"samples whose loss is not finite: {len(bad)} of {len(result['samples'])}", highlight=False)
+    if bad:
+        table = Table(Column("sample", overflow="fold"), "epoch", "index", "process", "loss")
+        for sample in bad[:20]:
+            table.add_row(escape(sample["name"]), *(str(sample[name]) for name in ("epoch", "index", "rank", "loss")))
+        console.print(table)
+    console.print(f"gradients that are not finite: {_names(result['gradients'])}")
+
+
+def _show(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more if names else "none"

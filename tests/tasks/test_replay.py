@@ -1,0 +1,377 @@
+"""Runs that meet a batch that isn't finite: what they skip and write down, where they stop, and what replay finds."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import efficient_mae as emae
+from efficient_mae.cli import main
+from efficient_mae.data import ResumableBatchSampler, normalize
+from efficient_mae.engine.checkpoint import find_checkpoints, step_of
+from efficient_mae.engine.distributed import ALONE
+from efficient_mae.errors import DivergedError
+from efficient_mae.tasks import classifier, pretrain
+from efficient_mae.tasks.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
+from efficient_mae.tasks.pretrain_config import PretrainConfig
+from efficient_mae.tasks.replay import ReplayConfig, replay
+from tests.processes import free_port, spawn
+
+from .conftest import TINY, flags, write_images
+from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
+
+# 40 images in batches of 8: 5 steps an epoch. Image 18 is white, so one step of each can't be taken.
+SCHEDULE = {"epochs": 4, "batch_size": 8, "panel_every": 4, "log_every": 3, "checkpoint_every": 2, "seed": 25}
+STEPS, WHITE = 20, 18
+TIMINGS = {"images_per_second", "data_wait"}
+
+
+def white_is_infinite(images: Tensor, mean, std) -> Tensor:
+    """Pixels as they should be, but of a white image infinite."""
+    white = (images == 255).flatten(1).all(dim=1)[:, None, None, None]
+    return torch.where(white, torch.inf, normalize(images, mean, std))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poison() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretrain, classifier):
+            patch.setattr(module, "normalize", white_is_infinite)
+        yield
+
+
+def write_with_white(folder: Path, *white: int) -> Path:
+    """40 images, of which these are white."""
+    write_images(folder, 40)
+    for number in white:
+        next(folder.glob(f"{number:03}.*")).unlink()
+        Image.new("L", (20, 20), 255).save(folder / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_with_white(tmp_path_factory.mktemp("nonfinite") / "images", WHITE)
+
+
+def config(data: Path, out: Path, **settings) -> PretrainConfig:
+    return PretrainConfig(data=str(data), out=str(out), **(TINY | {"num_workers": 0} | SCHEDULE | settings))
+
+
+def lines(file: Path) -> list[dict]:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def steps_with(white: set[int], seed: int, steps: int = STEPS) -> dict[int, list[tuple[int, int]]]:
+    """By number, the steps that see a white image, and the (epoch, index) pairs of their samples."""
+    batches = enumerate(islice(ResumableBatchSampler(40, 8, seed), steps), start=1)
+    return {step: pairs for step, pairs in batches if white & {index for _, index in pairs}}
+
+
+SKIPPED = steps_with({WHITE}, SCHEDULE["seed"])
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pretrain.pretrain(config(data, tmp_path_factory.mktemp("runs") / "run", keep_checkpoints=1))
+
+
+@pytest.fixture(scope="module")
+def every_step(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, with every step's loss and weights."""
+    every = {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 99}
+    return pretrain.pretrain(config(data, tmp_path_factory.mktemp("runs") / "every", **every))
+
+
+def weights(run: Path) -> bytes:
+    return (run / "encoder.safetensors").read_bytes()
+
+
+def names_of_white(samples: list[dict]) -> list[str]:
+    return [Path(sample["name"]).name for sample in samples if sample["index"] == WHITE]
+
+
+def test_what_is_skipped_is_counted_and_written_down(run: Path, every_step: Path):
+    assert list(SKIPPED) == [4, 10, 14, 18]
+    rows = lines(run / "skipped.jsonl")
+    assert {row["step"]: [(s["epoch"], s["index"]) for s in row["samples"]] for row in rows} == SKIPPED
+    for row in rows:
+        assert row["loss"] == row["grad_norm"] == "nan" and (row["seed"], row["ranks"]) == (25, [0])
+        assert names_of_white(row["samples"]) == ["018.png"] and len({s["name"] for s in row["samples"]}) == 8
+    losses = {row["step"]: row["loss"] for row in lines(every_step / "metrics.jsonl") if "loss" in row}
+    assert losses.keys() == set(range(1, STEPS + 1)) - SKIPPED.keys()
+    last = 0
+    for row in lines(run / "metrics.jsonl"):
+        window = range(last + 1, row["step"] + 1)
+        taken = [losses[step] for step in window if step in losses]
+        assert row.get("skipped_steps", 0) == len(window) - len(taken)
+        assert row.get("loss") == (pytest.approx(sum(taken) / len(taken)) if taken else None)
+        last = row["step"]
+    assert last == STEPS and weights(run) == weights(every_step)
+
+
+def stopped_after(checkpoints: int, settings: PretrainConfig) -> None:
+    """Pre-train until so many checkpoints have been written."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+        stop_after_checkpoints(patch, checkpoints)
+        pretrain.pretrain(settings)
+
+
+def test_killed_and_resumed_it_is_the_same(run: Path, data: Path, tmp_path: Path):
+    settings = config(data, tmp_path / "run", keep_checkpoints=1)
+    stopped_after(5, settings)
+    written = tmp_path / "run" / "skipped.jsonl"
+    before = lines(written)
+    assert [row["step"] for row in before] == [4, 10]
+    with written.open("a") as file:  # as if it had gone on, and was killed while it wrote
+        file.write('{"step": 11, "lo')
+    stopped_after(2, settings)
+    with written.open("a") as file:
+        file.write(json.dumps(before[-1] | {"step": 16}) + "\n")
+    pretrain.pretrain(settings)
+    assert weights(tmp_path / "run") == weights(run)
+    assert lines(written) == lines(run / "skipped.jsonl")
+    assert lines(tmp_path / "run" / "metrics.jsonl") == lines(run / "metrics.jsonl")
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    capsys.readouterr()
+    assert main(["replay", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def bad(result: dict) -> list[str]:
+    return [Path(sample["name"]).name for sample in result["samples"] if isinstance(sample["loss"], str)]
+
+
+@pytest.mark.parametrize("step", [None, 10])
+def test_replay_finds_the_sample_the_module_and_the_gradients(
+    run: Path, every_step: Path, data: Path, step: int | None, capsys: pytest.CaptureFixture[str]
+):
+    # The first skipped step's checkpoint stays, beside the last.
+    assert [step_of(path) for path in find_checkpoints(run / "checkpoints")] == [2, STEPS]
+    before = files(run)
+    result = replayed(capsys, "--run", str(run), *([] if step is None else ["--step", str(step)]))
+    step = step or 4
+    assert (result["step"], result["checkpoint"], result["reproduced"]) == (step, 2, True)
+    assert result["recorded"] == {"loss": result["loss"], "grad_norm": result["grad_norm"]}
+    assert bad(result) == ["018.png"]
+    assert result["module"] == {"name": "patch_embed", "kind": "PatchEmbed", "input_is_finite": False, "rank": 0}
+    assert "patch_embed.proj.weight" in result["gradients"] and result["weights"] == []
+    # The others' losses are, to the bit, those of the weights that a run which keeps them all had at that step.
+    for sample, loss in zip(result["samples"], losses_at(every_step, data, step), strict=True):
+        assert sample["index"] == WHITE or sample["loss"] == loss
+    assert files(run) == before
+
+
+def losses_at(run: Path, data: Path, step: int) -> list[float]:
+    """Each sample's part of a step's loss."""
+    batch = pretrain.make_pretrain_run(config(data, run), ALONE).dataset().__getitems__(SKIPPED[step])
+    model = emae.load(run / "checkpoints" / f"step-{step - 1:08d}")
+    with torch.no_grad():
+        out = model(white_is_infinite(batch.images, (0.5,), (0.5,)), batch.masks)
+    image = out.predicted.nonzero()[:, 0]
+    parts = torch.zeros(8).index_add(0, image, out.weights * out.patch_loss)
+    return (parts / out.weights.sum()).tolist()
+
+
+def test_it_is_told_to_a_person(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["replay", "--run", str(run), "--step", "14"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "step 14 of",
+        "not finite again",
+        "first output that is not finite: patch_embed",
+        "1 of 8",
+        "and 31",
+    ):
+        assert words in out
+    assert "018.png" in "".join(out.split())
+
+
+def test_what_cannot_be_replayed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["replay", "--run", str(run), "--step", "1"]) == 2
+    assert f"step=1: not recorded as skipped in {run}; take 4, 10, 14, 18" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "skipped.jsonl").unlink()
+    assert main(["replay", "--run", str(tmp_path / "run")]) == 2
+    assert "none was skipped" in capsys.readouterr().err
+
+
+def test_a_step_that_is_finite_this_time(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(pretrain, "normalize", normalize)
+    result = replayed(capsys, "--run", str(run))
+    assert result["reproduced"] is False and result["module"] is None and not result["gradients"] and not bad(result)
+    assert result["loss"] == pytest.approx(sum(sample["loss"] for sample in result["samples"]), rel=1e-5)
+
+
+# Two white images: with this seed they hold up batches 5 and 6, and 11 and 12, in a row, and others alone.
+TWO = {"seed": 11, "max_skipped_steps": 2, "log_every": 100}
+WHITES = {5, 18}
+
+
+@pytest.fixture(scope="module")
+def two_white(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert list(steps_with(WHITES, 11, 24)) == [1, 5, 6, 8, 11, 12, 17, 19, 24]
+    return write_with_white(tmp_path_factory.mktemp("two") / "images", *WHITES)
+
+
+def test_so_many_in_a_row_stop_the_run(two_white: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["pretrain", *flags(data=two_white, out=tmp_path, **(TINY | {"num_workers": 0} | SCHEDULE | TWO))]
+    for _ in range(2):  # the same command comes to the same end
+        assert main(command) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("emae: 2 steps in a row, from 5 on, had a loss or a gradient that is not finite")
+        assert f"the last good checkpoint is {tmp_path / 'checkpoints' / 'step-00000004'};" in said
+        assert said.endswith(f"emae replay --run {tmp_path} --step 5")
+        assert [row["step"] for row in lines(tmp_path / "skipped.jsonl")] == [1, 5, 6]
+    # Of a run that has been told to stop later, the steps in a row are counted on over its checkpoints.
+    pretrain.pretrain(config(two_white, tmp_path, **TWO | {"max_skipped_steps": 3}))
+    assert (tmp_path / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize("base_lr", [1e20, 1e45])
+def test_weights_that_leave_the_numbers(data: Path, tmp_path: Path, base_lr: float):
+    """At the smaller rate it is the losses that overflow, at the other the weights themselves."""
+    settings = config(data, tmp_path, base_lr=base_lr, warmup_epochs=0, checkpoint_every=1, max_skipped_steps=3)
+    with pytest.raises(
+        DivergedError, match=r"3 steps in a row, from" if base_lr < 1e40 else r"after step 1 .* is not fin"
+    ):
+        pretrain.pretrain(settings)
+    for checkpoint in find_checkpoints(tmp_path / "checkpoints"):
+        for file in checkpoint.glob("*.safetensors"):
+            assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def gone_back(two_white: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """A run that went back twice, and which images its steps saw."""
+    seen = []
+
+    def noting(self, model, batch):
+        seen.append(batch.indices.tolist())
+        return weighted_sum(self, model, batch)
+
+    weighted_sum = pretrain.Reconstruction.weighted_sum
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.Reconstruction, "weighted_sum", noting)
+        out = tmp_path_factory.mktemp("runs") / "gone-back"
+        return pretrain.pretrain(config(two_white, out, **TWO, rollbacks=2)), seen
+
+
+def test_going_back_passes_over_what_did_harm(gone_back: tuple[Path, list[list[int]]]):
+    run, seen = gone_back
+    # Steps 1 to 6, from 4 on again, to 10, and from 8 on again: each time with what comes next.
+    batches = islice(ResumableBatchSampler(40, 8, 11), 24)
+    assert seen == [[index for _, index in pairs] for pairs in batches]
+    assert json.loads((run / "rollbacks.json").read_text()) == [{"step": 4, "batches": 2}, {"step": 8, "batches": 2}]
+    rows = [(row["step"], row["rollbacks"]) for row in lines(run / "skipped.jsonl")]
+    assert rows == [(1, 0), (5, 0), (6, 0), (6, 1), (9, 1), (10, 1), (13, 2), (15, 2), (20, 2)]
+    assert [row["step"] for row in lines(run / "metrics.jsonl")] == list(range(2, STEPS + 1, 2))
+
+
+def test_going_back_survives_being_killed(gone_back: tuple[Path, list[list[int]]], two_white: Path, tmp_path: Path):
+    settings = config(two_white, tmp_path / "run", **TWO, rollbacks=2)
+    for checkpoints in (2, 2, 1):  # before it goes back, just before the second time, and after
+        stopped_after(checkpoints, settings)
+    pretrain.pretrain(settings)
+    run = gone_back[0]
+    assert weights(tmp_path / "run") == weights(run)
+    for name in ("skipped.jsonl", "metrics.jsonl", "rollbacks.json"):
+        assert lines_or_text(tmp_path / "run" / name) == lines_or_text(run / name)
+
+
+def lines_or_text(file: Path) -> str | list[dict]:
+    return lines(file) if file.suffix == ".jsonl" else file.read_text()
+
+
+@pytest.mark.parametrize(("step", "batch"), [(5, 5), (6, 8), (20, 24)])
+def test_what_a_run_went_back_over_can_be_replayed(
+    gone_back: tuple[Path, list[list[int]]], step: int, batch: int, capsys: pytest.CaptureFixture[str]
+):
+    run, seen = gone_back
+    result = replayed(capsys, "--run", str(run), "--step", str(step))
+    assert [sample["index"] for sample in result["samples"]] == seen[batch - 1]
+    white = [f"{index:03}.png" for index in seen[batch - 1] if index in WHITES]
+    assert result["reproduced"] and bad(result) == white != []
+
+
+def test_it_goes_back_no_more_often_than_it_may(two_white: Path, tmp_path: Path):
+    with pytest.raises(DivergedError, match="from 9 on"):
+        pretrain.pretrain(config(two_white, tmp_path, **TWO, rollbacks=1))
+
+
+def in_process(rank: int, jobs: list[tuple[int, PretrainConfig | ReplayConfig]], results) -> None:
+    pretrain.normalize = white_is_infinite
+    for number, (port, job) in enumerate(jobs):
+        os.environ["MASTER_PORT"] = str(port)
+        results[rank, number] = replay(job) if isinstance(job, ReplayConfig) else str(pretrain.pretrain(job))
+
+
+def test_several_processes(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    jobs = [config(data, tmp_path / "run", accum_iter=2), ReplayConfig(run=str(tmp_path / "run"))]
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        spawn(2, in_process, [(free_port(), job) for job in jobs], shared)
+        together = dict(shared)[0, 1]
+    rows = lines(tmp_path / "run" / "skipped.jsonl")
+    # Micro-batches of two images go to the processes in turn.
+    places = {step: [index for _, index in pairs].index(WHITE) // 2 for step, pairs in SKIPPED.items()}
+    assert {row["step"]: row["ranks"] for row in rows} == {step: [place % 2] for step, place in places.items()}
+    for row in rows:
+        assert {(s["epoch"], s["index"]) for s in row["samples"]} == set(SKIPPED[row["step"]])
+    one = lines(run / "metrics.jsonl")
+    for ours, theirs in zip(lines(tmp_path / "run" / "metrics.jsonl"), one, strict=True):
+        assert ours.keys() == theirs.keys() and ours == pytest.approx(theirs, rel=1e-4)
+    alone = replayed(capsys, "--run", str(tmp_path / "run"))
+    for result in (together, alone):
+        assert result["reproduced"] and bad(result) == ["018.png"] and result["module"]["name"] == "patch_embed"
+    by_index = [{s["index"]: s["loss"] for s in result["samples"]} for result in (together, alone)]
+    del by_index[0][WHITE], by_index[1][WHITE]
+    assert by_index[0] == pytest.approx(by_index[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["finetune", "linear-probe"])
+def test_classifiers(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_labelled(tmp_path / "data", train=14, test=2)
+    Image.new("L", (16, 16), 255).save(data / "train" / "void" / "white.png")
+    settings = {
+        **SMALL_ENCODER,
+        **QUICK,
+        "epochs": 2,
+        "batch_size": 8,
+        "data": str(data),
+        "out": str(tmp_path / "run"),
+    }
+    if task == "finetune":
+        plain = {"auto_augment": None, "mixup": 0.0, "cutmix": 0.0}
+        finetune(FinetuneConfig(**settings, **plain, ema_decay=0.9))
+    else:
+        linear_probe(LinearProbeConfig(**settings))
+    rows = lines(tmp_path / "run" / "skipped.jsonl")
+    white = [[s["name"] for s in row["samples"] if s["name"].endswith("white.png")] for row in rows]
+    assert len(white) == 2 and all(len(names) == 1 for names in white)
+    for file in find_checkpoints(tmp_path / "run" / "checkpoints")[-1].glob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    result = replayed(capsys, "--run", str(tmp_path / "run"))
+    assert result["reproduced"] and result["gradients"] and result["module"]["name"]
+    if task == "finetune":
+        assert bad(result) == ["white.png"]
+    else:  # whose features are normalised by those of the whole batch
+        assert len(bad(result)) == 8
