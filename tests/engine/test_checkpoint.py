@@ -84,7 +84,12 @@ def test_another_architecture_is_named(tmp_path: Path):
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path):
     path = save(tmp_path, 1)
-    assert {file.name for file in path.iterdir()} == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert {file.name for file in path.iterdir()} == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "checksums.json",
+    }
     json.loads((path / "state.json").read_text())
     for file in path.glob("*.safetensors"):
         length = int.from_bytes(file.read_bytes()[:8], "little")

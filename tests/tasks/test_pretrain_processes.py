@@ -110,6 +110,7 @@ def test_a_sharded_checkpoint_is_plain_files_and_loads_like_any_other(runs: Path
     files = sorted(str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file())
     shards = [f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
     assert files == [
+        "checksums.json",
         *(f"{part}/{name}" for part in ("model", "optimizer") for name in ("metadata.json", *shards)),
         "state.json",
     ]

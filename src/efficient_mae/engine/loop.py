@@ -21,6 +21,7 @@ from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.optim import set_learning_rate
 from efficient_mae.engine.parallel import whole_tensor
+from efficient_mae.engine.preemption import Stopped
 from efficient_mae.engine.prefetch import DevicePrefetcher
 
 
@@ -144,6 +145,8 @@ class Loop:
         on_damaged: told at every logged step of the unreadable images that were met since the last.
         on_epoch_end: told how many epochs are done; before the checkpoint of the same step, so that a run which is
             killed in it calls it again.
+        stop_requested: asked before each step for the signal after which, and a checkpoint, the run is to stop; 0 for
+            none. All processes get the same answer.
         metrics: where figures are logged; None for all but the main process.
     """
 
@@ -158,11 +161,16 @@ class Loop:
     save: Callable[[int], None]
     on_damaged: Callable[[list[tuple[str, str]]], None]
     on_epoch_end: Callable[[int], None]
+    stop_requested: Callable[[], int]
     metrics: MetricsLog | None
     _damaged: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, first_step: int) -> None:
-        """Train from a step to the end."""
+        """Train from a step to the end.
+
+        Raises:
+            Stopped: asked to stop, after the checkpoint of the last step that was done.
+        """
         display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None)
         watch = Stopwatch()
         device = self.step.processes.device
@@ -172,7 +180,8 @@ class Loop:
         try:
             for index in range(first_step, self.total_steps):
                 done = index + 1
-                saves = done % self.checkpoint_every == 0 or done == self.total_steps
+                stop = self.stop_requested()
+                saves = done % self.checkpoint_every == 0 or done == self.total_steps or stop > 0
                 # A checkpoint ends a window, so that no half window need be carried over to a resumed run.
                 logs = saves or done % self.log_every == 0
                 loss, norm = self.step(index, self._taken(watch.wait_for(prefetcher.take)), with_norm=logs)
@@ -194,6 +203,8 @@ class Loop:
                     self.on_epoch_end(done // self.steps_per_epoch)
                 if saves:
                     self.save(done)
+                if stop and done < self.total_steps:
+                    raise Stopped(stop, done)
         finally:
             display.close()
 

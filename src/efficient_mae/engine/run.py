@@ -21,8 +21,10 @@ from efficient_mae.engine.checkpoint import (
     load_checkpoint,
     replace_file,
     save_checkpoint,
+    set_aside,
     step_of,
 )
+from efficient_mae.engine.checksums import last_whole
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, say
 from efficient_mae.engine.loop import Loop, Objective, Step
@@ -30,6 +32,7 @@ from efficient_mae.engine.machine import available_cores, describe_machine
 from efficient_mae.engine.memory import explain_out_of_memory
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
+from efficient_mae.engine.preemption import StopRequests
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.errors import InputError
@@ -128,16 +131,19 @@ class Run(ABC):
 
         Raises:
             InputError: a directory of another run, or data that changed or turned out unusable.
+            Stopped: by a signal, after a checkpoint.
             OSError: the disk is full; the last checkpoint is intact.
         """
         self.dataset()[0, 0]  # or refuse, before anything is written
         claim_run_directory(self.out, dataclasses.asdict(self.config), self.operational, self.processes)
         if not self.is_finished:
-            self._train()
+            stop = StopRequests(self.processes)
+            with stop.noted():
+                self._train(stop)
         elif self.processes.is_main:
             say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
 
-    def _train(self) -> None:
+    def _train(self, stop: StopRequests) -> None:
         config, processes = self.config, self.processes
         damage = DamageLog(self.out, len(self.source), processes)
         self._skeleton = Skeleton(self.model) if self.is_sharded else None
@@ -184,6 +190,7 @@ class Run(ABC):
             save=self._save,
             on_damaged=damage.add,
             on_epoch_end=self.epoch_ended,
+            stop_requested=stop.agreed,
             metrics=self.metrics,
         )
         with explain_out_of_memory(
@@ -243,8 +250,8 @@ class Run(ABC):
         return 1 if self.processes.device.type == "cpu" else min(12, available_cores())
 
     def _resume(self) -> int:
-        """Load the last checkpoint, if there is one; return the number of steps done."""
-        checkpoints = find_checkpoints(self.out / "checkpoints")
+        """Load the last checkpoint that is whole, if there is any; return the number of steps done."""
+        checkpoint, damaged = last_whole(find_checkpoints(self.out / "checkpoints"), self.processes)
         if self.processes.is_main:
             machine = describe_machine(self.processes.device)
             replace_file(self.out / "machine.json", json.dumps(machine, indent=1).encode())
@@ -252,15 +259,17 @@ class Run(ABC):
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
             )
-        if not checkpoints:
+        if checkpoint is None:
             return 0
-        state = load_checkpoint(checkpoints[-1], self.model, self._optimizer, self.companions)
+        state = load_checkpoint(checkpoint, self.model, self._optimizer, self.companions)
         if state["num_samples"] != len(self.source):
             raise InputError(
                 f"data={self.config.data} has {len(self.source)} images now and had {state['num_samples']} when "
                 f"{self.out} was begun: give it back its data, or name another out"
             )
         if self.processes.is_main:
+            for path, problems in damaged.items():
+                say(f"{path} is damaged ({problems}): kept as {set_aside(path).name}, the one before is taken")
             say(f"resuming {self.out} after step {state['step']} of {self.total_steps}")
         return state["step"]
 

@@ -1,0 +1,150 @@
+"""A run that is killed at any moment, and started again by the same command, is the run that was left alone."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.forks import ForkServer, Run
+
+from .conftest import TINY, flags
+
+# 43 images in batches of 8: 5 steps an epoch, so most checkpoints lie in mid-epoch, and rows between them.
+SCHEDULE = {
+    "epochs": 12, "batch_size": 8, "warmup_epochs": 2, "checkpoint_every": 4, "log_every": 3, "panel_every": 12,
+    "accum_iter": 2,
+}  # fmt: skip
+TOTAL_STEPS = 60
+TIMINGS = {"images_per_second", "data_wait"}
+
+# Seconds that the disk takes to flush a file in runs that are killed while they write.
+SLOW_DISK = 0.02
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(tmp_path_factory.mktemp("said")) as server:
+        yield server
+
+
+def rows(out: Path) -> list[dict]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMINGS} for line in lines]
+
+
+def last_row(out: Path) -> int:
+    """Steps that the last whole row tells of."""
+    file = out / "metrics.jsonl"
+    lines = (
+        [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
+    )
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def is_partial(out: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(out.glob(pattern))
+
+
+class Killer:
+    """Starts a command again and again, and kills it each time.
+
+    Attributes:
+        caught: how often what was under way, as seen when all was dead.
+    """
+
+    def __init__(self, server: ForkServer, command: list[str], out: Path, processes: int, seed: int):
+        self._server, self._command, self._out, self._processes = server, command, out, processes
+        self._random = random.Random(seed)
+        self.caught: Counter[str] = Counter()
+
+    def kill_when(self, condition: Callable[[Run], bool], within: float = 0.0, slow_disk: float = 0.0) -> None:
+        """Start, wait until the condition holds and up to `within` seconds more, and kill."""
+        run = self._server.start(self._command, self._processes, slow_disk)
+        deadline = time.monotonic() + 120
+        while not condition(run):
+            assert not run.ended() and time.monotonic() < deadline, run.wait()
+            time.sleep(0.001)
+        time.sleep(self._random.uniform(0, within))
+        run.signal(signal.SIGKILL)
+        ended = run.wait()
+        assert all(one.status == -signal.SIGKILL for one in ended), ended
+        self.caught[self._under_way()] += 1
+
+    def _under_way(self) -> str:
+        if any(self._out.glob(".partial-encoder*")):
+            return "export"
+        if any(self._out.glob("checkpoints/.partial-*")):
+            return "checkpoint"
+        return "file" if any(self._out.rglob(".partial-*")) else "step"
+
+    def in_a_step(self) -> None:
+        """Some steps after the start, at a random moment."""
+        before, more = last_row(self._out), self._random.randint(1, 6)
+        self.kill_when(lambda _: before + more <= last_row(self._out) or last_row(self._out) < before, within=0.05)
+
+    def in_a_checkpoint(self) -> None:
+        """While one is being written, at a random moment: files take 7 flushes."""
+        partial = is_partial(self._out, "checkpoints/.partial-*")
+        self.kill_when(lambda _: partial(), within=6 * SLOW_DISK, slow_disk=SLOW_DISK)
+
+    def in_the_export(self) -> None:
+        """While the encoder is being written."""
+        partial = is_partial(self._out, ".partial-encoder*")
+        self.kill_when(lambda _: partial(), within=SLOW_DISK / 2, slow_disk=2 * SLOW_DISK)
+
+    def at_a_random_time(self) -> None:
+        """Wherever that is: reading the command, loading, training."""
+        moment = time.monotonic() + self._random.uniform(0, 1.0)
+        self.kill_when(lambda _: time.monotonic() >= moment)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 process", "2 processes"])
+def alone(request: pytest.FixtureRequest, server: ForkServer, images: Path, tmp_path_factory) -> tuple[int, Path]:
+    """The number of processes, and a run of them that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    ended = server.start(command(images, out), request.param).wait()
+    assert all(one.status == 0 for one in ended), ended
+    return request.param, out
+
+
+def command(images: Path, out: Path) -> list[str]:
+    return ["pretrain", *flags(data=images, out=out, **TINY, **SCHEDULE)]
+
+
+@pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_and_resumed_is_bit_identical(
+    server: ForkServer, alone: tuple[int, Path], images: Path, tmp_path: Path, kills: int
+):
+    processes, expected = alone
+    out = tmp_path / "killed"
+    killer = Killer(server, command(images, out), out, processes, seed=kills + processes)
+    for number in range(kills):
+        if number >= 0.8 * kills:
+            killer.in_the_export()  # comes once, at the end, so nothing else can follow
+        elif last_row(out) > TOTAL_STEPS - 12 or number % 3 == 0:
+            killer.at_a_random_time()
+        elif number % 3 == 1:
+            killer.in_a_checkpoint()
+        else:
+            killer.in_a_step()
+    assert killer.caught.total() == kills
+    assert {kind for kind, count in killer.caught.items() if count >= kills // 8} >= {"step", "checkpoint", "export"}
+
+    (last, *_) = server.start(command(images, out), processes).wait()
+    assert last.status == 0, last.stderr
+    assert not list(out.rglob(".partial-*"))
+    for file in ("model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"):
+        name = f"checkpoints/step-{TOTAL_STEPS:08d}/{file}"
+        assert (out / name).read_bytes() == (expected / name).read_bytes(), file
+    assert (out / "encoder.safetensors").read_bytes() == (expected / "encoder.safetensors").read_bytes()
+    assert rows(out) == rows(expected)
+    assert [row["step"] for row in rows(expected)][-1] == TOTAL_STEPS
+
+    (again, *_) = server.start(command(images, out), processes).wait()
+    assert again.status == 0 and "is finished" in again.stderr
