@@ -7,6 +7,7 @@ anything has threads, which don't survive a fork.
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -45,13 +46,11 @@ class Run:
 
     def signal(self, number: int, rank: int | None = None) -> None:
         """Send a signal to one process, or to all with their workers."""
-        with suppress(ProcessLookupError):
-            if rank is not None:
-                os.kill(self.pids[rank], number)
-                return
         for pid in self.pids if rank is None else ():
             with suppress(ProcessLookupError):
                 os.killpg(pid, number)
+        if rank is not None:
+            os.kill(self.pids[rank], number)
 
     def wait(self, timeout: float = 120) -> list[Ended]:
         """How each has ended, by rank; kills those that don't."""
@@ -97,12 +96,15 @@ class ForkServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, arguments: Sequence[str], processes: int = 1, slow_disk: float = 0.0) -> Run:
+    def start(
+        self, arguments: Sequence[str], processes: int = 1, slow_disk: float = 0.0, largest_file: int | None = None
+    ) -> Run:
         """Start `emae` with these arguments.
 
         Args:
             processes: as many as torchrun would start.
             slow_disk: seconds that the disk takes to flush a file: a kill is then more likely to come in between.
+            largest_file: bytes beyond which the system lets no file grow.
         """
         logs, pids, port = [], [], free_port()
         for rank in range(processes):
@@ -113,8 +115,9 @@ class ForkServer:
                 "RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank),
                 "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-            request = {"start": list(arguments), "environment": environment, "slow_disk": slow_disk}
-            pids.append(self.ask(request | {"log": str(logs[-1])}))
+            disk = {"slow_disk": slow_disk, "largest_file": largest_file}
+            request = {"start": list(arguments), "environment": environment, "log": str(logs[-1]), **disk}
+            pids.append(self.ask(request))
         return Run(self, pids, logs)
 
 
@@ -123,7 +126,7 @@ def _serve(requests: IO[str]) -> None:
 
     for name in LAZY:
         importlib.import_module(name)
-    assert len(os.listdir("/proc/self/task")) == 1, "a thread would not survive the fork"
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread would not survive the fork"
     for line in iter(requests.readline, ""):
         request = json.loads(line)
         if "wait" in request:
@@ -133,7 +136,7 @@ def _serve(requests: IO[str]) -> None:
             answer = os.fork()
             if answer == 0:
                 _become(request)
-                os._exit(_status(efficient_mae.cli.main, request["start"]))
+                os._exit(efficient_mae.cli.main(request["start"]))  # and of this process leave nothing
             with suppress(PermissionError):  # the child has done it already
                 os.setpgid(answer, answer)
         print(json.dumps(answer), flush=True)
@@ -142,22 +145,17 @@ def _serve(requests: IO[str]) -> None:
 def _become(request: dict) -> None:
     """In the child: a process of its own, which hears nothing from the server and is heard in its log alone."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may have been ignored
     os.environ.update(request["environment"])
     log = os.open(request["log"], os.O_WRONLY)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor, stream in ((nothing, 0), (nothing, 1), (log, 2)):
         os.dup2(descriptor, stream)
+    if request["largest_file"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["slow_disk"]:
         flush = os.fsync
         os.fsync = lambda descriptor: (time.sleep(request["slow_disk"]), flush(descriptor))[1]
-
-
-def _status(main, arguments: list[str]) -> int:
-    """Exit status, after what the interpreter does at its end that others can see."""
-    try:
-        return main(arguments)
-    finally:
-        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -1,50 +1,20 @@
 """A run that is killed at any moment, and started again by the same command, is the run that was left alone."""
 
-import json
 import random
-import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.forks import ForkServer, Run
 
-from .conftest import TINY, flags
-
-# 43 images in batches of 8: 5 steps an epoch, so most checkpoints lie in mid-epoch, and rows between them.
-SCHEDULE = {
-    "epochs": 12, "batch_size": 8, "warmup_epochs": 2, "checkpoint_every": 4, "log_every": 3, "panel_every": 12,
-    "accum_iter": 2,
-}  # fmt: skip
-TOTAL_STEPS = 60
-TIMINGS = {"images_per_second", "data_wait"}
+from .conftest import TOTAL_STEPS, assert_same_result, flags, last_row, rows, short_run
 
 # Seconds that the disk takes to flush a file in runs that are killed while they write.
 SLOW_DISK = 0.02
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("said")) as server:
-        yield server
-
-
-def rows(out: Path) -> list[dict]:
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMINGS} for line in lines]
-
-
-def last_row(out: Path) -> int:
-    """Steps that the last whole row tells of."""
-    file = out / "metrics.jsonl"
-    lines = (
-        [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
-    )
-    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def is_partial(out: Path, pattern: str) -> Callable[[], bool]:
@@ -104,26 +74,13 @@ class Killer:
         self.kill_when(lambda _: time.monotonic() >= moment)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 process", "2 processes"])
-def alone(request: pytest.FixtureRequest, server: ForkServer, images: Path, tmp_path_factory) -> tuple[int, Path]:
-    """The number of processes, and a run of them that nobody disturbed."""
-    out = tmp_path_factory.mktemp("runs") / "alone"
-    ended = server.start(command(images, out), request.param).wait()
-    assert all(one.status == 0 for one in ended), ended
-    return request.param, out
-
-
-def command(images: Path, out: Path) -> list[str]:
-    return ["pretrain", *flags(data=images, out=out, **TINY, **SCHEDULE)]
-
-
 @pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bit_identical(
     server: ForkServer, alone: tuple[int, Path], images: Path, tmp_path: Path, kills: int
 ):
     processes, expected = alone
     out = tmp_path / "killed"
-    killer = Killer(server, command(images, out), out, processes, seed=kills + processes)
+    killer = Killer(server, short_run(images, out), out, processes, seed=kills + processes)
     for number in range(kills):
         if number >= 0.8 * kills:
             killer.in_the_export()  # comes once, at the end, so nothing else can follow
@@ -136,15 +93,33 @@ def test_killed_and_resumed_is_bit_identical(
     assert killer.caught.total() == kills
     assert {kind for kind, count in killer.caught.items() if count >= kills // 8} >= {"step", "checkpoint", "export"}
 
-    (last, *_) = server.start(command(images, out), processes).wait()
+    (last, *_) = server.start(short_run(images, out), processes).wait()
     assert last.status == 0, last.stderr
-    assert not list(out.rglob(".partial-*"))
-    for file in ("model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"):
-        name = f"checkpoints/step-{TOTAL_STEPS:08d}/{file}"
-        assert (out / name).read_bytes() == (expected / name).read_bytes(), file
-    assert (out / "encoder.safetensors").read_bytes() == (expected / "encoder.safetensors").read_bytes()
+    assert_same_result(out, expected)
     assert rows(out) == rows(expected)
     assert [row["step"] for row in rows(expected)][-1] == TOTAL_STEPS
 
-    (again, *_) = server.start(command(images, out), processes).wait()
+    (again, *_) = server.start(short_run(images, out), processes).wait()
     assert again.status == 0 and "is finished" in again.stderr
+
+
+def test_an_export_that_is_killed_leaves_nothing_of_its_name(
+    server: ForkServer, alone: tuple[int, Path], tmp_path: Path
+):
+    arguments = ["export", *flags(weights=alone[1], format="timm")]
+    (done,) = server.start([*arguments, *flags(out=tmp_path / "alone")]).wait()
+    assert done.status == 0, done.stderr
+    out = tmp_path / "killed"
+    for _ in range(3):
+        run = server.start([*arguments, *flags(out=out)], slow_disk=0.3)
+        while not list(tmp_path.glob(".partial-killed/.partial-*")):
+            assert not run.ended(), run.wait()
+        run.signal(signal.SIGKILL)
+        assert run.wait()[0].status == -signal.SIGKILL
+        assert not out.exists()
+    (done,) = server.start([*arguments, *flags(out=out)]).wait()
+    assert done.status == 0, done.stderr
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "alone").iterdir()
+    }
+    assert not list(tmp_path.glob(".partial-*"))

@@ -1,7 +1,7 @@
 """Asked to stop: by whoever lends the machine (SIGTERM, SIGUSR1) or by Ctrl-C.
 
-All processes stop after the same step. A signal may reach one process alone, so they tell each other, once a step, on the host: the answer of one step is
-taken at the next, when it has long arrived, and no device is waited for.
+All processes stop after the same step. A signal may reach one alone, so they tell each other, once a step, on the
+host: the answer of one step is taken at the next, when it has long arrived, and no device is waited for.
 """
 
 import signal
