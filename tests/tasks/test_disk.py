@@ -20,7 +20,6 @@ from tests.forks import ForkServer
 from .conftest import TOTAL_STEPS, assert_same_result, rows, short_run
 
 LAST, BEFORE = f"step-{TOTAL_STEPS:08d}", f"step-{TOTAL_STEPS - 4:08d}"
-ONE = pytest.mark.parametrize("alone", [1], indirect=True)
 
 
 def unfinished(run: Path, out: Path) -> Path:
@@ -35,17 +34,18 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil"), [("model.safetensors", flip), ("optimizer.safetensors", cut), ("state.json", Path.unlink)]
+    ("processes", "name", "spoil"),
+    [(1, "model.safetensors", flip), (1, "state.json", Path.unlink), (2, "optimizer.safetensors", cut)],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     server: ForkServer,
-    alone: tuple[int, Path],
+    alone: Callable[..., Path],
     images: Path,
     tmp_path: Path,
     name: str,
     spoil: Callable[[Path], None],
 ):
-    processes, expected = alone
+    expected = alone(processes)
     out = unfinished(expected, tmp_path / "run")
     spoil(out / "checkpoints" / LAST / name)
     ended = server.start(short_run(images, out), processes).wait()
@@ -58,11 +58,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     assert [path.name for path in find_checkpoints(out / "checkpoints")] == [BEFORE, LAST]
 
 
-@ONE
 def test_without_a_whole_checkpoint_nothing_is_touched(
-    server: ForkServer, alone: tuple[int, Path], images: Path, tmp_path: Path
+    server: ForkServer, alone: Callable[..., Path], images: Path, tmp_path: Path
 ):
-    out = unfinished(alone[1], tmp_path / "run")
+    out = unfinished(alone(1), tmp_path / "run")
+    assert server.start(short_run(images, out)).wait()[0].status == 0  # the settings name this directory from here on
+    (out / "encoder.safetensors").unlink()
     flip(out / "checkpoints" / LAST / "model.safetensors")
     cut(out / "checkpoints" / BEFORE / "state.json")
     before = contents(out)
@@ -73,9 +74,8 @@ def test_without_a_whole_checkpoint_nothing_is_touched(
     assert contents(out) == before
 
 
-@ONE
-def test_damaged_weights_are_not_loaded(alone: tuple[int, Path], tmp_path: Path):
-    out = unfinished(alone[1], tmp_path / "run")
+def test_damaged_weights_are_not_loaded(alone: Callable[..., Path], tmp_path: Path):
+    out = unfinished(alone(1), tmp_path / "run")
     emae.load(out)
     flip(out / "checkpoints" / LAST / "model.safetensors")
     with pytest.raises(InputError, match=f"{LAST}: damaged .model.safetensors isn't what was written"):
@@ -99,18 +99,17 @@ def test_a_damaged_shard_is_named_and_the_checkpoint_before_taken(server: ForkSe
     assert (out / "encoder.safetensors").read_bytes() == expected
 
 
-@ONE
-def test_a_checkpoint_that_does_not_fit(server: ForkServer, alone: tuple[int, Path], images: Path, tmp_path: Path):
+def test_a_checkpoint_that_does_not_fit(server: ForkServer, alone: Callable[..., Path], images: Path, tmp_path: Path):
     """The system refuses it in the middle of a file."""
     out = tmp_path / "run"
-    size = (alone[1] / "checkpoints" / LAST / "optimizer.safetensors").stat().st_size
+    size = (alone(1) / "checkpoints" / LAST / "optimizer.safetensors").stat().st_size
     (ended,) = server.start(short_run(images, out), largest_file=size - 1000).wait()
     assert ended.status == 1 and "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("emae: the file is larger than the system allows here (")
     assert not list((out / "checkpoints").iterdir())
     (ended,) = server.start(short_run(images, out)).wait()
     assert ended.status == 0, ended.stderr
-    assert_same_result(out, alone[1])
+    assert_same_result(out, alone(1))
 
 
 @pytest.mark.parametrize(

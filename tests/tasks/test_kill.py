@@ -11,7 +11,7 @@ import pytest
 
 from tests.forks import ForkServer, Run
 
-from .conftest import TOTAL_STEPS, assert_same_result, flags, last_row, rows, short_run
+from .conftest import assert_same_result, flags, last_row, rows, short_run
 
 # Seconds that the disk takes to flush a file in runs that are killed while they write.
 SLOW_DISK = 0.02
@@ -68,24 +68,33 @@ class Killer:
         partial = is_partial(self._out, ".partial-encoder*")
         self.kill_when(lambda _: partial(), within=SLOW_DISK / 2, slow_disk=2 * SLOW_DISK)
 
-    def at_a_random_time(self) -> None:
-        """Wherever that is: reading the command, loading, training."""
+    def at_a_random_time(self, before: int) -> None:
+        """Wherever that is, reading the command, loading, training; but before that many steps are done."""
         moment = time.monotonic() + self._random.uniform(0, 1.0)
-        self.kill_when(lambda _: time.monotonic() >= moment)
+        self.kill_when(lambda _: time.monotonic() >= moment or last_row(self._out) >= before)
 
 
-@pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2], ids=["1 process", "2 processes"])
+@pytest.mark.parametrize(
+    ("kills", "epochs"), [(30, 24), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
+)
 def test_killed_and_resumed_is_bit_identical(
-    server: ForkServer, alone: tuple[int, Path], images: Path, tmp_path: Path, kills: int
+    server: ForkServer,
+    alone: Callable[..., Path],
+    images: Path,
+    tmp_path: Path,
+    kills: int,
+    epochs: int,
+    processes: int,
 ):
-    processes, expected = alone
-    out = tmp_path / "killed"
-    killer = Killer(server, short_run(images, out), out, processes, seed=kills + processes)
+    expected, out, total_steps = alone(processes, epochs=epochs), tmp_path / "killed", epochs * 5
+    command = short_run(images, out, epochs=epochs)
+    killer = Killer(server, command, out, processes, seed=kills + processes)
     for number in range(kills):
         if number >= 0.8 * kills:
             killer.in_the_export()  # comes once, at the end, so nothing else can follow
-        elif last_row(out) > TOTAL_STEPS - 12 or number % 3 == 0:
-            killer.at_a_random_time()
+        elif last_row(out) > total_steps - 24 or number % 3 == 0:
+            killer.at_a_random_time(before=total_steps - 3)
         elif number % 3 == 1:
             killer.in_a_checkpoint()
         else:
@@ -93,20 +102,20 @@ def test_killed_and_resumed_is_bit_identical(
     assert killer.caught.total() == kills
     assert {kind for kind, count in killer.caught.items() if count >= kills // 8} >= {"step", "checkpoint", "export"}
 
-    (last, *_) = server.start(short_run(images, out), processes).wait()
+    (last, *_) = server.start(command, processes).wait()
     assert last.status == 0, last.stderr
     assert_same_result(out, expected)
     assert rows(out) == rows(expected)
-    assert [row["step"] for row in rows(expected)][-1] == TOTAL_STEPS
+    assert [row["step"] for row in rows(expected)][-1] == total_steps
 
-    (again, *_) = server.start(short_run(images, out), processes).wait()
+    (again, *_) = server.start(command, processes).wait()
     assert again.status == 0 and "is finished" in again.stderr
 
 
 def test_an_export_that_is_killed_leaves_nothing_of_its_name(
-    server: ForkServer, alone: tuple[int, Path], tmp_path: Path
+    server: ForkServer, alone: Callable[..., Path], tmp_path: Path
 ):
-    arguments = ["export", *flags(weights=alone[1], format="timm")]
+    arguments = ["export", *flags(weights=alone(1), format="timm")]
     (done,) = server.start([*arguments, *flags(out=tmp_path / "alone")]).wait()
     assert done.status == 0, done.stderr
     out = tmp_path / "killed"
