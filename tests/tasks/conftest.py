@@ -48,10 +48,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 
 # 43 images in batches of 8: 5 steps an epoch, so most checkpoints lie in mid-epoch, and rows between them.
 SHORT = {
-    **TINY, "epochs": 24, "batch_size": 8, "warmup_epochs": 2, "checkpoint_every": 4, "log_every": 3,
-    "panel_every": 24, "accum_iter": 2,
+    **TINY, "epochs": 16, "batch_size": 8, "warmup_epochs": 2, "checkpoint_every": 4, "log_every": 3,
+    "panel_every": 16, "accum_iter": 2,
 }  # fmt: skip
-TOTAL_STEPS = 24 * 5
+TOTAL_STEPS = 16 * 5
 
 
 @pytest.fixture(scope="session")

@@ -42,8 +42,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     alone: Callable[..., Path],
     images: Path,
     tmp_path: Path,
+    processes: int,
     name: str,
-    spoil: Callable[[Path], None],
+    spoil: Callable,
 ):
     expected = alone(processes)
     out = unfinished(expected, tmp_path / "run")

@@ -76,7 +76,7 @@ class Killer:
 
 @pytest.mark.parametrize("processes", [1, 2], ids=["1 process", "2 processes"])
 @pytest.mark.parametrize(
-    ("kills", "epochs"), [(30, 24), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
+    ("kills", "epochs"), [(30, 16), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
 )
 def test_killed_and_resumed_is_bit_identical(
     server: ForkServer,

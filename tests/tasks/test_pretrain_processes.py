@@ -125,6 +125,9 @@ def test_a_sharded_checkpoint_that_is_not_whole(runs: Path, tmp_path: Path, shar
     checkpoint = shutil.copytree(runs / "fsdp2" / "checkpoints" / f"step-{TOTAL_STEPS:08d}", tmp_path / "step-1")
     file = checkpoint / "model" / f"shard-0000{shard}-model-00001-of-00001.safetensors"
     file.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=f"step-1: damaged .model/{file.name} isn't what was written"):
+        emae.load(checkpoint)
+    (checkpoint / "checksums.json").unlink()  # a copy may lack them
     with pytest.raises(ValueError, match="model: not whole sharded weights"):
         emae.load(checkpoint)
     file.unlink()
