@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
@@ -22,6 +23,8 @@ from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
+from efficient_mae.engine.distributed import LostProcessError
+from efficient_mae.engine.preemption import Stopped
 from efficient_mae.errors import DivergedError, InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
 from efficient_mae.report.report import write_report
@@ -99,6 +102,15 @@ COMMANDS = {
 }
 
 
+# What a disk says that cannot be written to, by the system's numbers.
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file is larger than the system allows here",
+    errno.EROFS: "the disk has become one that can only be read",
+    errno.EIO: "the disk fails",
+}
+
 # Commands of two words, by their first.
 GROUPS = {"bench": "measure and count what training costs"}
 
@@ -114,11 +126,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command again resumes from the last checkpoint", 130)
+    except Stopped as stopped:
+        return _fail(str(stopped), stopped.status)
+    except LostProcessError as lost:
+        # All that are left say so: the one that speaks for them may be the one that is gone.
+        print(f"emae: {lost}; the same command again resumes from the last checkpoint", file=sys.stderr, flush=True)
+        if torch.cuda.is_initialized():
+            os._exit(1)  # the device waits for what never comes, and an orderly end would wait for the device
+        return 1
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(
-                f"the disk is full ({error.filename}); the last checkpoint is intact: make room, run again", 1
-            )
+        if error.errno in _DISK:
+            reason = f"{_DISK[error.errno]} ({error.filename})"
+            return _fail(f"{reason}; the last checkpoint is intact: mend that, then run again", 1)
         traceback.print_exc()
         return 1
     except Exception:

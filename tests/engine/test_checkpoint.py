@@ -1,4 +1,7 @@
+import errno
+import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from torch import nn
 
 from efficient_mae.engine import checkpoint as module
 from efficient_mae.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from efficient_mae.engine.checksums import find_damage
 from efficient_mae.engine.optim import build_adamw
 
 
@@ -73,6 +77,41 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000001"}
 
 
+def test_a_disk_that_is_full_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whichever call finds it full, the checkpoint before is whole, nothing half written stays, the next works."""
+    calls = [(module, "save_file"), (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "chmod")]
+    for failing in itertools.count():
+        folder = tmp_path / str(failing)
+        before = save(folder, 1)
+        number = itertools.count()
+
+        def full(call, *arguments, _number=number, _failing=failing, **options):
+            if next(_number) == _failing:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return call(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            for place, name in calls:
+                patch.setattr(place, name, _through(full, getattr(place, name)))
+            try:
+                save(folder, 2)
+                break
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        assert find_damage(before) == ""
+        assert sorted(path.name for path in folder.iterdir()) in (
+            ["step-00000001"],
+            ["step-00000001", "step-00000002"],
+        )
+        save(folder, 3, keep=1)
+        assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    assert failing >= 12, "a checkpoint takes more calls than that"
+
+
+def _through(full, call):
+    return lambda *arguments, **options: full(call, *arguments, **options)
+
+
 def test_another_architecture_is_named(tmp_path: Path):
     path = save(tmp_path, 1)
     other = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
@@ -84,7 +123,12 @@ def test_another_architecture_is_named(tmp_path: Path):
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path):
     path = save(tmp_path, 1)
-    assert {file.name for file in path.iterdir()} == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert {file.name for file in path.iterdir()} == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "checksums.json",
+    }
     json.loads((path / "state.json").read_text())
     for file in path.glob("*.safetensors"):
         length = int.from_bytes(file.read_bytes()[:8], "little")

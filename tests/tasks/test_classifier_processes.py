@@ -57,7 +57,9 @@ def test_the_average_of_a_sharded_model_is_judged_and_saved(runs: Path):
 
 def test_the_average_has_its_own_shards(runs: Path):
     checkpoint = max((runs / "sharded" / "checkpoints").iterdir())
-    assert {path.name for path in checkpoint.iterdir()} == {"model", "ema", "optimizer", "state.json"}
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "model", "ema", "optimizer", "state.json", "checksums.json"
+    }  # fmt: skip
 
 
 def test_what_is_random_and_recomputed_works_sharded(runs: Path):

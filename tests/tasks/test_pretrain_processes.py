@@ -110,6 +110,7 @@ def test_a_sharded_checkpoint_is_plain_files_and_loads_like_any_other(runs: Path
     files = sorted(str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file())
     shards = [f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
     assert files == [
+        "checksums.json",
         *(f"{part}/{name}" for part in ("model", "optimizer") for name in ("metadata.json", *shards)),
         "state.json",
     ]
@@ -124,6 +125,9 @@ def test_a_sharded_checkpoint_that_is_not_whole(runs: Path, tmp_path: Path, shar
     checkpoint = shutil.copytree(runs / "fsdp2" / "checkpoints" / f"step-{TOTAL_STEPS:08d}", tmp_path / "step-1")
     file = checkpoint / "model" / f"shard-0000{shard}-model-00001-of-00001.safetensors"
     file.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=f"step-1: damaged .model/{file.name} isn't what was written"):
+        emae.load(checkpoint)
+    (checkpoint / "checksums.json").unlink()  # a copy may lack them
     with pytest.raises(ValueError, match="model: not whole sharded weights"):
         emae.load(checkpoint)
     file.unlink()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -286,9 +287,11 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "step.json", (json.dumps(result, indent=1) + "\n").encode())
+        picture = BytesIO()
+        draw_step(result).savefig(picture, format="png", dpi=150)
+        replace_file(folder / "step.png", picture.getvalue())
     except OSError as error:
         raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
-    draw_step(result).savefig(folder / "step.png", dpi=150)
 
 
 def draw_step(result: dict[str, Any]) -> Figure:

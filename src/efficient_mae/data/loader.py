@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from efficient_mae.data.decode import OpenedImage, UnreadableImage
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source
 from efficient_mae.data.transforms import EvalTransform
+from efficient_mae.data.worker_signals import leave_signals_to_the_main_process
 from efficient_mae.errors import InputError
 
 T = TypeVar("T")
@@ -270,8 +270,7 @@ def _loader(
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal; the main one decides what becomes of it, and needs its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_the_main_process()
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,10 +1,10 @@
 """Checkpoints: folders of plain tensors and JSON, complete or not there at all.
 
-`checkpoints/step-00001200/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Where the model is
-sharded over processes, folders `model/` and `optimizer/` take the files' place, with a safetensors file a process. A
-checkpoint of either kind is loaded by any number of processes. It is written under a temporary name, flushed to the
-disk and then renamed, so a run that is killed at any moment leaves complete checkpoints only. Nothing is ever
-unpickled.
+`checkpoints/step-00001200/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and, of all these, the
+checksums. Where the model is sharded over processes, folders `model/` and `optimizer/` take the files' place, with a
+safetensors file a process. A checkpoint of either kind is loaded by any number of processes. It is written under a
+temporary name, flushed to the disk and then renamed, so a run that is killed at any moment leaves complete
+checkpoints only. Nothing is ever unpickled.
 """
 
 import json
@@ -21,10 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from efficient_mae.engine.checksums import CHECKSUMS, checksums
 from efficient_mae.engine.distributed import ALONE, Processes
 from efficient_mae.engine.parallel import is_sharded, place_like
-from efficient_mae.engine.sharded import read_shards, save_shards, saved_tensors, system_error
+from efficient_mae.engine.sharded import own_shards, read_shards, save_shards, saved_tensors, system_error
 from efficient_mae.errors import InputError
+
+# What is being written has a name that begins so, and gets its own when it is done.
+PARTIAL = ".partial-"
 
 _FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -62,7 +66,7 @@ def save_checkpoint(
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{final.name}"
+    partial = folder / f"{PARTIAL}{final.name}"
     sharded = is_sharded(model)
     if not (sharded or processes.is_main):
         return final
@@ -78,6 +82,9 @@ def save_checkpoint(
                 save_shards(partial / name, tensors)
             else:
                 save_tensors(partial / f"{name}.safetensors", tensors, metadata if name in parts else None)
+        sums = checksums(partial, own_shards(partial, processes.rank)) if sharded else {}
+        if sharded:
+            sums = {name: value for part in processes.gather(sums) for name, value in part.items()}
         if not processes.is_main:
             return final
         if sharded:
@@ -85,8 +92,11 @@ def save_checkpoint(
                 write_synced(partial / name / _HEADER, json.dumps(metadata if name in parts else {}).encode())
                 _sync_folder(partial / name)
         write_synced(partial / "state.json", json.dumps({"step": step, **state}).encode())
-        shutil.rmtree(final, ignore_errors=True)
+        others = (file for file in partial.rglob("*") if file.is_file())
+        sums |= checksums(partial, (file for file in others if file.relative_to(partial).as_posix() not in sums))
+        write_synced(partial / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True).encode())
         _sync_folder(partial)
+        remove_checkpoint(final)
         partial.rename(final)
         _sync_folder(folder)
     except OSError:
@@ -95,14 +105,27 @@ def save_checkpoint(
         raise
     for old in find_checkpoints(folder)[:-keep]:
         if step_of(old) not in spared:
-            shutil.rmtree(old)
+            remove_checkpoint(old)
     return final
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint if it is there; a kill leaves all of it or what the next start clears away."""
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}")))
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = [path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name)]
     return sorted(found, key=step_of)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that is damaged, so that it no longer counts as one; return where it is now."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -252,9 +275,18 @@ def write_synced(file: Path, content: bytes) -> None:
 
 def replace_file(file: Path, content: bytes) -> None:
     """Write a file so that it is either the old one or the new one, whenever the run is killed."""
-    partial = file.with_name(f".partial-{file.name}")
+    partial = file.with_name(f"{PARTIAL}{file.name}")
     write_synced(partial, content)
     partial.replace(file)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a run that was killed had begun to write anywhere in its folder."""
+    for path in folder.rglob(f"{PARTIAL}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,7 +15,15 @@ from torch import Tensor
 from efficient_mae.engine.machine import keep_freed_memory
 from efficient_mae.errors import InputError
 
+# How long a GPU waits for another, whose process may be waiting for images, drawing, judging or writing. Of one that
+# has died the host hears at its next step, by gloo, which waits half an hour for the living.
+TIMEOUT = timedelta(minutes=10)
+
 PRECISIONS = ("auto", "bf16", "fp32")
+
+
+class LostProcessError(RuntimeError):
+    """Another of the processes that train together has ended, or is out of reach; one line."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
 
     Raises:
         InputError: no such device here, or not one for each process.
+        LostProcessError: another process ended while this one was at work.
     """
     if "WORLD_SIZE" not in os.environ:
         os.environ |= slurm_environment(os.environ)
@@ -112,13 +122,33 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=TIMEOUT)
     else:
         dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    lost = False
     try:
-        yield Processes(dist.get_rank(), world_size, device)
+        yield Processes(rank, world_size, device)
+    except RuntimeError as error:
+        lost = _is_of_another(error)
+        if not lost:
+            raise
+        raise LostProcessError(
+            f"process {rank} of {world_size} lost another: {_REASON.sub('', str(error))}"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        # NCCL would first wait for what the lost one doesn't send.
+        if not (lost and device.type == "cuda"):
+            dist.destroy_process_group()
+
+
+# Where in gloo's sources a failure was noticed.
+_REASON = re.compile(r"^\[\S+\] ")
+
+
+def _is_of_another(error: RuntimeError) -> bool:
+    """Whether this is what a collective says when a process that takes part in it has ended."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def slurm_environment(given: Mapping[str, str]) -> dict[str, str]:

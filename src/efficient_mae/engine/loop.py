@@ -22,6 +22,7 @@ from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.nonfinite import SkippedStep, Window
 from efficient_mae.engine.optim import keep, set_learning_rate, step_unless
 from efficient_mae.engine.parallel import whole_tensor
+from efficient_mae.engine.preemption import Stopped
 from efficient_mae.engine.prefetch import DevicePrefetcher
 
 
@@ -157,6 +158,8 @@ class Loop:
         on_skipped: told at every logged step of the steps that were skipped since the last.
         on_epoch_end: told how many epochs are done; before the checkpoint of the same step, so that a run which is
             killed in it calls it again.
+        stop_requested: asked before each step for the signal after which, and a checkpoint, the run is to stop; 0 for
+            none. All processes get the same answer.
         metrics: where figures are logged; None for all but the main process.
     """
 
@@ -172,11 +175,16 @@ class Loop:
     on_damaged: Callable[[list[tuple[str, str]]], None]
     on_skipped: Callable[[list[SkippedStep]], None]
     on_epoch_end: Callable[[int], None]
+    stop_requested: Callable[[], int]
     metrics: MetricsLog | None
     _damaged: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, first_step: int) -> None:
-        """Train from a step to the end."""
+        """Train from a step to the end.
+
+        Raises:
+            Stopped: asked to stop, after the checkpoint of the last step that was done.
+        """
         display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None)
         watch = Stopwatch()
         device = self.step.processes.device
@@ -185,7 +193,8 @@ class Loop:
         try:
             for index in range(first_step, self.total_steps):
                 done = index + 1
-                saves = done % self.checkpoint_every == 0 or done == self.total_steps
+                stop = self.stop_requested()
+                saves = done % self.checkpoint_every == 0 or done == self.total_steps or stop > 0
                 # A checkpoint ends a window, so that no half window need be carried over to a resumed run.
                 logs = saves or done % self.log_every == 0
                 micro_batches = self._taken(watch.wait_for(prefetcher.take))
@@ -208,6 +217,8 @@ class Loop:
                     self.on_epoch_end(done // self.steps_per_epoch)
                 if saves:
                     self.save(done)
+                if stop and done < self.total_steps:
+                    raise Stopped(stop, done)
         finally:
             display.close()
 

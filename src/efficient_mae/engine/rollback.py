@@ -5,11 +5,10 @@ step sees stays a function of the step and of `rollbacks.json`, so a run that is
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from efficient_mae.engine.checkpoint import find_checkpoints, replace_file, step_of
+from efficient_mae.engine.checkpoint import find_checkpoints, remove_checkpoint, replace_file, step_of
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import say
 from efficient_mae.errors import DivergedError
@@ -55,11 +54,10 @@ class Rollbacks:
                 f"{error}; going back there, past what steps {step + 1} to {error.last} saw "
                 f"(rollback {len(self.made)} of {most})"
             )
-            # Checkpoints go first, and under another name: a run that is killed here finds no half of one, and comes
-            # to the same decision again.
+            # Checkpoints go first: a run that is killed here comes to the same decision again.
             for checkpoint in find_checkpoints(self._folder / "checkpoints"):
                 if step_of(checkpoint) > step:
-                    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".partial-{checkpoint.name}")))
+                    remove_checkpoint(checkpoint)
             replace_file(self._file, json.dumps(self.made).encode())
         processes.barrier()
 

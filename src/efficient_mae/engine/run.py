@@ -21,8 +21,10 @@ from efficient_mae.engine.checkpoint import (
     load_checkpoint,
     replace_file,
     save_checkpoint,
+    set_aside,
     step_of,
 )
+from efficient_mae.engine.checksums import last_whole
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, say
 from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
@@ -31,6 +33,7 @@ from efficient_mae.engine.memory import explain_out_of_memory
 from efficient_mae.engine.nonfinite import SkipLog
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
+from efficient_mae.engine.preemption import StopRequests
 from efficient_mae.engine.rollback import Rollbacks
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
@@ -133,12 +136,15 @@ class Run(ABC):
         Raises:
             InputError: a directory of another run, or data that changed or turned out unusable.
             DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
+            Stopped: by a signal, after a checkpoint.
             OSError: the disk is full; the last checkpoint is intact.
         """
         self.dataset()[0, 0]  # or refuse, before anything is written
         claim_run_directory(self.out, dataclasses.asdict(self.config), self.operational, self.processes)
         if not self.is_finished:
-            self._train()
+            stop = StopRequests(self.processes)
+            with stop.noted():
+                self._train(stop)
         elif self.processes.is_main:
             say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
 
@@ -175,7 +181,7 @@ class Run(ABC):
             after=self.after_step,
         )
 
-    def _train(self) -> None:
+    def _train(self, stop: StopRequests) -> None:
         damage = DamageLog(self.out, len(self.source), self.processes)
         step = self.prepare()
         with explain_out_of_memory(
@@ -188,7 +194,7 @@ class Run(ABC):
         ):
             while True:
                 try:
-                    self._train_from(self._resume(), step, damage)
+                    self._train_from(self._resume(), step, damage, stop)
                     break
                 except DivergedError as error:
                     self.rollbacks.go_back(error, self.config.rollbacks, self.processes)
@@ -197,7 +203,7 @@ class Run(ABC):
             say(damage.summary())
         self.processes.barrier()
 
-    def _train_from(self, first_step: int, step: Step, damage: DamageLog) -> None:
+    def _train_from(self, first_step: int, step: Step, damage: DamageLog, stop: StopRequests) -> None:
         config, processes = self.config, self.processes
         self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
         self._skips = SkipLog(first_step, config, self.source, self.pairs, self.rollbacks, processes)
@@ -214,6 +220,7 @@ class Run(ABC):
             on_damaged=damage.add,
             on_skipped=self._skips.add,
             on_epoch_end=self.epoch_ended,
+            stop_requested=stop.agreed,
             metrics=self.metrics,
         )
         try:
@@ -270,8 +277,8 @@ class Run(ABC):
         return 1 if self.processes.device.type == "cpu" else min(12, available_cores())
 
     def _resume(self) -> int:
-        """Load the last checkpoint, if there is one; return the number of steps done."""
-        checkpoints = find_checkpoints(self.out / "checkpoints")
+        """Load the last checkpoint that is whole, if there is any; return the number of steps done."""
+        checkpoint, damaged = last_whole(find_checkpoints(self.out / "checkpoints"), self.processes)
         if self.processes.is_main:
             machine = describe_machine(self.processes.device)
             replace_file(self.out / "machine.json", json.dumps(machine, indent=1).encode())
@@ -279,10 +286,12 @@ class Run(ABC):
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
             )
-        if not checkpoints:
+        if checkpoint is None:
             return 0
-        step = self.restore(checkpoints[-1])
+        step = self.restore(checkpoint)
         if self.processes.is_main:
+            for path, problems in damaged.items():
+                say(f"{path} is damaged ({problems}): kept as {set_aside(path).name}, the one before is taken")
             say(f"resuming {self.out} after step {step} of {self.total_steps}")
         return step
 

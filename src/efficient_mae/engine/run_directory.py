@@ -1,5 +1,6 @@
 """A run's directory: whose it is, whether it is finished, and which images it could not read."""
 
+import errno
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import yaml
 
-from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.checkpoint import PARTIAL, clear_partial, replace_file
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import say
 from efficient_mae.errors import InputError
+
+# Where nothing can be made, by the system's numbers: another user's folder, a disk that can only be read, /proc.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 # Share of unreadable images beyond which a run stops; a single one never stops it.
 MOST_DAMAGED = 0.01
@@ -44,14 +48,17 @@ def claim_run_directory(
         ]
         if different:
             raise InputError(f"out={folder} holds a run of another configuration: {'; '.join(different)}")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
         raise InputError(f"out={folder} is neither empty nor a run directory; name another")
     processes.barrier()  # nobody writes before all have looked
     if processes.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            clear_partial(folder)
             replace_file(file, yaml.safe_dump(plain, sort_keys=False).encode())
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
             raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
 
 

@@ -45,6 +45,11 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(code, str(error), str(folder)) from failure
 
 
+def own_shards(checkpoint: Path, rank: int) -> list[Path]:
+    """The files that :func:`save_shards` wrote for a process, into whichever folders of a checkpoint."""
+    return sorted(checkpoint.glob(f"*/shard-{rank + 1:05d}-*.safetensors"))
+
+
 def saved_tensors(folder: Path) -> dict[str, SavedTensor]:
     """What :func:`save_shards` wrote to a folder.
 

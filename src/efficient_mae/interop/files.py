@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_model, read_header, save_tensors
+from efficient_mae.engine.checksums import refuse_damage
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
@@ -94,8 +95,9 @@ def load_own(file: Path) -> MaskedAutoencoder | VisionTransformer:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no decoder.
 
     Raises:
-        InputError: no such file, or weights of another architecture.
+        InputError: no such file, weights of another architecture, or a checkpoint whose checksums say it is damaged.
     """
+    refuse_damage(file.parent, file.name)
     content, _ = _read_header(file)
     try:
         if "mask_token" in read_header(file)[1]:

@@ -1,6 +1,7 @@
 """The studies' pictures; drawn with matplotlib's object-oriented interface alone, on white."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from efficient_mae.engine.checkpoint import replace_file
 
 _BLUE, _ORANGE, _GREY, _INK = "#2458d3", "#e0700c", "#a3abb8", "#5b6470"
 _SERIES = (_BLUE, _ORANGE, "#2a8f5b", "#8a4fc7")
@@ -143,4 +146,6 @@ def _figure(width: float, height: float, parts: int, *, rows: bool = False, shar
 
 def _save(figure: Figure, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    replace_file(path, picture.getvalue())

@@ -1,0 +1,134 @@
+"""A run that is killed at any moment, and started again by the same command, is the run that was left alone."""
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.forks import ForkServer, Run
+
+from .conftest import assert_same_result, flags, last_row, rows, short_run
+
+# Seconds that the disk takes to flush a file in runs that are killed while they write.
+SLOW_DISK = 0.02
+
+
+def is_partial(out: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(out.glob(pattern))
+
+
+class Killer:
+    """Starts a command again and again, and kills it each time.
+
+    Attributes:
+        caught: how often what was under way, as seen when all was dead.
+    """
+
+    def __init__(self, server: ForkServer, command: list[str], out: Path, processes: int, seed: int):
+        self._server, self._command, self._out, self._processes = server, command, out, processes
+        self._random = random.Random(seed)
+        self.caught: Counter[str] = Counter()
+
+    def kill_when(self, condition: Callable[[Run], bool], within: float = 0.0, slow_disk: float = 0.0) -> None:
+        """Start, wait until the condition holds and up to `within` seconds more, and kill."""
+        run = self._server.start(self._command, self._processes, slow_disk)
+        deadline = time.monotonic() + 120
+        while not condition(run):
+            assert not run.ended() and time.monotonic() < deadline, run.wait()
+            time.sleep(0.001)
+        time.sleep(self._random.uniform(0, within))
+        run.signal(signal.SIGKILL)
+        ended = run.wait()
+        assert all(one.status == -signal.SIGKILL for one in ended), ended
+        self.caught[self._under_way()] += 1
+
+    def _under_way(self) -> str:
+        if any(self._out.glob(".partial-encoder*")):
+            return "export"
+        if any(self._out.glob("checkpoints/.partial-*")):
+            return "checkpoint"
+        return "file" if any(self._out.rglob(".partial-*")) else "step"
+
+    def in_a_step(self) -> None:
+        """Some steps after the start, at a random moment."""
+        before, more = last_row(self._out), self._random.randint(1, 6)
+        self.kill_when(lambda _: before + more <= last_row(self._out) or last_row(self._out) < before, within=0.05)
+
+    def in_a_checkpoint(self) -> None:
+        """While one is being written, at a random moment: files take 7 flushes."""
+        partial = is_partial(self._out, "checkpoints/.partial-*")
+        self.kill_when(lambda _: partial(), within=6 * SLOW_DISK, slow_disk=SLOW_DISK)
+
+    def in_the_export(self) -> None:
+        """While the encoder is being written."""
+        partial = is_partial(self._out, ".partial-encoder*")
+        self.kill_when(lambda _: partial(), within=SLOW_DISK / 2, slow_disk=2 * SLOW_DISK)
+
+    def at_a_random_time(self, before: int) -> None:
+        """Wherever that is, reading the command, loading, training; but before that many steps are done."""
+        moment = time.monotonic() + self._random.uniform(0, 1.0)
+        self.kill_when(lambda _: time.monotonic() >= moment or last_row(self._out) >= before)
+
+
+@pytest.mark.parametrize("processes", [1, 2], ids=["1 process", "2 processes"])
+@pytest.mark.parametrize(
+    ("kills", "epochs"), [(30, 16), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
+)
+def test_killed_and_resumed_is_bit_identical(
+    server: ForkServer,
+    alone: Callable[..., Path],
+    images: Path,
+    tmp_path: Path,
+    kills: int,
+    epochs: int,
+    processes: int,
+):
+    expected, out, total_steps = alone(processes, epochs=epochs), tmp_path / "killed", epochs * 5
+    command = short_run(images, out, epochs=epochs)
+    killer = Killer(server, command, out, processes, seed=kills + processes)
+    for number in range(kills):
+        if number >= 0.8 * kills:
+            killer.in_the_export()  # comes once, at the end, so nothing else can follow
+        elif last_row(out) > total_steps - 24 or number % 3 == 0:
+            killer.at_a_random_time(before=total_steps - 3)
+        elif number % 3 == 1:
+            killer.in_a_checkpoint()
+        else:
+            killer.in_a_step()
+    assert killer.caught.total() == kills
+    assert {kind for kind, count in killer.caught.items() if count >= kills // 8} >= {"step", "checkpoint", "export"}
+
+    (last, *_) = server.start(command, processes).wait()
+    assert last.status == 0, last.stderr
+    assert_same_result(out, expected)
+    assert rows(out) == rows(expected)
+    assert [row["step"] for row in rows(expected)][-1] == total_steps
+
+    (again, *_) = server.start(command, processes).wait()
+    assert again.status == 0 and "is finished" in again.stderr
+
+
+def test_an_export_that_is_killed_leaves_nothing_of_its_name(
+    server: ForkServer, alone: Callable[..., Path], tmp_path: Path
+):
+    arguments = ["export", *flags(weights=alone(1), format="timm")]
+    (done,) = server.start([*arguments, *flags(out=tmp_path / "alone")]).wait()
+    assert done.status == 0, done.stderr
+    out = tmp_path / "killed"
+    for _ in range(3):
+        run = server.start([*arguments, *flags(out=out)], slow_disk=0.3)
+        while not list(tmp_path.glob(".partial-killed/.partial-*")):
+            assert not run.ended(), run.wait()
+        run.signal(signal.SIGKILL)
+        assert run.wait()[0].status == -signal.SIGKILL
+        assert not out.exists()
+    (done,) = server.start([*arguments, *flags(out=out)]).wait()
+    assert done.status == 0, done.stderr
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "alone").iterdir()
+    }
+    assert not list(tmp_path.glob(".partial-*"))
