@@ -16,9 +16,9 @@ _SLOW = 30
 
 def check_out(plan: Plan) -> Finding:
     """Whether the run directory can be made and written."""
-    folder = _existing(Path(plan.out))
-    if not folder.is_dir():
-        return problem(f"{folder} is a file", "name another directory: --out")
+    path, folder = _existing(plan), _folder(plan)
+    if path != folder:
+        return problem(f"{path} is a file", "name another directory: --out")
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
@@ -29,7 +29,7 @@ def check_out(plan: Plan) -> Finding:
 
 def check_space(plan: Plan) -> Finding:
     """Room for the checkpoints that stay, and for the next one beside them."""
-    free = shutil.disk_usage(_existing(Path(plan.out))).free
+    free = shutil.disk_usage(_folder(plan)).free
     need = (plan.keep_checkpoints + 1) * plan.checkpoint_bytes
     found = f"{in_bytes(free)} free; {plan.keep_checkpoints} checkpoints and the next one take {in_bytes(need)}"
     if free < need:
@@ -40,7 +40,7 @@ def check_space(plan: Plan) -> Finding:
 def check_writing(plan: Plan) -> Finding:
     """How long a checkpoint takes to be on the disk."""
     size = min(_WRITTEN, plan.checkpoint_bytes)
-    with tempfile.NamedTemporaryFile(dir=_existing(Path(plan.out))) as file:
+    with tempfile.NamedTemporaryFile(dir=_folder(plan)) as file:
         content = os.urandom(1 << 20)
         begin = time.perf_counter()
         for first in range(0, size, len(content)):
@@ -58,7 +58,13 @@ def check_writing(plan: Plan) -> Finding:
 DISK_CHECKS = {"out": check_out, "disk space": check_space, "disk speed": check_writing}
 
 
-def _existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
-    path = path.expanduser().absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+def _existing(plan: Plan) -> Path:
+    """The run directory, or the nearest above it that is there."""
+    path = Path(plan.out).expanduser().absolute()
+    return next(above for above in (path, *path.parents) if above.exists())
+
+
+def _folder(plan: Plan) -> Path:
+    """The same, or the folder that holds it if it is a file."""
+    path = _existing(plan)
+    return path if path.is_dir() else path.parent
