@@ -19,6 +19,7 @@ from rich.console import Console
 
 from efficient_mae import __version__
 from efficient_mae.bench.data import BenchDataConfig, bench_data, show_bench_data
+from efficient_mae.bench.doctor import DoctorConfig, doctor, show_doctor
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
@@ -98,6 +99,7 @@ COMMANDS = {
         StudyConfig, study, show_study, "run a table or figure of the paper, beside the paper's figures"
     ),
     "report": Command(ReportConfig, report, show_report, "write the report of a run"),
+    "doctor": Command(DoctorConfig, doctor, show_doctor, "whether training can run here, and what it would wait for"),
     "info": Command(InfoConfig, info, show_info, "parameters, tokens and GMACs of a model, and the environment"),
 }
 
@@ -163,7 +165,8 @@ def _run(arguments: list[str]) -> int:
         print(json.dumps(result))
     else:
         command.show(result, Console(soft_wrap=True))
-    return 1 if result.get("failed") else 0
+    # What the doctor finds is for the user to mend.
+    return 2 if result.get("problems") else 1 if result.get("failed") else 0
 
 
 def build_parser() -> ArgumentParser:

@@ -1,6 +1,8 @@
 """What `emae bench step` times: this project's methods, and other implementations of masked autoencoding."""
 
 import itertools
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -25,6 +27,8 @@ from efficient_mae.tasks.pretrain import Reconstruction
 EFFICIENT_RATIOS = (0.85, 0.90, 0.95)
 # Batches of a contender: their packed lengths differ, as they do in training.
 BATCHES = 3
+# Steps that tell a model's speed, after one that warms up.
+TIMED_STEPS = 3
 
 
 @dataclass
@@ -86,21 +90,41 @@ def own_contenders(
     model: MaskedAutoencoder, batch_size: int, device: torch.device, precision: str, compile: bool
 ) -> list[Contender]:
     """This project's, which share one model and optimiser: they differ in their masks alone."""
-    images = _images(model.config, batch_size)
-    objective = Reconstruction(_statistics(model.config))
-    config = model.config
     model.to(device).train()
     if compile:
         compile_blocks(model)
-    step = _step(model, objective, device, precision)
-    contenders = []
-    for name, method in methods(config).items():
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(BATCHES, batch_size, config.grid_size[0] * config.grid_size[1], generator=generator)
-        layouts = [plan_masks(part, **method.masking, part_size=part_size(device)) for part in noise]
-        batches = [TrainBatch(images, torch.arange(batch_size), None, [], layout).to(device) for layout in layouts]
-        contenders.append(Contender(name, count_gmacs(method), step, batches))
-    return contenders
+    step = _step(model, Reconstruction(_statistics(model.config)), device, precision)
+    return [
+        Contender(name, count_gmacs(method), step, _batches(method, batch_size, device))
+        for name, method in methods(model.config).items()
+    ]
+
+
+def model_step(
+    model: MaskedAutoencoder, batch_size: int, device: torch.device, precision: str
+) -> tuple[Step, list[TrainBatch]]:
+    """The engine's training step of a model as it is, and batches for it that lie on the device."""
+    step = _step(model.to(device).train(), Reconstruction(_statistics(model.config)), device, precision)
+    return step, _batches(model.config, batch_size, device)
+
+
+def step_images_per_second(model: MaskedAutoencoder, batch_size: int, device: torch.device, precision: str) -> float:
+    """Speed of a training step whose data lie on the device: forward, backward, optimiser."""
+    step, batches = model_step(model, batch_size, device, precision)
+    contender = Contender("", float("nan"), step, batches)
+    contender()
+    return batch_size / statistics.median(seconds_of(contender, device) for _ in range(TIMED_STEPS))
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """How long a function takes, with all that it leaves to the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def peer_contenders(config: MAEConfig, batch_size: int, device: torch.device, precision: str) -> list[Contender]:
@@ -167,6 +191,15 @@ def _step(model: nn.Module, objective: Objective, device: torch.device, precisio
     return Step(
         model, optimizer, objective, replace(ALONE, device=device), learning_rate=lambda _: 1e-4, precision=precision
     )
+
+
+def _batches(config: MAEConfig, batch_size: int, device: torch.device) -> list[TrainBatch]:
+    """Of the same images, with several draws of this method's masks."""
+    images = _images(config, batch_size)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(BATCHES, batch_size, config.grid_size[0] * config.grid_size[1], generator=generator)
+    layouts = [plan_masks(part, **config.masking, part_size=part_size(device)) for part in noise]
+    return [TrainBatch(images, torch.arange(batch_size), None, [], layout).to(device) for layout in layouts]
 
 
 def _images(config: MAEConfig, batch_size: int) -> Tensor:

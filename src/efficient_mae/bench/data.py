@@ -7,10 +7,10 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from efficient_mae.bench.contenders import step_images_per_second
 from efficient_mae.data import (
     PretrainTransform,
     ResumableBatchSampler,
@@ -21,19 +21,16 @@ from efficient_mae.data import (
     open_source,
     spread,
 )
-from efficient_mae.engine.distributed import autocast, find_device, resolve_precision
+from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine import available_cores, describe_machine
-from efficient_mae.engine.optim import build_adamw, set_learning_rate
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
-from efficient_mae.models import MaskedAutoencoder, part_size
+from efficient_mae.models import part_size
 from efficient_mae.tasks.pretrain import plan_epoch_masks
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 # Images whose files are weighed.
 WEIGHED = 256
-# Training steps that are timed, after one that warms up.
-TIMED_STEPS = 3
 # Batches that each worker keeps ready; those of the start were not made within the time that is measured.
 _PREFETCH = 2
 
@@ -103,7 +100,7 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     )
     bytes_per_image = _bytes_per_image(source)
     speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}
-    step = _step_images_per_second(model, config.batch_size, device, precision) if given is None else given
+    step = step_images_per_second(model, config.batch_size, device, precision) if given is None else given
     return {
         "data": config.data,
         "images": len(source),
@@ -175,24 +172,3 @@ def _images_per_second(dataset: TrainDataset, num_workers: int, config: BenchDat
         next(batches)
         made += 1
     return made * config.batch_size / (time.perf_counter() - begin)
-
-
-def _step_images_per_second(model: MaskedAutoencoder, batch_size: int, device: torch.device, precision: str) -> float:
-    """Speed of a training step whose data lie on the device: forward, backward, optimiser."""
-    model.to(device).train()
-    optimizer = build_adamw(model, weight_decay=0.05)
-    set_learning_rate(optimizer, 1e-4)
-    images = torch.randn(batch_size, model.in_chans, *model.img_size, device=device)
-    layout = model.plan(batch_size).to(device)
-    times = []
-    for _ in range(1 + TIMED_STEPS):
-        begin = time.perf_counter()
-        with autocast(precision, device):
-            loss = model(images, layout).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return batch_size / statistics.median(times[1:])

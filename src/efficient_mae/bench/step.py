@@ -7,8 +7,6 @@ import math
 import multiprocessing
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders
+from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders, seconds_of
 from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.logging import say
@@ -155,7 +153,7 @@ def _race(
         product = _matmul_tflops(device, precision)
         # Every other round runs backwards, so that nobody always follows the same neighbour.
         for contender in contenders if number % 2 else reversed(contenders):
-            taken = _seconds(contender, device)
+            taken = seconds_of(contender, device)
             if number >= WARM_UP:
                 seconds[contender.name].append(taken)
         if number >= WARM_UP:
@@ -164,21 +162,11 @@ def _race(
     return seconds, statistics.median(products)
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
 def _matmul_tflops(device: torch.device, precision: str) -> float:
     """Best of a few products of large square matrices of random numbers."""
     side, dtype = MATMUL_SIDE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(_seconds(lambda: a @ b, device) for _ in range(5)) / 1e12
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(5)) / 1e12
 
 
 def _device_peak(contender: Contender, device: torch.device) -> float:
@@ -231,9 +219,9 @@ def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) 
     host = torch.device("cpu")
     try:
         distance = statistics.median(
-            _seconds(lambda: p2dist(mask, masking["patch_size"], masking["k"]), host) for _ in range(9)
+            seconds_of(lambda: p2dist(mask, masking["patch_size"], masking["k"]), host) for _ in range(9)
         )
-        plan = statistics.median(_seconds(lambda: plan_masks(noise, **masking), host) for _ in range(9))
+        plan = statistics.median(seconds_of(lambda: plan_masks(noise, **masking), host) for _ in range(9))
     finally:
         torch.set_num_threads(threads)
     return {"p2dist_share": round(distance / step_seconds, 6), "masks_share": round(plan / step_seconds, 6)}

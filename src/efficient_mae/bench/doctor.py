@@ -1,0 +1,123 @@
+"""`emae doctor`: whether training can run here, what is in its way, and what it would wait for."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from efficient_mae.bench.doctor_data import IMAGE_CHECKS
+from efficient_mae.bench.doctor_disk import DISK_CHECKS
+from efficient_mae.bench.doctor_finding import Finding, Plan, problem
+from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
+from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
+from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.engine.logging import say
+from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.settings import check_at_least_1
+from efficient_mae.errors import InputError
+from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+
+_STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(ModelSettings):
+    """Settings of `emae doctor`."""
+
+    data: str | None = None
+    """images that would be trained on, as for pretrain; they are read, and a step is timed beside (null: neither)"""
+    out: str = "runs/run"
+    """run directory that would be written; nothing stays in it"""
+    batch_size: int | None = None
+    """images of a step of one process (null: 16 on a CPU, 128 on a GPU)"""
+    num_workers: int | None = None
+    """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
+    keep_checkpoints: int = 2
+    """checkpoints that would stay on the disk"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+
+
+def doctor(config: DoctorConfig) -> dict[str, Any]:
+    """Check software, device, machine, output directory and, if given, data; a check that fails stops no other.
+
+    Returns:
+        `checks`, of each `name`, `status` (ok; note, training runs but could do better; problem, it can't run),
+        `found`, `advice` (empty where nothing need be done) and the `seconds` that it took; how many are `problems`
+        and `notes`; and `machine`.
+
+    Raises:
+        InputError: no such model, or a number below 1.
+    """
+    sizes = [name for name in ("batch_size", "keep_checkpoints") if getattr(config, name) is not None]
+    check_at_least_1(config, *sizes)
+    if config.num_workers is not None and config.num_workers < 0:
+        raise InputError(f"num_workers={config.num_workers}: must not be below 0")
+    plan = _plan(config)
+    checks = SOFTWARE_CHECKS | COMPUTING_CHECKS | MACHINE_CHECKS | DISK_CHECKS
+    if config.data is not None:
+        checks |= IMAGE_CHECKS
+    rows = [_examine(name, check, plan) for name, check in checks.items()]
+    counts = {f"{status}s": sum(row["status"] == status for row in rows) for status in ("problem", "note")}
+    return {"checks": rows, **counts, "machine": describe_machine(plan.device)}
+
+
+def _plan(config: DoctorConfig) -> Plan:
+    """The training that is asked about; on a CPU where the device can't be had, of which a check then tells."""
+    with torch.device("meta"):
+        model = build_model(config)
+    try:
+        device = find_device(config.device)
+    except InputError:
+        device = torch.device("cpu")
+    on_gpu = device.type == "cuda"
+    return Plan(
+        settings=config,
+        asked_device=config.device,
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        data=config.data,
+        out=config.out,
+        img_shape=(model.in_chans, *model.img_size),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        batch_size=config.batch_size or (128 if on_gpu else 16),
+        # As a run settles it.
+        num_workers=(min(12, available_cores()) if on_gpu else 1)
+        if config.num_workers is None
+        else config.num_workers,
+        keep_checkpoints=config.keep_checkpoints,
+    )
+
+
+def _examine(name: str, check: Callable[[Plan], Finding], plan: Plan) -> dict[str, Any]:
+    begin = time.perf_counter()
+    try:
+        finding = check(plan)
+    except InputError as error:
+        finding = problem(str(error), "mend what it names")
+    except Exception as error:  # whatever is broken here: the other checks go on
+        text = " ".join(str(error).split())
+        finding = problem(f"the check itself failed: {type(error).__name__}: {text}", "mend what it names")
+    taken = time.perf_counter() - begin
+    if taken > 1:
+        say(f"{name}: took {taken:.0f} s")
+    return {"name": name, **dataclasses.asdict(finding), "seconds": round(taken, 2)}
+
+
+def show_doctor(result: dict[str, Any], console: Console) -> None:
+    """Print a line a check, and whether training can run."""
+    for row in result["checks"]:
+        style, advice = _STYLES[row["status"]], f"; {row['advice']}" if row["advice"] else ""
+        text = escape(f"{row['name']:15}{row['found']}{advice}")
+        console.print(f"[{style}]{row['status']:9}[/]{text}", highlight=False)
+    problems, notes = result["problems"], result["notes"]
+    verdict = f"{problems} to be mended before training can run" if problems else "training can run"
+    seconds = sum(row["seconds"] for row in result["checks"])
+    console.print(f"{verdict}; {notes} notes; checked in {seconds:.0f} s", highlight=False)

@@ -1,0 +1,70 @@
+"""Checks of `emae doctor`: the images, and whether a training step would wait for them."""
+
+import dataclasses
+import math
+
+from efficient_mae.bench.data import BenchDataConfig, bench_data
+from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
+from efficient_mae.data import UnreadableImage, open_source, spread
+from efficient_mae.engine.machine import available_cores
+from efficient_mae.engine.run_directory import MOST_DAMAGED
+from efficient_mae.tasks.pretrain_config import ModelSettings
+
+# Images that are read to see whether they can be.
+_READ = 200
+_NAMED = 5
+# Seconds that the loader is timed.
+_SECONDS = 3.0
+# Share of its time that a step may wait before there is something to do.
+_MUCH_WAITING = 0.05
+
+
+def check_images(plan: Plan) -> Finding:
+    """Some images, spread over the data, read and decoded."""
+    source = open_source(plan.data or "", "train")
+    sample, damaged = spread(source, _READ), []
+    for index in range(len(sample)):
+        try:
+            sample.image(index)
+        except UnreadableImage as error:
+            damaged.append(str(error))
+    found = f"{len(source):,} images; {len(sample) - len(damaged)} of {len(sample)} that were read are whole"
+    if not damaged:
+        return ok(found)
+    found += f"; damaged: {'; '.join(damaged[:_NAMED])}{' ...' if len(damaged) > _NAMED else ''}"
+    if len(damaged) > max(1, MOST_DAMAGED * len(sample)):
+        return problem(found, f"mend or remove them: a run stops at more than {MOST_DAMAGED:.0%}")
+    return note(found, "a run skips and names them")
+
+
+def check_waiting(plan: Plan) -> Finding:
+    """The loader's speed of one worker, beside a training step's of the chosen model."""
+    images = len(open_source(plan.data or "", "train"))
+    model = {field.name: getattr(plan.settings, field.name) for field in dataclasses.fields(ModelSettings)}
+    result = bench_data(
+        BenchDataConfig(
+            data=plan.data or "",
+            batch_size=min(plan.batch_size, images),
+            num_workers=(1,),
+            seconds=_SECONDS,
+            device=str(plan.device),
+            precision=plan.precision,
+            **model,
+        )
+    )
+    worker, step = result["loaders"][0]["images_per_second"], result["step_images_per_second"]
+    wait = max(0.0, 1 - max(1, plan.num_workers) * worker / step)
+    wanted = math.ceil(step / worker)
+    found = (
+        f"a worker reads {worker:,.0f} images/s, a step takes {step:,.1f}: "
+        f"with {plan.num_workers} workers it waits {wait:.0%} of its time"
+    )
+    if wait <= _MUCH_WAITING:
+        return ok(found)
+    advice = f"--num_workers {wanted} would do"
+    if wanted > available_cores():
+        advice += f", but there are {available_cores()} cores: see --repeats, --decode_device cuda, smaller files"
+    return note(found, advice)
+
+
+IMAGE_CHECKS = {"images": check_images, "waiting": check_waiting}
