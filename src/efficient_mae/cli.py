@@ -21,7 +21,9 @@ from efficient_mae.bench.data import BenchDataConfig, bench_data, show_bench_dat
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
+from efficient_mae.data import worker_failure
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
+from efficient_mae.engine.plain_files import parse_yaml
 from efficient_mae.errors import InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
 from efficient_mae.report.report import write_report
@@ -115,7 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         traceback.print_exc()
         return 1
-    except Exception:
+    except Exception as error:
+        if failure := worker_failure(error):
+            print(f"emae: {failure}", file=sys.stderr)  # only the process whose worker it is knows of it
+            return 1
         traceback.print_exc()
         return 1
 
@@ -218,6 +223,7 @@ def _with_recipe_paths(arguments: list[str]) -> list[str]:
 
 def _recipe_path(name: str) -> str:
     if Path(name).is_file():
+        parse_yaml(Path(name).read_bytes(), f"config={name}")  # jsonargparse would choke on some
         return name
     if name in recipes():
         return str(recipes()[name])

@@ -11,10 +11,7 @@ from efficient_mae.data.names import MAX_CLASSES, PackedNames, numbered_classes,
 
 @given(st.lists(st.binary(max_size=12)))
 def test_packed_names_are_a_list(names):
-    packed = PackedNames()
-    for name in names:
-        packed.append(name)
-    packed = pickle.loads(pickle.dumps(packed))
+    packed = pickle.loads(pickle.dumps(PackedNames(names)))
     assert [packed[i] for i in range(len(packed))] == names
     for beyond in (len(names), -1):
         with pytest.raises(IndexError):
@@ -23,11 +20,10 @@ def test_packed_names_are_a_list(names):
 
 def test_packed_names_take_little_more_than_their_bytes():
     tracemalloc.start()
-    packed = PackedNames()
-    for number in range(20_000):
-        packed.append(b"class/image%09d.jpg" % number)
+    packed = PackedNames(b"class/image%09d.jpg" % number for number in range(20_000))
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert len(packed) == 20_000
     assert size < 20_000 * (24 + 8) * 1.2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,6 +21,7 @@ from efficient_mae.data.decode import OpenedImage, UnreadableImage
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source
 from efficient_mae.data.transforms import EvalTransform
+from efficient_mae.data.workers import WorkerFailure, WorkerTable, enter_worker, note_image
 from efficient_mae.errors import InputError
 
 T = TypeVar("T")
@@ -36,6 +38,8 @@ class TrainTransform(Protocol):
 
 # So many unreadable images one after another mean that the data set as a whole is not what it should be.
 LONGEST_DAMAGE = 100
+# Seconds without a batch after which something hangs: a file server that is gone, most often.
+DATA_TIMEOUT = 600.0
 
 
 class TrainDataset(Dataset[TrainBatch]):
@@ -183,6 +187,7 @@ def make_train_loader(
     prefetch_factor: int = 2,
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
+    timeout: float = DATA_TIMEOUT,
 ) -> DataLoader[TrainBatch]:
     """An endless loader of the sampler's batches, in its order whatever the number of workers.
 
@@ -192,8 +197,13 @@ def make_train_loader(
         pin_memory: hand over batches in page-locked memory, for asynchronous copies to a GPU.
         multiprocessing_context: how workers are started; on Linux by fork unless given, which shares the source's
             memory with them.
+        timeout: seconds to wait for a batch of the workers; 0 waits for ever.
+
+    Iterating raises WorkerFailure when a worker dies or no batch comes in time.
     """
-    return _loader(dataset, batch_sampler, num_workers, pin_memory, prefetch_factor, multiprocessing_context)
+    return _loader(
+        dataset, batch_sampler, num_workers, pin_memory, prefetch_factor, multiprocessing_context, timeout
+    )
 
 
 def make_eval_loader(
@@ -227,15 +237,35 @@ class _ErrorsAsValues(Dataset[B], Generic[B]):
             return self.dataset.__getitems__(indices)
         except InputError as error:
             return error
+        finally:
+            note_image()
 
 
 class _Loader(DataLoader[B]):
+    def __init__(self, table: WorkerTable, *arguments: Any, **options: Any) -> None:
+        self._table = table
+        super().__init__(*arguments, **options)
+
     def __iter__(self) -> Iterator[B]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while (batch := self._next(batches)) is not None:
+            if isinstance(batch, WorkerFailure):
+                self._table.end_workers()
+                raise WorkerFailure(str(batch))
             if isinstance(batch, InputError):
                 # A new one: `batch` itself would keep this frame and the workers alive, in a circle.
                 raise InputError(str(batch))
             yield batch
+
+    def _next(self, batches: Iterator[B]) -> Any:
+        """The next batch or what stands for it: None at the end, the reason why there is none."""
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            failure = self._table.failure(error)
+            if failure is None:
+                raise
+            return failure
 
 
 def _loader(
@@ -245,7 +275,9 @@ def _loader(
     pin_memory: bool,
     prefetch_factor: int = 2,
     multiprocessing_context: str | None = None,
+    timeout: float = DATA_TIMEOUT,
 ) -> _Loader[Any]:
+    table = WorkerTable(dataset.source, num_workers)
     workers: dict[str, Any] = {}
     if num_workers:
         if multiprocessing_context is None and sys.platform == "linux":
@@ -254,9 +286,11 @@ def _loader(
             "persistent_workers": True,
             "prefetch_factor": prefetch_factor,
             "multiprocessing_context": multiprocessing_context,
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": partial(_start_worker, table.cells),
+            "timeout": timeout,
         }
     return _Loader(
+        table,
         _ErrorsAsValues(dataset),
         batch_sampler=batch_sampler,
         num_workers=num_workers,
@@ -268,7 +302,8 @@ def _loader(
     )
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(cells: Any, number: int) -> None:
+    enter_worker(cells, number, os.getpid())
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of the terminal; the main one decides what becomes of it, and needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -280,6 +315,7 @@ def _as_is(batch: Any) -> Any:
 
 def _open(source: Source, index: int, min_size: int) -> OpenedImage:
     """An image of sufficient size; raises UnreadableImage."""
+    note_image(index)
     image = source.open(index)
     if min(image.size) < min_size:
         width, height = image.size

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.plain_files import parse_json
+from efficient_mae.errors import InputError
 
 # Everything said while working goes to stderr; stdout is for results.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -52,15 +54,18 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none if there is no file, and not the last one if it was cut short."""
+    """The rows of a metrics.jsonl; none if there is no file, and none from the first on that is cut short or no row."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = parse_json(line, str(path))
+        except InputError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 
