@@ -21,7 +21,7 @@ from efficient_mae.bench.data import BenchDataConfig, bench_data, show_bench_dat
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
-from efficient_mae.data import worker_failure
+from efficient_mae.data import WorkerFailure
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
 from efficient_mae.engine.plain_files import parse_yaml
 from efficient_mae.errors import InputError
@@ -117,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         traceback.print_exc()
         return 1
-    except Exception as error:
-        if failure := worker_failure(error):
-            print(f"emae: {failure}", file=sys.stderr)  # only the process whose worker it is knows of it
-            return 1
+    except WorkerFailure as error:
+        print(f"emae: {error}", file=sys.stderr)  # only the process whose worker it is knows of it
+        return 1
+    except Exception:
         traceback.print_exc()
         return 1
 

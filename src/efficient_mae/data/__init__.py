@@ -10,7 +10,7 @@ from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source, open_source
 from efficient_mae.data.subset import Subset, spread
 from efficient_mae.data.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
-from efficient_mae.data.workers import WorkerFailure, worker_failure
+from efficient_mae.data.workers import WorkerFailure
 
 __all__ = [
     "AugmentTransform",
@@ -38,5 +38,4 @@ __all__ = [
     "sample_rng",
     "spread",
     "to_channels",
-    "worker_failure",
 ]

@@ -21,7 +21,14 @@ from efficient_mae.data.decode import OpenedImage, UnreadableImage
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source
 from efficient_mae.data.transforms import EvalTransform
-from efficient_mae.data.workers import WorkerFailure, WorkerTable, enter_worker, note_image
+from efficient_mae.data.workers import (
+    WorkerFailure,
+    WorkerTable,
+    enter_worker,
+    note_image,
+    waiting_for_workers,
+    worker_failure,
+)
 from efficient_mae.errors import InputError
 
 T = TypeVar("T")
@@ -260,9 +267,10 @@ class _Loader(DataLoader[B]):
     def _next(self, batches: Iterator[B]) -> Any:
         """The next batch or what stands for it: None at the end, the reason why there is none."""
         try:
-            return next(batches, None)
+            with waiting_for_workers():
+                return next(batches, None)
         except RuntimeError as error:
-            failure = self._table.failure(error)
+            failure = worker_failure(error)
             if failure is None:
                 raise
             return failure

@@ -9,9 +9,10 @@ import multiprocessing
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -42,31 +43,28 @@ class WorkerTable:
 
     def failure(self, error: RuntimeError) -> WorkerFailure | None:
         """What an error of PyTorch's says of this loader's workers, said better; None if it is about something else."""
-        message = str(error)
-        if match := re.search(r"DataLoader timed out after ([\d.]+) seconds", message):
+        message = f"{error} {error.__cause__ or ''}"
+        if timeout := re.search(r"DataLoader timed out after ([\d.]+) seconds", message):
             where = ", ".join(map(self._describe, range(len(self.cells) // _CELLS)))
             return WorkerFailure(
-                f"no batch came for {float(match[1]):g} seconds: {where}; where data are as slow as that, raise "
+                f"no batch came for {float(timeout[1]):g} seconds: {where}; where data are as slow as that, raise "
                 "data_timeout, and else see that they can be read"
             )
-        if match := re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+).*?\) (.*)", message, re.DOTALL):
-            numbers = [n for n in range(len(self.cells) // _CELLS) if self.cells[_CELLS * n] == int(match[1])]
-            if numbers:
-                killed = re.match(r"is killed by signal: ([^.]+)\.", match[2])
-                how = f"was ended by a signal ({killed[1]})" if killed else "ended by itself"
-                return WorkerFailure(
-                    f"{self._describe(numbers[0])} {how}{_CAUSES.get(killed[1], '') if killed else ''}"
-                )
-        return None
+        killed = re.search(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]+)\.", message)
+        ended = killed or re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", message)
+        processes = self.cells[::_CELLS]
+        if not ended or int(ended[1]) not in processes:
+            return None
+        how = f"was ended by a signal ({killed[2]}){_CAUSES.get(killed[2], '')}" if killed else "ended by itself"
+        return WorkerFailure(f"{self._describe(processes.index(int(ended[1])))} {how}")
 
     def end_workers(self) -> None:
         """Kill the workers: one that hangs may heed nothing else, and would keep this process from ending."""
         own = set(self.cells[::_CELLS])
-        with _deaths_unheard():
-            for process in multiprocessing.active_children():
-                if process.pid in own:
-                    process.kill()
-                    process.join(1)
+        for process in multiprocessing.active_children():
+            if process.pid in own:
+                process.kill()
+                process.join(1)
 
     def _describe(self, number: int) -> str:
         process, index = self.cells[_CELLS * number : _CELLS * (number + 1)]
@@ -80,15 +78,8 @@ _tables: WeakSet[WorkerTable] = WeakSet()
 _own: tuple[Any, int] | None = None
 
 
-def worker_failure(error: BaseException) -> WorkerFailure | None:
-    """What an error says of any loader's workers; None if it is about something else.
-
-    PyTorch raises the death of a worker wherever the main process happens to be.
-    """
-    if isinstance(error, WorkerFailure):
-        return error
-    if not isinstance(error, RuntimeError):
-        return None
+def worker_failure(error: RuntimeError) -> WorkerFailure | None:
+    """What an error of PyTorch's says of any loader's workers; None if it is about something else."""
     return next((failure for table in _tables if (failure := table.failure(error))), None)
 
 
@@ -107,13 +98,35 @@ def note_image(index: int = _IDLE) -> None:
 
 
 @contextmanager
-def _deaths_unheard() -> Iterator[None]:
-    """Within, PyTorch doesn't raise the death of a worker."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears of it
-        yield
-        return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def waiting_for_workers() -> Iterator[None]:
+    """Within alone, the death of a worker is raised: what died before, at once.
+
+    PyTorch would raise it wherever the main process happens to be, be it in the middle of a checkpoint.
+    """
+    global _is_waiting
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _Listener):
+        handler = _Listener(handler)
+        if threading.current_thread() is threading.main_thread():  # which alone hears of it
+            signal.signal(signal.SIGCHLD, handler)
+    _is_waiting = True
     try:
+        if isinstance(handler, _Listener):
+            handler(signal.SIGCHLD, None)
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        _is_waiting = False
+
+
+_is_waiting = False
+
+
+class _Listener:
+    """A handler of the death of children that acts while a batch is awaited."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _is_waiting:
+            self._handler(number, frame)
