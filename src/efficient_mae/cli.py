@@ -22,7 +22,9 @@ from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.data import WorkerFailure
+from efficient_mae.data.names import printable
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
+from efficient_mae.engine.logging import PlainConsole
 from efficient_mae.engine.plain_files import parse_yaml
 from efficient_mae.errors import InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
@@ -142,7 +144,7 @@ def _run(arguments: list[str]) -> int:
     if values["json"]:
         print(json.dumps(result))
     else:
-        command.show(result, Console(soft_wrap=True))
+        command.show(result, PlainConsole(soft_wrap=True))
     return 1 if result.get("failed") else 0
 
 
@@ -270,5 +272,5 @@ def _nearest(name: str, known: Any, prefix: str = "") -> str:
 def _fail(message: str, status: int) -> int:
     """One line on stderr, of one process alone where several run."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(f"emae: {' '.join(message.split())}", file=sys.stderr)
+        print(f"emae: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status

@@ -1,8 +1,11 @@
 import os
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +28,34 @@ def test_packed_names_take_little_more_than_their_bytes():
     tracemalloc.stop()
     assert len(packed) == 20_000
     assert size < 20_000 * (24 + 8) * 1.2
+
+
+def _own_memory(names: PackedNames, every: int, result) -> None:
+    """Put the bytes that this process has for itself, after reading names, and how long they were."""
+    length = sum(len(names[number]) for number in range(0, len(names), every))
+    result.put((own_bytes(), length))
+
+
+def own_bytes() -> int:
+    fields = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
+    return sum(int(parts[1]) * 1024 for parts in fields if parts[0] in ("Private_Clean:", "Private_Dirty:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel doesn't tell")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_share_the_names(method: str):
+    """60 MB of names cost a worker that reads in every page of them next to nothing of its own."""
+    many = PackedNames(b"folder/%025d.jpg" % number for number in range(1_400_000))
+    context = torch.multiprocessing.get_context(method)
+    found = []
+    for names in (PackedNames([b"one"]), many):
+        result = context.SimpleQueue()
+        process = context.Process(target=_own_memory, args=(names, 50, result))
+        process.start()
+        found.append(result.get())
+        process.join()
+    assert found[1][1] == 28_000 * 36
+    assert found[1][0] - found[0][0] < 15e6
 
 
 @given(st.binary())

@@ -6,6 +6,7 @@ data set brings along is run: datasets 4 and later cannot do so. What lies on di
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +139,10 @@ def _load(spec: str) -> Any:
 
 
 def _load_local(path: Path) -> Any:
-    from datasets import load_dataset, load_from_disk
+    from datasets import disable_progress_bars, load_dataset, load_from_disk
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     if path.is_file():
         if path.suffix not in _KINDS:
             raise InputError(f"hf:{path}: a file must be one of {', '.join(_KINDS)}")

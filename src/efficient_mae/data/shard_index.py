@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -112,7 +112,8 @@ def _write(entry: Path, key: str, index: ShardIndex) -> None:
         entry.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                np.savez(file, key=np.array(key), **{k: np.asarray(v) for k, v in vars(index).items()})
+                columns: dict[str, Any] = {name: np.asarray(value) for name, value in vars(index).items()}
+                np.savez(file, key=np.array(key), **columns)
             partial.replace(entry)
         finally:
             partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files on local disk, in which the files of one sample stand together and share a name.
 
-The shards are indexed when they are opened, and the index is kept for the next time; after that any sample is read by its place in its file. Nothing
-is ever unpacked to disk, so a member's path is no more than a name.
+The shards are indexed when they are opened, and the index is kept for the next time; after that any sample is read
+by its place in its file. Nothing is ever unpacked to disk, so a member's path is no more than a name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from efficient_mae.data.folder import split_folder
 from efficient_mae.data.names import PackedNames, numbered_classes, printable
 from efficient_mae.data.shard_index import index_shard
 from efficient_mae.errors import InputError
+
 
 class ShardSource:
     """The images in tar shards, in the order in which they stand there.

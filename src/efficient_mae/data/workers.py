@@ -29,7 +29,7 @@ _CAUSES = {
 }
 
 
-class WorkerFailure(RuntimeError):
+class WorkerFailure(RuntimeError):  # noqa: N818 - it is the worker's, not the code's
     """A loader's worker process died, or gave no batch in time; the message is one line."""
 
 
@@ -42,7 +42,7 @@ class WorkerTable:
         _tables.add(self)
 
     def failure(self, error: RuntimeError) -> WorkerFailure | None:
-        """What an error of PyTorch's says of this loader's workers, said better; None if it is about something else."""
+        """What an error of PyTorch's says of this loader's workers; None if it is about something else."""
         message = f"{error} {error.__cause__ or ''}"
         if timeout := re.search(r"DataLoader timed out after ([\d.]+) seconds", message):
             where = ", ".join(map(self._describe, range(len(self.cells) // _CELLS)))
