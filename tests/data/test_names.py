@@ -47,13 +47,11 @@ def test_worker_processes_share_the_names(method: str):
     """60 MB of names cost a worker that reads in every page of them next to nothing of its own."""
     many = PackedNames(b"folder/%025d.jpg" % number for number in range(1_400_000))
     context = torch.multiprocessing.get_context(method)
-    found = []
+    results = []
     for names in (PackedNames([b"one"]), many):
-        result = context.SimpleQueue()
-        process = context.Process(target=_own_memory, args=(names, 50, result))
-        process.start()
-        found.append(result.get())
-        process.join()
+        results.append(context.SimpleQueue())
+        context.Process(target=_own_memory, args=(names, 50, results[-1]), daemon=True).start()
+    found = [result.get() for result in results]
     assert found[1][1] == 28_000 * 36
     assert found[1][0] - found[0][0] < 15e6
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from efficient_mae.data import open_source, shard_index
-from tests.data.test_shards import cut, shades, write
+from tests.data.test_shards import shades, write
 
 
 @pytest.fixture
@@ -38,7 +38,8 @@ def facts(source) -> list:
 
 def test_headers_are_read_once(tmp_path: Path, cache: Path, read: list[Path]):
     first, second = (write(tmp_path / f"{n}.tar", range(10 * n, 10 * n + 10)) for n in range(2))
-    second.write_bytes(cut(second.read_bytes().replace(b"sample001", b"sample000")))
+    content = second.read_bytes()
+    second.write_bytes(content[: content.index(b"folder/sample0017") + 512 + 30])
     source = facts(open_source(f"wds:{tmp_path}"))
     assert read == [first, second]
     assert facts(open_source(f"wds:{tmp_path}")) == source and "cut short" in str(source[-1])

@@ -10,8 +10,8 @@ from efficient_mae.engine.logging import read_metrics
 
 from .conftest import ENVIRONMENT, TINY, emae, write_images
 
-# What a batch takes: 64 grey images of 64 x 64 pixels, as floats. A leak of one in a step is 210 MB in 200 steps.
-BATCH, SIDE = 64, 64
+# What a batch takes: 16 grey images of 64 x 64 pixels, as floats. A leak of one a step would be 31 MB between the readings.
+BATCH, SIDE = 16, 64
 LEAK = BATCH * SIDE**2 * 4
 
 
@@ -29,7 +29,7 @@ def shared_fairly(pid: int) -> int:
 def test_memory_is_flat(tmp_path: Path):
     write_images(tmp_path / "data", 128)
     (tmp_path / "data" / "005.webp").write_text("no image")
-    settings = TINY | {"model": "mae_vit_tiny_patch16", "img_size": SIDE, "batch_size": BATCH, "epochs": 150}
+    settings = TINY | {"model": "mae_vit_tiny_patch16", "img_size": SIDE, "batch_size": BATCH, "epochs": 38}
     command = emae("pretrain", data=tmp_path / "data", out=tmp_path / "run", log_every=5, panel_every=200, **settings)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     readings: dict[int, int] = {}
@@ -45,4 +45,4 @@ def test_memory_is_flat(tmp_path: Path):
     early = [value for step, value in readings.items() if 80 <= step <= 120]
     late = [value for step, value in readings.items() if 240 <= step <= 290]
     assert early and late
-    assert min(late) - max(early) < 20 * LEAK  # of the 130 steps and more between them
+    assert min(late) - max(early) < 60 * LEAK  # of 120 steps at least

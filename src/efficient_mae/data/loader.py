@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from efficient_mae.data.workers import (
     enter_worker,
     note_image,
     waiting_for_workers,
-    worker_failure,
 )
 from efficient_mae.errors import InputError
 
@@ -100,7 +98,6 @@ class _Loader(DataLoader[B]):
         batches = super().__iter__()
         while (batch := self._next(batches)) is not None:
             if isinstance(batch, WorkerFailure):
-                self._table.end_workers()
                 raise WorkerFailure(str(batch))
             if isinstance(batch, InputError):
                 # A new one: `batch` itself would keep this frame and the workers alive, in a circle.
@@ -112,8 +109,10 @@ class _Loader(DataLoader[B]):
         try:
             with waiting_for_workers():
                 return next(batches, None)
-        except RuntimeError as error:
-            failure = worker_failure(error)
+        # A worker that dies while it hands over a batch breaks a connection.
+        except (RuntimeError, OSError, EOFError) as error:
+            workers = getattr(batches, "_workers", ())
+            failure = self._table.failure(error, workers) if workers else None
             if failure is None:
                 raise
             return failure
@@ -137,7 +136,7 @@ def _loader(
             "persistent_workers": True,
             "prefetch_factor": prefetch_factor,
             "multiprocessing_context": multiprocessing_context,
-            "worker_init_fn": partial(_start_worker, table.cells),
+            "worker_init_fn": partial(_start_worker, table.images),
             "timeout": timeout,
         }
     return _Loader(
@@ -153,8 +152,8 @@ def _loader(
     )
 
 
-def _start_worker(cells: Any, number: int) -> None:
-    enter_worker(cells, number, os.getpid())
+def _start_worker(images: Any, number: int) -> None:
+    enter_worker(images, number)
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of the terminal; the main one decides what becomes of it, and needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

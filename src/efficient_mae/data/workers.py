@@ -5,28 +5,28 @@ Each worker notes the image that it opens in memory that it shares with the proc
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 from typing import Any
-from weakref import WeakSet
 
 from efficient_mae.data.sources import Source
 
-# A worker's share of the table: its process id, and the image that it is at.
-_CELLS = 2
 _IDLE = -1
-# What usually lies behind a signal, by the name that PyTorch gives it.
+# What usually lies behind a signal.
 _CAUSES = {
-    "Killed": "; the system does so when memory runs out: fewer num_workers need less",
-    "Bus error": "; /dev/shm may be full: give it more room (docker run --shm-size), or take fewer num_workers",
-    "Segmentation fault": "; a decoder may have failed on the image: remove it if it happens again",
+    signal.SIGKILL: "; the system does so when memory runs out: fewer num_workers need less",
+    signal.SIGBUS: "; /dev/shm may be full: give it more room (docker run --shm-size), or take fewer num_workers",
+    signal.SIGSEGV: "; a decoder may have failed on the image: remove it if it happens again",
 }
+# Seconds until the system has told of the death of a worker whose connection broke.
+_MOMENT = 5.0
 
 
 class WorkerFailure(RuntimeError):  # noqa: N818 - it is the worker's, not the code's
@@ -38,63 +38,62 @@ class WorkerTable:
 
     def __init__(self, source: Source, num_workers: int) -> None:
         self._source = source
-        self.cells: Any = RawArray("q", [_IDLE] * (_CELLS * num_workers))
-        _tables.add(self)
+        self.images: Any = RawArray("q", [_IDLE] * num_workers)
 
-    def failure(self, error: RuntimeError) -> WorkerFailure | None:
-        """What an error of PyTorch's says of this loader's workers; None if it is about something else."""
-        message = f"{error} {error.__cause__ or ''}"
-        if timeout := re.search(r"DataLoader timed out after ([\d.]+) seconds", message):
-            where = ", ".join(map(self._describe, range(len(self.cells) // _CELLS)))
-            return WorkerFailure(
+    def failure(self, error: Exception, workers: Sequence[BaseProcess]) -> WorkerFailure | None:
+        """Why there is no batch, and None if that isn't for the workers' sake. Afterwards there are no workers.
+
+        Args:
+            error: what waiting for it raised.
+            workers: the loader's, in order.
+        """
+        timeout = re.search(r"DataLoader timed out after ([\d.]+) seconds", str(error))
+        if not timeout:
+            connection.wait([worker.sentinel for worker in workers], _MOMENT)
+        dead = [(number, worker) for number, worker in enumerate(workers) if worker.exitcode is not None]
+        if dead:
+            message = f"{self._describe(*dead[0])} {_ending(dead[0][1].exitcode or 0)}"
+        elif timeout:
+            where = ", ".join(self._describe(*item) for item in enumerate(workers))
+            message = (
                 f"no batch came for {float(timeout[1]):g} seconds: {where}; where data are as slow as that, raise "
                 "data_timeout, and else see that they can be read"
             )
-        killed = re.search(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]+)\.", message)
-        ended = killed or re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", message)
-        processes = self.cells[::_CELLS]
-        if not ended or int(ended[1]) not in processes:
+        else:
             return None
-        how = f"was ended by a signal ({killed[2]}){_CAUSES.get(killed[2], '')}" if killed else "ended by itself"
-        return WorkerFailure(f"{self._describe(processes.index(int(ended[1])))} {how}")
+        for worker in workers:
+            worker.kill()  # one that hangs may heed nothing else, and would keep this process from ending
+            worker.join(1)
+        return WorkerFailure(message)
 
-    def end_workers(self) -> None:
-        """Kill the workers: one that hangs may heed nothing else, and would keep this process from ending."""
-        own = set(self.cells[::_CELLS])
-        for process in multiprocessing.active_children():
-            if process.pid in own:
-                process.kill()
-                process.join(1)
-
-    def _describe(self, number: int) -> str:
-        process, index = self.cells[_CELLS * number : _CELLS * (number + 1)]
+    def _describe(self, number: int, worker: BaseProcess) -> str:
+        index = self.images[number]
         at = f"at {self._source.sample_name(index)}" if index != _IDLE else "between two batches"
-        return f"data worker {number} (process {process}, {at})"
+        return f"data worker {number} (process {worker.pid}, {at})"
 
 
-# Of the loaders that are in use.
-_tables: WeakSet[WorkerTable] = WeakSet()
-# In a worker: its loader's cells and its own place among them.
+def _ending(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"ended by itself, with status {exitcode}"
+    name = signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"signal {-exitcode}"
+    return f"was ended by {name}{_CAUSES.get(-exitcode, '')}"
+
+
+# In a worker: its loader's table of images and its own number.
 _own: tuple[Any, int] | None = None
 
 
-def worker_failure(error: RuntimeError) -> WorkerFailure | None:
-    """What an error of PyTorch's says of any loader's workers; None if it is about something else."""
-    return next((failure for table in _tables if (failure := table.failure(error))), None)
-
-
-def enter_worker(cells: Any, number: int, process: int) -> None:
-    """Say, in a worker, that it is one: the cells of its loader's table, its number, its process id."""
+def enter_worker(images: Any, number: int) -> None:
+    """Say, in a worker, that it is one: its loader's :attr:`WorkerTable.images`, its number."""
     global _own
-    _own = cells, _CELLS * number
-    cells[_CELLS * number] = process
+    _own = images, number
 
 
 def note_image(index: int = _IDLE) -> None:
     """Note, if this is a worker, that it is at an image, or, without one, that its batch is made."""
     if _own is not None:
-        cells, place = _own
-        cells[place + 1] = index
+        images, number = _own
+        images[number] = index
 
 
 @contextmanager
