@@ -9,6 +9,17 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook("efficient_mae", CHECKER)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_index_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Indices of shards are kept apart from the user's."""
+    from efficient_mae.data import shard_index
+
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_index, "cache_folder", lambda: folder)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a GPU are skipped where there is none, even if asked for."""
     if not torch.cuda.is_available():

@@ -23,8 +23,12 @@ from efficient_mae.bench.doctor import DoctorConfig, doctor, show_doctor
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.info import InfoConfig, info, show_info
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
+from efficient_mae.data import WorkerFailure
+from efficient_mae.data.names import printable
 from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
 from efficient_mae.engine.distributed import LostProcessError
+from efficient_mae.engine.logging import PlainConsole
+from efficient_mae.engine.plain_files import parse_yaml
 from efficient_mae.engine.preemption import Stopped
 from efficient_mae.errors import DivergedError, InputError
 from efficient_mae.report.command import ReportConfig, report, show_report
@@ -142,6 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"{reason}; the last checkpoint is intact: mend that, then run again", 1)
         traceback.print_exc()
         return 1
+    except WorkerFailure as error:
+        print(f"emae: {error}", file=sys.stderr)  # only the process whose worker it is knows of it
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
@@ -164,7 +171,7 @@ def _run(arguments: list[str]) -> int:
     if values["json"]:
         print(json.dumps(result))
     else:
-        command.show(result, Console(soft_wrap=True))
+        command.show(result, PlainConsole(soft_wrap=True))
     # What the doctor finds is for the user to mend.
     return 2 if result.get("problems") else 1 if result.get("failed") else 0
 
@@ -246,6 +253,7 @@ def _with_recipe_paths(arguments: list[str]) -> list[str]:
 
 def _recipe_path(name: str) -> str:
     if Path(name).is_file():
+        parse_yaml(Path(name).read_bytes(), f"config={name}")  # jsonargparse would choke on some
         return name
     if name in recipes():
         return str(recipes()[name])
@@ -292,5 +300,5 @@ def _nearest(name: str, known: Any, prefix: str = "") -> str:
 def _fail(message: str, status: int) -> int:
     """One line on stderr, of one process alone where several run."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(f"emae: {' '.join(message.split())}", file=sys.stderr)
+        print(f"emae: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status

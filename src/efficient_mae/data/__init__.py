@@ -2,14 +2,16 @@
 
 from efficient_mae.data.augment import AugmentTransform
 from efficient_mae.data.batch import EvalBatch, TrainBatch
+from efficient_mae.data.datasets import TrainDataset
 from efficient_mae.data.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
 from efficient_mae.data.device_decode import DeviceDecodeDataset
 from efficient_mae.data.labelled import LabelledData, open_labelled
-from efficient_mae.data.loader import TrainDataset, make_eval_loader, make_train_loader
+from efficient_mae.data.loader import make_eval_loader, make_train_loader
 from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source, open_source
 from efficient_mae.data.subset import Subset, spread
 from efficient_mae.data.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
+from efficient_mae.data.workers import WorkerFailure
 
 __all__ = [
     "AugmentTransform",
@@ -25,6 +27,7 @@ __all__ = [
     "TrainBatch",
     "TrainDataset",
     "UnreadableImage",
+    "WorkerFailure",
     "decode",
     "default_mean_std",
     "make_eval_loader",

@@ -8,6 +8,8 @@ reason on one line.
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -132,6 +134,21 @@ class OpenedImage:
         x, y = reversed(spare) if self.orientation >= 5 else spare
         offset = x if self.orientation in (2, 3, 6, 7) else 0.0, y if self.orientation in (3, 4, 7, 8) else 0.0
         return DecodedImage(image if in_chans is None else to_channels(image, in_chans), reduction, offset)
+
+
+def read_regular(path: bytes | str, name: str) -> bytes:
+    """The content of a file that is one: a device may have no end, a pipe no beginning.
+
+    Raises:
+        UnreadableImage: it is something else.
+        OSError: it can't be read.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - pathlib has no names of arbitrary bytes
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnreadableImage(name, "not a file")
+        return file.read()
 
 
 def open_image(data: bytes, name: str) -> OpenedImage:

@@ -23,8 +23,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from efficient_mae.data.batch import TrainBatch
 from efficient_mae.data.crops import Crop, cut
+from efficient_mae.data.datasets import TrainDataset
 from efficient_mae.data.decode import OpenedImage, UnreadableImage, open_image
-from efficient_mae.data.loader import TrainDataset
 from efficient_mae.data.transforms import PretrainTransform
 from efficient_mae.errors import InputError
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from efficient_mae.data.decode import EXTENSIONS, OpenedImage, UnreadableImage, open_image
+from efficient_mae.data.decode import EXTENSIONS, OpenedImage, UnreadableImage, open_image, read_regular
 from efficient_mae.data.names import PackedNames, printable
 from efficient_mae.errors import InputError
 
@@ -37,7 +36,8 @@ class FolderSource:
         """
         self.name = printable(name)
         self._root = os.fsencode(root)
-        self._names, folders = _scan(self._root)
+        folders: list[bytes] = []
+        self._names = PackedNames(_scan(self._root, folders))
         if not len(self._names):
             raise InputError(
                 f"no image in {printable(self._root)}: no file whose name ends in .jpg, .png or the like"
@@ -56,10 +56,7 @@ class FolderSource:
         """The image; raises UnreadableImage for a file that is damaged, forbidden, gone, or none."""
         name = self.sample_name(index)
         try:
-            with open(self._path(index), "rb") as file:  # noqa: PTH123 - pathlib has no names of arbitrary bytes
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device may have no end
-                    raise UnreadableImage(name, "not a file")
-                return open_image(file.read(), name)
+            return open_image(read_regular(self._path(index), name), name)
         except OSError as error:
             raise UnreadableImage(name, error.strerror or str(error)) from None
 
@@ -100,13 +97,12 @@ def split_folder(root: Path, split: str) -> Path:
     raise InputError(f"{where} has no held-out part: put images in {where}/train and in {where}/val")
 
 
-def _scan(root: bytes) -> tuple[PackedNames, list[bytes]]:
-    """The images under `root` and the folders that hold them, as paths relative to it.
+def _scan(root: bytes, holders: list[bytes]) -> Iterator[bytes]:
+    """The images under `root`, as paths relative to it; the folders that hold them are added to `holders`.
 
     No file is looked at: the listing of a folder tells files from folders. Every folder is read once, however
     many links lead to it, under its own name if that lies below `root`: so loops end.
     """
-    names, holders = PackedNames(), []
     seen: set[tuple[int, int]] = set()
     real: list[bytes] = [b""]
     linked: list[bytes] = []
@@ -132,12 +128,10 @@ def _scan(root: bytes) -> tuple[PackedNames, list[bytes]]:
                 raise InputError(f"cannot list {where}: {error.strerror}") from None
             warnings.warn(f"folder left out: {where}: {error.strerror}", stacklevel=2)
             continue
-        for name in sorted(files):
-            names.append(name)
+        yield from sorted(files)
         if files:
             holders.append(folder)
         real.extend(sorted(folders, reverse=True))
-    return names, holders
 
 
 def _visible(folder: bytes) -> Iterator[os.DirEntry[bytes]]:

@@ -1,24 +1,27 @@
 """Hugging Face datasets: saved to disk, local files, or by name from the hub. Needs the package `datasets`.
 
 Images are decoded here and not by `datasets`, so that a damaged one is reported like any other. No code that a
-data set brings along is run: datasets 4 and later cannot do so.
+data set brings along is run: datasets 4 and later cannot do so. What lies on disk is read without the network.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from efficient_mae.data.decode import OpenedImage, UnreadableImage, open_image
-from efficient_mae.data.names import numbered_classes
+from efficient_mae.data.decode import OpenedImage, UnreadableImage, open_image, read_regular
+from efficient_mae.data.names import numbered_classes, printable
 from efficient_mae.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Files whose columns have types, images among them, by their ending.
+_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
 HELD_OUT = ("val", "validation", "valid", "test")
 
 
@@ -74,9 +77,9 @@ class HubSource:
         if not cell or not cell["path"]:
             raise UnreadableImage(name, "no image in this row")
         try:
-            return open_image(Path(cell["path"]).read_bytes(), name)
+            return open_image(read_regular(cell["path"], name), name)
         except OSError as error:
-            raise UnreadableImage(name, f"{cell['path']}: {error.strerror}") from None
+            raise UnreadableImage(name, printable(f"{cell['path']}: {error.strerror}")) from None
 
     def label(self, index: int) -> int | None:
         """The class, or None where the row has none (hub test splits hold -1)."""
@@ -103,6 +106,8 @@ def open_hub(spec: str, split: str) -> HubSource:
         raise InputError("hf: needs the package datasets: pip install 'efficient-mae[hub]'") from None
     try:
         opened = _load(spec)
+    except InputError:
+        raise
     except Exception as error:  # datasets, pyarrow, fsspec and the hub's client each raise errors of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"hf:{spec} cannot be opened: {reason}") from None
@@ -118,17 +123,35 @@ def open_hub(spec: str, split: str) -> HubSource:
 
 
 def _load(spec: str) -> Any:
-    from datasets import load_dataset, load_from_disk
+    from datasets import config, load_dataset
 
+    # datasets tells the hub of every data set that is opened, of files on this disk too.
+    config.HF_UPDATE_DOWNLOAD_COUNTS = False
     path = Path(spec).expanduser()
+    if not path.exists():
+        name, _, part = spec.partition(":")
+        return load_dataset(name, part or None)
+    online, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
+    try:
+        return _load_local(path)
+    finally:
+        config.HF_HUB_OFFLINE = online
+
+
+def _load_local(path: Path) -> Any:
+    from datasets import disable_progress_bars, load_dataset, load_from_disk
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     if path.is_file():
-        kind = {".jsonl": "json", ".arrow": "arrow"}.get(path.suffix, path.suffix[1:])
-        return load_dataset(kind, data_files=str(path))
-    if path.is_dir():
-        saved = any((path / file).exists() for file in ("state.json", "dataset_dict.json"))
-        return load_from_disk(str(path)) if saved else load_dataset(str(path))
-    name, _, config = spec.partition(":")
-    return load_dataset(name, config or None)
+        if path.suffix not in _KINDS:
+            raise InputError(f"hf:{path}: a file must be one of {', '.join(_KINDS)}")
+        return load_dataset(_KINDS[path.suffix], data_files=str(path))
+    if any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
+        return load_from_disk(str(path))
+    # Not load_dataset(str(path)): that obeys a README.md, which may name files elsewhere, on the network too.
+    kind = next((kind for suffix, kind in _KINDS.items() if any(path.rglob(f"*{suffix}"))), "imagefolder")
+    return load_dataset(kind, data_dir=str(path))
 
 
 def _whole_column(dataset: Dataset, column: str) -> np.ndarray:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
 
 # Integers beyond are no class labels: they number the images, or come from a damaged file.
 MAX_CLASSES = 100_000
@@ -11,17 +16,31 @@ MAX_CLASSES = 100_000
 class PackedNames:
     """A list of byte strings in one block of memory.
 
-    Ten million names are 0.5 GB here and would be 1 GB as Python objects; and worker processes made by fork share
-    the block for good, while a list's reference counts would be written to, and so copied, in every worker.
+    Ten million names are 0.5 GB here and would be 1 GB as Python objects. Worker processes share the block, however
+    they are started: by fork for good, while a list's reference counts would be written to, and so copied, in every
+    worker; otherwise because it is a tensor, which PyTorch moves to shared memory when it sends it.
     """
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._ends = array("q")
+    def __init__(self, names: Iterable[bytes] = ()) -> None:
+        buffer, ends = bytearray(), array("q")
+        for name in names:
+            buffer += name
+            ends.append(len(buffer))
+        self._set(np.frombuffer(buffer, np.uint8), np.frombuffer(ends, np.int64))
 
-    def append(self, name: bytes) -> None:
-        self._buffer += name
-        self._ends.append(len(self._buffer))
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[UInt8[np.ndarray, " _"], Int64[np.ndarray, " _"]]]) -> PackedNames:
+        """The names of several lists, each given as its bytes end to end and where each name ends."""
+        starts = np.cumsum([0, *(len(names) for names, _ in parts)])
+        joined = cls()
+        joined._set(
+            np.concatenate([names for names, _ in parts]),
+            np.concatenate([ends + start for (_, ends), start in zip(parts, starts)]),
+        )
+        return joined
+
+    def _set(self, names: UInt8[np.ndarray, " _"], ends: Int64[np.ndarray, " N"]) -> None:
+        self._names, self._ends = torch.from_numpy(names), torch.from_numpy(ends)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -30,8 +49,8 @@ class PackedNames:
         """The name at `index`, from 0; raises IndexError beyond the last."""
         if not 0 <= index < len(self._ends):
             raise IndexError(f"name {index} of {len(self._ends)}")
-        start = self._ends[index - 1] if index else 0
-        return bytes(self._buffer[start : self._ends[index]])
+        start = int(self._ends[index - 1]) if index else 0
+        return self._names[start : int(self._ends[index])].numpy().tobytes()
 
 
 def printable(name: bytes | str) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from efficient_mae.engine.checksums import CHECKSUMS, checksums
 from efficient_mae.engine.distributed import ALONE, Processes
 from efficient_mae.engine.parallel import is_sharded, place_like
+from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.sharded import own_shards, read_shards, save_shards, saved_tensors, system_error
 from efficient_mae.errors import InputError
 
@@ -155,7 +156,20 @@ def load_checkpoint(
     for name, module in {"model": model, **companions}.items():
         load_model(find_part(path, name), module)
     _load_optimizer(find_part(path, "optimizer"), model, optimizer)
-    return json.loads((path / "state.json").read_bytes())
+    return read_state(path / "state.json")
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors.
+
+    Raises:
+        InputError: no record of a number of steps and of a number of images.
+    """
+    state = parse_json(file.read_bytes(), str(file))
+    counts = [state.get(name) for name in ("step", "num_samples")] if isinstance(state, dict) else [None]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise InputError(f"{file}: doesn't say how many steps are done, on how many images")
+    return state
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -180,20 +194,22 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer.state[parameters[name]][kind] = tensor if on_host else tensor.to(parameters[name].device)
 
 
-def read_header(path: Path) -> tuple[dict[str, str], set[str]]:
-    """The metadata and the tensors' names of a safetensors file or of a checkpoint's sharded part.
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, torch.Size]]:
+    """The metadata and the tensors' shapes of a safetensors file or of a checkpoint's sharded part.
 
     Raises:
         InputError: neither of the two.
     """
     if path.is_dir():
         try:
-            return json.loads((path / _HEADER).read_bytes()), set(saved_tensors(path))
+            shapes = {name: saved.shape for name, saved in saved_tensors(path).items()}
+            return parse_json((path / _HEADER).read_bytes(), _HEADER), shapes
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not whole sharded weights ({error})") from None
     try:
         with safe_open(path, "pt") as tensors:
-            return tensors.metadata() or {}, set(tensors.keys())
+            shapes = {name: torch.Size(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            return tensors.metadata() or {}, shapes
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 

@@ -3,12 +3,12 @@
 CRC-32, as in gzip and PNG: it finds accidents and is no seal. It is the fastest that Python brings along.
 """
 
-import json
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from efficient_mae.engine.distributed import ALONE, Processes
+from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import InputError
 
 # In a checkpoint: from its files' names to their checksums.
@@ -48,7 +48,7 @@ def find_damage(checkpoint: Path, part: str = "", processes: Processes = ALONE) 
 
 def _damage(checkpoint: Path, part: str, rank: int, world_size: int) -> list[str]:
     try:
-        recorded = dict(json.loads((checkpoint / CHECKSUMS).read_bytes()))
+        recorded = dict(parse_json((checkpoint / CHECKSUMS).read_bytes(), CHECKSUMS))
     except (OSError, ValueError, TypeError) as error:
         return [f"{CHECKSUMS} can't be read ({getattr(error, 'strerror', None) or error})"]
     # No path is made of what a file says.

@@ -10,10 +10,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from efficient_mae.data.names import printable
 from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.plain_files import parse_json
+from efficient_mae.errors import InputError
+
+
+class PlainConsole(Console):
+    """Prints no control characters that a text brings along: a file's name may hold some that a terminal obeys."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_visible(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+def _visible(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
 
 # Everything said while working goes to stderr; stdout is for results.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
@@ -52,15 +67,18 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none if there is no file, and not the last one if it was cut short."""
+    """The rows of a metrics.jsonl, up to the first that is cut short or none; none if there is no file."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = parse_json(line, str(path))
+        except InputError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from efficient_mae.engine.checkpoint import find_checkpoints, remove_checkpoint, replace_file, step_of
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import say
+from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import DivergedError
 
 
@@ -26,7 +27,9 @@ class Rollbacks:
 
     def __init__(self, folder: Path):
         self._folder, self._file = folder, folder / "rollbacks.json"
-        self.made: list[dict[str, int]] = json.loads(self._file.read_bytes()) if self._file.exists() else []
+        self.made: list[dict[str, int]] = []
+        if self._file.exists():
+            self.made = parse_json(self._file.read_bytes(), str(self._file))
 
     @property
     def passed_over(self) -> list[tuple[int, int]]:

@@ -260,6 +260,7 @@ class Run(ABC):
             self.dataset(),
             self._sampler(first_step),
             num_workers=self.num_workers,
+            timeout=self.config.data_timeout,
             pin_memory=self.processes.device.type == "cuda",
         )
         return iter(loader)

@@ -11,6 +11,7 @@ import yaml
 from efficient_mae.engine.checkpoint import PARTIAL, clear_partial, replace_file
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import say
+from efficient_mae.engine.plain_files import parse_json, parse_yaml
 from efficient_mae.errors import InputError
 
 # Where nothing can be made, by the system's numbers: another user's folder, a disk that can only be read, /proc.
@@ -70,14 +71,33 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.yaml"
     try:
-        settings = yaml.safe_load(file.read_text())
+        content = file.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{folder}: not a run directory, it has no config.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not readable as YAML ({' '.join(str(error).split())})") from None
+    settings = parse_yaml(content, str(file))
     if not isinstance(settings, dict):
         raise InputError(f"{file}: holds no settings")
+    if not isinstance(settings.get("data", ""), str):
+        raise InputError(f"{file}: data={settings['data']!r}: must be a name")
     return settings
+
+
+def read_damaged(file: Path) -> list[tuple[str, str]]:
+    """(name, reason) of the images that a run could not read; none if there is no file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        pairs = parse_json(file.read_bytes(), str(file))
+    except FileNotFoundError:
+        return []
+    whole = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs
+    )
+    if not whole:
+        raise InputError(f"{file}: doesn't hold [name, reason] of each unreadable image; remove it")
+    return [(name, reason) for name, reason in pairs]
 
 
 class DamageLog:
@@ -93,7 +113,7 @@ class DamageLog:
         self._file = folder / "damaged.json"
         self._num_samples = num_samples
         self._processes = processes
-        self.reasons: dict[str, str] = dict(json.loads(self._file.read_bytes())) if self._file.exists() else {}
+        self.reasons: dict[str, str] = dict(read_damaged(self._file))
         processes.barrier()  # nobody writes before all have read
 
     def add(self, damaged: list[tuple[str, str]]) -> None:

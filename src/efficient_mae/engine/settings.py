@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from efficient_mae.data.loader import DATA_TIMEOUT
 from efficient_mae.engine.distributed import resolve_precision
 from efficient_mae.engine.parallel import PARALLEL
 from efficient_mae.errors import InputError
@@ -16,6 +17,7 @@ OPERATIONAL = (
     "parallel",
     "accum_iter",
     "num_workers",
+    "data_timeout",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -59,6 +61,8 @@ class RunConfig:
     """compile the transformer blocks with torch.compile: slower to start, faster after; on a CPU it needs g++"""
     num_workers: int | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
+    data_timeout: float = DATA_TIMEOUT
+    """seconds without a batch after which the run ends, and says what it waited for; 0 waits for ever"""
     log_every: int = 20
     """steps between two lines of metrics.jsonl"""
     checkpoint_every: int = 500
@@ -87,6 +91,8 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
     check_at_least_1(config, "epochs", "accum_iter", *operational)
     if config.rollbacks < 0:
         raise InputError(f"rollbacks={config.rollbacks}: must be 0 (none) or more")
+    if config.data_timeout < 0:
+        raise InputError(f"data_timeout={config.data_timeout}: must be at least 0 seconds")
     if config.parallel not in PARALLEL:
         raise InputError(f"parallel={config.parallel!r}: must be one of {', '.join(PARALLEL)}")
     warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs

@@ -9,6 +9,7 @@ import torch
 
 from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_model, read_header, save_tensors
 from efficient_mae.engine.checksums import refuse_damage
+from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
@@ -99,17 +100,50 @@ def load_own(file: Path) -> MaskedAutoencoder | VisionTransformer:
     """
     refuse_damage(file.parent, file.name)
     content, _ = _read_header(file)
+    shapes = read_header(file)[1]
+    whole = "mask_token" in shapes
     try:
-        if "mask_token" in read_header(file)[1]:
+        _check_sizes(file, content, shapes, whole)
+        if whole:
             model = MaskedAutoencoder(MAEConfig.from_dict(content))
         else:
             names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
             arguments = {name: content[name] for name in names}
             model = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise _foreign(file) from None
     load_model(file, model)
     return model
+
+
+def _check_sizes(file: Path, content: dict[str, Any], shapes: dict[str, torch.Size], whole: bool) -> None:
+    """Refuse a header that describes a model of another size than its tensors: built first, it could fill the memory.
+
+    Raises:
+        InputError: with what differs.
+        KeyError, TypeError, ValueError: a header that describes none.
+    """
+    height, width = content["img_size"]
+    patch, channels, dim = content["patch_size"], content["in_chans"], content["embed_dim"]
+    described: dict[str, Any] = {
+        "cls_token": (1, 1, dim),
+        "patch_embed.proj.weight": (dim, channels, patch, patch),
+        "pos_embed": (1, 1 + height // max(1, patch) * (width // max(1, patch)), dim),
+    }
+    blocks = {"blocks": content["depth"]}
+    if whole:
+        described["mask_token"] = (1, 1, content["decoder_embed_dim"])
+        blocks["decoder_blocks"] = content["decoder_depth"]
+    for name, shape in described.items():
+        if tuple(shapes.get(name, ())) != shape:
+            found = tuple(shapes[name]) if name in shapes else "missing"
+            raise InputError(f"{file}: weights of another architecture, {name} is {found} and not {shape}")
+    for name, depth in blocks.items():
+        found = len({key.split(".")[1] for key in shapes if key.startswith(f"{name}.")})
+        if found != depth:
+            raise InputError(f"{file}: weights of another architecture, {found} {name} and not {depth}")
 
 
 def read_metadata(file: Path) -> tuple[MAEConfig, ImageStatistics]:
@@ -139,7 +173,7 @@ def read_statistics(file: Path) -> ImageStatistics:
 def _read_header(file: Path) -> tuple[dict[str, Any], ImageStatistics]:
     metadata, _ = read_header(file)
     try:
-        content = json.loads(metadata[_METADATA_KEY])
+        content = parse_json(metadata[_METADATA_KEY], str(file))
         return dict(content["model"]), ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None

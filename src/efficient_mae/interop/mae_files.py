@@ -64,6 +64,9 @@ def read_mae_checkpoint(file: Path) -> MaskedAutoencoder | VisionTransformer:
     )
     if not is_state_dict:
         raise InputError(f"{file}: holds no state dict, so it isn't a checkpoint of MAE")
+    # A view of one number can claim any shape, and a model of that shape would fill the memory.
+    if any(value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
+        raise InputError(f"{file}: its tensors are larger than the file, so it isn't a checkpoint of MAE")
     whole = "mask_token" in weights
     if not whole:
         if "norm.weight" not in weights:

@@ -1,6 +1,5 @@
 """transformers' ViTMAE, both ways, encoder and decoder."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from efficient_mae.data import default_mean_std
 from efficient_mae.engine.checkpoint import share
+from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_of
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
@@ -266,7 +266,7 @@ def _transformers() -> Any:
 def _read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file or it is something else."""
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        content = parse_json(file.read_bytes(), str(file))
+    except (OSError, InputError):
         return {}
     return cast(dict[str, Any], content) if isinstance(content, dict) else {}

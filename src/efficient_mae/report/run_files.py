@@ -1,13 +1,15 @@
 """What a run left in its directory, read for its report."""
 
-import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.nonfinite import SKIPPED
-from efficient_mae.engine.run_directory import read_settings
+from efficient_mae.engine.plain_files import parse_json
+from efficient_mae.engine.run_directory import read_damaged, read_settings
 from efficient_mae.errors import InputError
 
 
@@ -48,21 +50,49 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder=folder,
         settings=read_settings(folder),
-        metrics=[row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row],
+        metrics=_training_rows(folder / "metrics.jsonl"),
         panels=sorted((folder / "figures").glob("panel-epoch-*.png")),
         encoder=encoder if encoder.is_file() else None,
-        machine=_read_json(folder / "machine.json"),
+        machine=_read_json(folder / "machine.json", lambda machine: isinstance(machine, dict)),
         skipped=read_metrics(folder / SKIPPED),
-        damaged=[(name, reason) for name, reason in _read_json(folder / "damaged.json") or []],
-        knn=_read_json(folder / "knn.json"),
+        damaged=read_damaged(folder / "damaged.json"),
+        knn=_read_json(folder / "knn.json", _is_knn),
     )
 
 
-def _read_json(file: Path) -> Any:
+def _training_rows(file: Path) -> list[dict[str, Any]]:
+    rows = [row for row in read_metrics(file) if "loss" in row]
+    for row in rows:
+        finite = all(math.isfinite(row[name]) for name in ("epoch", "lr") if _numbers(row, name))
+        if not _numbers(row, *_FIGURES.intersection(row), "epoch", "loss", "lr") or not finite:
+            raise InputError(f"{file}: the row of step {row['step']} holds no figures of training; remove it")
+    return rows
+
+
+# Of a row of metrics.jsonl, those that a report shows.
+_FIGURES = frozenset({"step", "epoch", "loss", "lr", "images_per_second", "data_wait"})
+
+
+def _is_knn(knn: Any) -> bool:
+    return _numbers(knn, "k", "train_images", "test_images") and _numbers(
+        knn.get("accuracy"), "raw_pixels", "untrained", "trained"
+    )
+
+
+def _numbers(values: Any, *names: str) -> bool:
+    return isinstance(values, dict) and all(isinstance(values.get(name), int | float) for name in names)
+
+
+def _read_json(file: Path, is_right: Callable[[Any], bool]) -> Any:
     """What a JSON file holds; None if there is no file."""
     try:
-        return json.loads(file.read_text())
+        content = file.read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise InputError(f"{file}: not readable as JSON ({error}); remove it and write the report again") from None
+    try:
+        value = parse_json(content, str(file))
+        if not is_right(value):
+            raise InputError(f"{file}: holds something else than it should")
+    except InputError as error:
+        raise InputError(f"{error}; remove it and write the report again") from None
+    return value

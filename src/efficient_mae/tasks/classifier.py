@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
-from efficient_mae.data.loader import TrainTransform
+from efficient_mae.data.datasets import TrainTransform
 from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.engine.distributed import Processes, join_processes
 from efficient_mae.engine.logging import say

@@ -1,0 +1,49 @@
+"""Host memory stays where it is while a run goes on; benchmarks/memory.py gives the slope of 5,000 steps."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from efficient_mae.engine.logging import read_metrics
+
+from .conftest import ENVIRONMENT, TINY, emae, write_images
+
+# What a batch takes: 16 grey images of 64 x 64 pixels, as floats. A leak of one a step would be 31 MB between the
+# readings.
+BATCH, SIDE = 16, 64
+LEAK = BATCH * SIDE**2 * 4
+
+
+def shared_fairly(pid: int) -> int:
+    """Bytes of a process and of its children, in which a page of several counts in parts (Pss)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    total = 0
+    for process in (pid, *children):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel doesn't tell")
+def test_memory_is_flat(tmp_path: Path):
+    write_images(tmp_path / "data", 128)
+    (tmp_path / "data" / "005.webp").write_text("no image")
+    settings = TINY | {"model": "mae_vit_tiny_patch16", "img_size": SIDE, "batch_size": BATCH, "epochs": 38}
+    command = emae("pretrain", data=tmp_path / "data", out=tmp_path / "run", log_every=5, panel_every=200, **settings)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    readings: dict[int, int] = {}
+    while process.poll() is None:
+        time.sleep(0.05)
+        try:
+            rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+            if rows:
+                readings[rows[-1]["step"]] = shared_fairly(process.pid)
+        except OSError:  # it is about to end
+            continue
+    assert process.returncode == 0
+    early = [value for step, value in readings.items() if 80 <= step <= 120]
+    late = [value for step, value in readings.items() if 240 <= step <= 290]
+    assert early and late
+    assert min(late) - max(early) < 60 * LEAK  # of 120 steps at least
