@@ -46,22 +46,26 @@ class Killer:
 
     def at_a_random_time(self, before: int) -> None:
         """Wherever that is, reading the command, loading, training; but before that many steps are done."""
-        moment = time.monotonic() + self._random.uniform(0, 1.0)
-        self.kill_when(lambda: time.monotonic() >= moment or last_row(self._out) >= before)
+        moment, has_trained = time.monotonic() + self._random.uniform(0, 1.0), self._has_trained(6)
+        self.kill_when(lambda: time.monotonic() >= moment or has_trained() or last_row(self._out) >= before)
         self.caught["anything"] += 1
 
     def in_a_step(self) -> None:
         """When it has done some steps itself, at a random moment."""
-        lowest, more = last_row(self._out), self._random.randint(1, 6)
+        self.kill_when(self._has_trained(self._random.randint(1, 6)), within=0.05)
+        self.caught["anything" if any(self._out.glob(CHECKPOINT)) else "step"] += 1
+
+    def _has_trained(self, steps: int) -> Callable[[], bool]:
+        """Whether a command that will be started now has done so many steps."""
+        lowest = last_row(self._out)
 
         def has_trained() -> bool:
             nonlocal lowest
             step = last_row(self._out)
             lowest = min(lowest, step)  # a run first drops the rows beyond its checkpoint
-            return step >= lowest + more
+            return step >= lowest + steps
 
-        self.kill_when(has_trained, within=0.05)
-        self.caught["anything" if any(self._out.glob(CHECKPOINT)) else "step"] += 1
+        return has_trained
 
     def in_a_checkpoint(self) -> None:
         """While one is being written, at a random moment: its files take 7 flushes."""
@@ -87,7 +91,7 @@ class Killer:
 
 @pytest.mark.parametrize("processes", [1, 2], ids=["1 process", "2 processes"])
 @pytest.mark.parametrize(
-    ("kills", "epochs"), [(30, 16), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
+    ("kills", "epochs"), [(30, 24), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
 )
 def test_killed_and_resumed_is_bit_identical(
     server: ForkServer,
