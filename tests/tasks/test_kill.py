@@ -9,23 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import ForkServer, Run
+from tests.forks import ForkServer
 
 from .conftest import assert_same_result, flags, last_row, rows, short_run
 
 # Seconds that the disk takes to flush a file in runs that are killed while they write.
 SLOW_DISK = 0.02
 
-
-def is_partial(out: Path, pattern: str) -> Callable[[], bool]:
-    return lambda: any(out.glob(pattern))
+# What is there only while it is being written.
+CHECKPOINT, ENCODER = "checkpoints/.partial-step-*", ".partial-encoder*"
 
 
 class Killer:
     """Starts a command again and again, and kills it each time.
 
     Attributes:
-        caught: how often what was under way, as seen when all was dead.
+        caught: how often a step, a checkpoint or an export was under way, as seen when all was dead.
     """
 
     def __init__(self, server: ForkServer, command: list[str], out: Path, processes: int, seed: int):
@@ -33,50 +32,66 @@ class Killer:
         self._random = random.Random(seed)
         self.caught: Counter[str] = Counter()
 
-    def kill_when(self, condition: Callable[[Run], bool], within: float = 0.0, slow_disk: float = 0.0) -> None:
+    def kill_when(self, condition: Callable[[], bool], within: float = 0.0, slow_disk: float = 0.0) -> None:
         """Start, wait until the condition holds and up to `within` seconds more, and kill."""
         run = self._server.start(self._command, self._processes, slow_disk)
         deadline = time.monotonic() + 120
-        while not condition(run):
+        while not condition():
             assert not run.ended() and time.monotonic() < deadline, run.wait()
             time.sleep(0.001)
         time.sleep(self._random.uniform(0, within))
         run.signal(signal.SIGKILL)
         ended = run.wait()
         assert all(one.status == -signal.SIGKILL for one in ended), ended
-        self.caught[self._under_way()] += 1
-
-    def _under_way(self) -> str:
-        if any(self._out.glob(".partial-encoder*")):
-            return "export"
-        if any(self._out.glob("checkpoints/.partial-*")):
-            return "checkpoint"
-        return "file" if any(self._out.rglob(".partial-*")) else "step"
-
-    def in_a_step(self) -> None:
-        """Some steps after the start, at a random moment."""
-        before, more = last_row(self._out), self._random.randint(1, 6)
-        self.kill_when(lambda _: before + more <= last_row(self._out) or last_row(self._out) < before, within=0.05)
-
-    def in_a_checkpoint(self) -> None:
-        """While one is being written, at a random moment: files take 7 flushes."""
-        partial = is_partial(self._out, "checkpoints/.partial-*")
-        self.kill_when(lambda _: partial(), within=6 * SLOW_DISK, slow_disk=SLOW_DISK)
-
-    def in_the_export(self) -> None:
-        """While the encoder is being written."""
-        partial = is_partial(self._out, ".partial-encoder*")
-        self.kill_when(lambda _: partial(), within=SLOW_DISK / 2, slow_disk=2 * SLOW_DISK)
 
     def at_a_random_time(self, before: int) -> None:
         """Wherever that is, reading the command, loading, training; but before that many steps are done."""
-        moment = time.monotonic() + self._random.uniform(0, 1.0)
-        self.kill_when(lambda _: time.monotonic() >= moment or last_row(self._out) >= before)
+        moment, has_trained = time.monotonic() + self._random.uniform(0, 1.0), self._has_trained(6)
+        self.kill_when(lambda: time.monotonic() >= moment or has_trained() or last_row(self._out) >= before)
+        self.caught["anything"] += 1
+
+    def in_a_step(self) -> None:
+        """When it has done some steps itself, at a random moment."""
+        self.kill_when(self._has_trained(self._random.randint(1, 6)), within=0.05)
+        self.caught["anything" if any(self._out.glob(CHECKPOINT)) else "step"] += 1
+
+    def _has_trained(self, steps: int) -> Callable[[], bool]:
+        """Whether a command that will be started now has done so many steps."""
+        lowest = last_row(self._out)
+
+        def has_trained() -> bool:
+            nonlocal lowest
+            step = last_row(self._out)
+            lowest = min(lowest, step)  # a run first drops the rows beyond its checkpoint
+            return step >= lowest + steps
+
+        return has_trained
+
+    def in_a_checkpoint(self) -> None:
+        """While one is being written, at a random moment: its files take 7 flushes."""
+        self.while_there_is("checkpoint", CHECKPOINT, 6 * SLOW_DISK, SLOW_DISK)
+
+    def in_the_export(self) -> None:
+        """While the encoder is being written."""
+        self.while_there_is("export", ENCODER, SLOW_DISK / 2, 2 * SLOW_DISK)
+
+    def while_there_is(self, kind: str, pattern: str, within: float, slow_disk: float) -> None:
+        """While there is a file of this pattern, which the command makes."""
+        cleared = False
+
+        def is_being_written() -> bool:
+            nonlocal cleared
+            there = any(self._out.glob(pattern))
+            cleared = cleared or not there  # what the kill before left is none of this run's
+            return cleared and there
+
+        self.kill_when(is_being_written, within, slow_disk)
+        self.caught[kind if any(self._out.glob(pattern)) else "anything"] += 1
 
 
 @pytest.mark.parametrize("processes", [1, 2], ids=["1 process", "2 processes"])
 @pytest.mark.parametrize(
-    ("kills", "epochs"), [(30, 16), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
+    ("kills", "epochs"), [(30, 24), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
 )
 def test_killed_and_resumed_is_bit_identical(
     server: ForkServer,
@@ -119,13 +134,11 @@ def test_an_export_that_is_killed_leaves_nothing_of_its_name(
     (done,) = server.start([*arguments, *flags(out=tmp_path / "alone")]).wait()
     assert done.status == 0, done.stderr
     out = tmp_path / "killed"
+    killer = Killer(server, [*arguments, *flags(out=out)], tmp_path, processes=1, seed=0)
     for _ in range(3):
-        run = server.start([*arguments, *flags(out=out)], slow_disk=0.3)
-        while not list(tmp_path.glob(".partial-killed/.partial-*")):
-            assert not run.ended(), run.wait()
-        run.signal(signal.SIGKILL)
-        assert run.wait()[0].status == -signal.SIGKILL
+        killer.while_there_is("export", ".partial-killed/.partial-*", within=0.01, slow_disk=0.1)
         assert not out.exists()
+    assert killer.caught == {"export": 3}
     (done,) = server.start([*arguments, *flags(out=out)]).wait()
     assert done.status == 0, done.stderr
     assert {file.name: file.read_bytes() for file in out.iterdir()} == {
