@@ -14,9 +14,6 @@ from efficient_mae.study.presets import Preset, model_config, recipe_settings
 from efficient_mae.study.studies import TABLE_1, Study
 from efficient_mae.tasks.intervals import mean_and_interval
 
-# What is read from each pre-training.
-MEASURED = ("loss", "images_per_second")
-
 
 def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """The rows of a table, with what its runs have measured so far.
@@ -66,7 +63,7 @@ def _measured(
         return {}, {}
     measured: dict[str, Any] = {"seeds": list(by_seed), "gmacs": count_gmacs(model_config(preset.pretraining(cell)))}
     # Cells are shared: what another study has fine-tuned is not for one that doesn't.
-    for name in ("top1", *MEASURED) if finetunes else MEASURED:
+    for name in ("top1", "loss") if finetunes else ("loss",):
         if values := [figures[name] for figures in by_seed.values() if name in figures]:
             measured[name] = summary(values)
     accuracies = {seed: figures["top1"] for seed, figures in by_seed.items() if finetunes and "top1" in figures}
@@ -84,8 +81,7 @@ def read_figures(folder: Path) -> dict[str, float]:
     lines = (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "loss" in row]
     last = [row["loss"] for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
-    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
-    figures = {"loss": float(np.mean(last)), "images_per_second": float(np.median(speeds))}
+    figures = {"loss": float(np.mean(last))}
     if (folder / "finetune.json").is_file():
         figures["top1"] = json.loads((folder / "finetune" / "results.json").read_bytes())["top1"]
     return figures

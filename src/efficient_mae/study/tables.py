@@ -54,7 +54,6 @@ COLUMNS = (
     Column("patches of 196, counted", "computed", "patches", _number(0)),
     Column("patches, paper", "paper", "patches", _number(0)),
     Column("GMACs, model run here", "measured", "gmacs", lambda value: f"{value:.3g}"),
-    Column("images/s here", "measured", "images_per_second", _number(0)),
     Column("loss here", "measured", "loss", _number(3)),
     Column("loss, paper", "paper", "loss", _number(3)),
     Column("slope of loss against P²Dist here (1/pixel)", "measured", "slope", _number(4)),
