@@ -1,7 +1,9 @@
 """Host memory of a run of 5,000 steps, and what ten million names cost: python benchmarks/memory.py [--steps N]
 
-Writes results/memory.json. Memory is what the kernel says in /proc/PID/smaps_rollup: Pss counts a page that n
-processes share as an n-th of one in each; Private what a process has for itself alone.
+Writes results/memory.json. Memory is what the kernel says in /proc/PID/smaps_rollup. `held` is what a leak adds to:
+a process' anonymous pages, those that it still shares with the one that forked it among them, and its part of shared
+memory; the code of libraries, which is read in little by little, is left out. `private` is what a process has for
+itself alone.
 """
 
 import argparse
@@ -39,12 +41,15 @@ MODEL = {
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Bytes: `pss`, and `private`, of a process."""
+    """Bytes: `held` and `private`, of a process."""
     fields = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, kib = line.split()[:2]
         fields[name] = int(kib) * 1024
-    return {"pss": fields["Pss:"], "private": fields["Private_Clean:"] + fields["Private_Dirty:"]}
+    return {
+        "held": fields["Anonymous:"] + fields["Pss_Shmem:"],
+        "private": fields["Private_Clean:"] + fields["Private_Dirty:"],
+    }
 
 
 def children(pid: int) -> list[int]:
@@ -76,9 +81,9 @@ def flat(steps: int, folder: Path) -> dict[str, object]:
         time.sleep(0.25)
         try:
             step = json.loads(metrics.read_text().splitlines()[-1])["step"]
-            workers = [memory(pid)["pss"] for pid in children(process.pid)]
+            workers = [memory(pid)["held"] for pid in children(process.pid)]
             if len(workers) == 2:
-                rows.append((step, memory(process.pid)["pss"], workers))
+                rows.append((step, memory(process.pid)["held"], workers))
         except (OSError, IndexError, ValueError):  # not begun, or just ended
             continue
     if process.returncode:
@@ -104,8 +109,7 @@ def slope(step: np.ndarray, bytes_: np.ndarray) -> dict[str, float]:
     residual = y - y.mean() - slope * (x - x.mean())
     error = np.sqrt((residual**2).sum() / (len(x) - 2) / spread)
     return {
-        "first_mb": y[0] / 1e6,
-        "last_mb": y[-1] / 1e6,
+        "mb": [round(value / 1e6, 2) for value in y],
         "bytes_a_step": slope,
         "standard_error": error,
     }

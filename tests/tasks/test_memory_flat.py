@@ -1,5 +1,7 @@
 """Host memory stays where it is while a run goes on; benchmarks/memory.py gives the slope of 5,000 steps."""
 
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -10,19 +12,22 @@ from efficient_mae.engine.logging import read_metrics
 
 from .conftest import ENVIRONMENT, TINY, emae, write_images
 
-# What a batch takes: 16 grey images of 64 x 64 pixels, as floats. A leak of one a step would be 31 MB between the
-# readings.
+# What a batch takes: 16 grey images of 64 x 64 pixels, as floats. A leak of one a step is 31 MB between the readings.
 BATCH, SIDE = 16, 64
 LEAK = BATCH * SIDE**2 * 4
 
 
-def shared_fairly(pid: int) -> int:
-    """Bytes of a process and of its children, in which a page of several counts in parts (Pss)."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def held(pid: int) -> int:
+    """Bytes of a process and of its children that a leak adds to: anonymous pages, and parts of shared memory."""
     total = 0
-    for process in (pid, *children):
+    for process in family(pid):
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Anonymous:", "Pss_Shmem:")))
     return total
 
 
@@ -30,20 +35,22 @@ def shared_fairly(pid: int) -> int:
 def test_memory_is_flat(tmp_path: Path):
     write_images(tmp_path / "data", 128)
     (tmp_path / "data" / "005.webp").write_text("no image")
-    settings = TINY | {"model": "mae_vit_tiny_patch16", "img_size": SIDE, "batch_size": BATCH, "epochs": 38}
-    command = emae("pretrain", data=tmp_path / "data", out=tmp_path / "run", log_every=5, panel_every=200, **settings)
+    settings = TINY | {"model": "mae_vit_tiny_patch16", "img_size": SIDE, "batch_size": BATCH, "epochs": 1000}
+    command = emae(
+        "pretrain", data=tmp_path / "data", out=tmp_path / "run", log_every=5, panel_every=1000, **settings
+    )
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     readings: dict[int, int] = {}
-    while process.poll() is None:
-        time.sleep(0.05)
-        try:
-            rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-            if rows:
-                readings[rows[-1]["step"]] = shared_fairly(process.pid)
-        except OSError:  # it is about to end
-            continue
-    assert process.returncode == 0
-    early = [value for step, value in readings.items() if 80 <= step <= 120]
-    late = [value for step, value in readings.items() if 240 <= step <= 290]
+    while max(readings, default=0) < 220:
+        time.sleep(0.1)
+        assert process.poll() is None
+        rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if rows:
+            readings[rows[-1]["step"]] = held(process.pid)
+    for pid in family(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    early = [value for step, value in readings.items() if 40 <= step <= 80]
+    late = [value for step, value in readings.items() if step >= 200]
     assert early and late
     assert min(late) - max(early) < 60 * LEAK  # of 120 steps at least
