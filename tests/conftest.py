@@ -1,8 +1,19 @@
 """Every test runs with the shapes and types in the package's signatures checked."""
 
+import random
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# To look at one item of a list, beartype draws from Python's generator, which tests watch: it gets one of its own.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(random, "getrandbits", random.Random(0).getrandbits)
+    import beartype
+
+    @beartype.beartype
+    def _an_argument_that_is_checked(_: list[int]) -> None: ...
+
 
 # The tower lets an int stand for a float, as Python does.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
