@@ -20,7 +20,7 @@ from efficient_mae.data.sources import Source
 
 _IDLE = -1
 # What usually lies behind a signal.
-_CAUSES = {
+_CAUSES: dict[int, str] = {
     signal.SIGKILL: "; the system does so when memory runs out: fewer num_workers need less",
     signal.SIGBUS: "; /dev/shm may be full: give it more room (docker run --shm-size), or take fewer num_workers",
     signal.SIGSEGV: "; a decoder may have failed on the image: remove it if it happens again",
