@@ -1,4 +1,4 @@
-"""Host memory of a run of 5,000 steps, and what ten million names cost: python benchmarks/memory.py [--steps N]
+"""Host memory of a run of 5,000 steps, and what ten million names cost: python benchmarks/memory.py [--parts ...]
 
 Writes results/memory.json. Memory is what the kernel says in /proc/PID/smaps_rollup. `held` is what a leak adds to:
 a process' anonymous pages, those that it still shares with the one that forked it among them, and its part of shared
@@ -30,7 +30,7 @@ from efficient_mae.data.names import PackedNames
 from efficient_mae.engine.machine import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
-# Share of the steps that is left out at the beginning: pools and caches fill.
+# Share of the steps that is left out at the beginning: pools and caches fill; matplotlib takes ten panels for it.
 WARM_UP = 0.2
 # Means of so many stretches of a run are taken for independent of each other.
 STRETCHES = 20
@@ -69,7 +69,7 @@ def flat(steps: int, folder: Path) -> dict[str, object]:
     batch = 16
     flags = MODEL | {
         "data": data, "out": folder / "run", "batch_size": batch, "epochs": steps // (800 // batch), "num_workers": 2,
-        "log_every": 10, "panel_every": 25,
+        "log_every": 10, "panel_every": 2,
     }  # fmt: skip
     command = [sys.executable, "-m", "efficient_mae", "pretrain"]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -212,19 +212,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--names", type=int, default=10_000_000)
     parser.add_argument("--files", type=int, default=200_000)
+    parser.add_argument("--parts", nargs="+", default=["flat", "names", "folder", "shards"], help="others are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        result = {
-            "date": date.today().isoformat(),
-            "machine": describe_machine(torch.device("cpu")),
-            "flat": flat(given.steps, folder),
-            "names": names(given.names),
-            "folder": listing(given.files, folder / "files"),
-            "shards": shards(given.files, folder / "shards"),
+        parts = {
+            "flat": lambda: flat(given.steps, folder),
+            "names": lambda: names(given.names),
+            "folder": lambda: listing(given.files, folder / "files"),
+            "shards": lambda: shards(given.files, folder / "shards"),
         }
+        result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        result |= {"date": date.today().isoformat(), "machine": describe_machine(torch.device("cpu"))}
+        result |= {part: parts[part]() for part in given.parts}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
