@@ -1,6 +1,5 @@
 """The command `emae`: one parser; a subcommand is a config dataclass, a function, and how its result is shown."""
 
-import difflib
 import errno
 import json
 import os
@@ -30,7 +29,7 @@ from efficient_mae.engine.distributed import LostProcessError
 from efficient_mae.engine.logging import PlainConsole
 from efficient_mae.engine.plain_files import parse_yaml
 from efficient_mae.engine.preemption import Stopped
-from efficient_mae.errors import DivergedError, InputError
+from efficient_mae.errors import DivergedError, InputError, did_you_mean
 from efficient_mae.report.command import ReportConfig, report, show_report
 from efficient_mae.report.report import write_report
 from efficient_mae.study.command import StudyConfig, show_study, study
@@ -257,7 +256,7 @@ def _recipe_path(name: str) -> str:
         return name
     if name in recipes():
         return str(recipes()[name])
-    raise InputError(f"config={name!r}: no such file, and no recipe of that name{_nearest(name, recipes())}")
+    raise InputError(f"config={name!r}: no such file, and no recipe of that name{did_you_mean(name, recipes())}")
 
 
 def explain(message: str, arguments: list[str]) -> str:
@@ -268,13 +267,13 @@ def explain(message: str, arguments: list[str]) -> str:
     where = f"{name}: " if name else ""
     if match := re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
         flag = match[1].split("=")[0]
-        return f"{where}unknown flag {flag}{_nearest(flag.lstrip('-'), flags, '--')}"
+        return f"{where}unknown flag {flag}{did_you_mean(flag.lstrip('-'), flags, '--')}"
     if match := re.search(r"does not accept option '([^']+)'", message):
-        return f"{where}unknown key {match[1]!r} in the configuration{_nearest(match[1], flags)}"
+        return f"{where}unknown key {match[1]!r} in the configuration{did_you_mean(match[1], flags)}"
     group = next((f"{argument} " for argument in arguments[:1] if argument in GROUPS), "")
     commands = [command.removeprefix(group) for command in COMMANDS if command.startswith(group)]
     if match := re.search(r"invalid choice: '([^']+)'", message):
-        near = _nearest(match[1], commands, group)
+        near = did_you_mean(match[1], commands, group)
         return f"unknown command {group}{match[1]!r}{near}; commands: {', '.join(commands)}"
     if re.search(r'expected "(\w+\.)?subcommand"', message):
         return f"name a command: {', '.join(commands)} (emae {group}COMMAND --help)"
@@ -289,12 +288,6 @@ def explain(message: str, arguments: list[str]) -> str:
             expected = getattr(types[key], "__name__", types[key]) if isinstance(types[key], type) else types[key]
             return f"{where}{key}={value[1]}: must be {str(expected).replace('None', 'null')}"
     return f"{where}{' '.join(message.split())}"
-
-
-def _nearest(name: str, known: Any, prefix: str = "") -> str:
-    """A suggestion to append to an error, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def _fail(message: str, status: int) -> int:

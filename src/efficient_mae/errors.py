@@ -1,5 +1,8 @@
 """The errors that tell the user something: an input to be mended, and training that cannot go on."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """An input that cannot work: the message says what, where, and what would be accepted.
@@ -21,3 +24,13 @@ class DivergedError(Exception):
     def __init__(self, message: str, first: int, last: int):
         super().__init__(message)
         self.first, self.last = first, last
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A suggestion to append to an error about an unknown name; empty if no known one is near.
+
+    Args:
+        prefix: goes before the name that is suggested.
+    """
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""

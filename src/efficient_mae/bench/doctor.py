@@ -17,7 +17,7 @@ from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
 from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.logging import say
-from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.machine import describe_machine, usual_workers
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
@@ -77,7 +77,6 @@ def _plan(config: DoctorConfig) -> Plan:
         device = find_device(config.device)
     except InputError:
         device = torch.device("cpu")
-    on_gpu = device.type == "cuda"
     return Plan(
         settings=config,
         asked_device=config.device,
@@ -87,11 +86,8 @@ def _plan(config: DoctorConfig) -> Plan:
         out=config.out,
         img_shape=(model.in_chans, *model.img_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        batch_size=config.batch_size or (128 if on_gpu else 16),
-        # As a run settles it.
-        num_workers=(min(12, available_cores()) if on_gpu else 1)
-        if config.num_workers is None
-        else config.num_workers,
+        batch_size=config.batch_size or (128 if device.type == "cuda" else 16),
+        num_workers=usual_workers(device) if config.num_workers is None else config.num_workers,
         keep_checkpoints=config.keep_checkpoints,
     )
 

@@ -150,7 +150,7 @@ def _race(
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     products = []
     for number in range(WARM_UP + rounds):
-        product = _matmul_tflops(device, precision)
+        product = matmul_tflops(device, precision)
         # Every other round runs backwards, so that nobody always follows the same neighbour.
         for contender in contenders if number % 2 else reversed(contenders):
             taken = seconds_of(contender, device)
@@ -162,7 +162,7 @@ def _race(
     return seconds, statistics.median(products)
 
 
-def _matmul_tflops(device: torch.device, precision: str) -> float:
+def matmul_tflops(device: torch.device, precision: str) -> float:
     """Best of a few products of large square matrices of random numbers."""
     side, dtype = MATMUL_SIDE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

@@ -144,7 +144,9 @@ def read_regular(path: bytes | str, name: str) -> bytes:
         OSError: it can't be read.
     """
     # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Windows knows neither, but lines that end otherwise.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - pathlib has no names of arbitrary bytes
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnreadableImage(name, "not a file")

@@ -20,10 +20,10 @@ from efficient_mae.data.sources import Source
 
 _IDLE = -1
 # What usually lies behind a signal.
-_CAUSES: dict[int, str] = {
-    signal.SIGKILL: "; the system does so when memory runs out: fewer num_workers need less",
-    signal.SIGBUS: "; /dev/shm may be full: give it more room (docker run --shm-size), or take fewer num_workers",
-    signal.SIGSEGV: "; a decoder may have failed on the image: remove it if it happens again",
+_CAUSES = {
+    "SIGKILL": "; the system does so when memory runs out: fewer num_workers need less",
+    "SIGBUS": "; /dev/shm may be full: give it more room (docker run --shm-size), or take fewer num_workers",
+    "SIGSEGV": "; a decoder may have failed on the image: remove it if it happens again",
 }
 # Seconds until the system has told of the death of a worker whose connection broke.
 _MOMENT = 5.0
@@ -76,7 +76,7 @@ def _ending(exitcode: int) -> str:
     if exitcode >= 0:
         return f"ended by itself, with status {exitcode}"
     name = signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"signal {-exitcode}"
-    return f"was ended by {name}{_CAUSES.get(-exitcode, '')}"
+    return f"was ended by {name}{_CAUSES.get(name, '')}"
 
 
 # In a worker: its loader's table of images and its own number.

@@ -83,9 +83,10 @@ def save_checkpoint(
                 save_shards(partial / name, tensors)
             else:
                 save_tensors(partial / f"{name}.safetensors", tensors, metadata if name in parts else None)
-        sums = checksums(partial, own_shards(partial, processes.rank)) if sharded else {}
+        sums: dict[str, str] = {}
         if sharded:
-            sums = {name: value for part in processes.gather(sums) for name, value in part.items()}
+            for part in processes.gather(checksums(partial, own_shards(partial, processes.rank))):
+                sums |= part
         if not processes.is_main:
             return final
         if sharded:

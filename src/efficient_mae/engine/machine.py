@@ -65,6 +65,11 @@ def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None
 
 
+def usual_workers(device: torch.device) -> int:
+    """Processes that read images for one that trains on this device, unless told otherwise."""
+    return 1 if device.type == "cpu" else min(12, available_cores())
+
+
 def available_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

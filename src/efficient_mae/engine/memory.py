@@ -105,7 +105,8 @@ def largest_batch(
     Args:
         free: bytes beside the model's weights.
         optimizer: whose state is counted where it isn't there yet (two numbers a parameter, as AdamW keeps).
-        probe: the loss of a batch of so many images.
+        probe: the loss of a batch of so many images. A few are one part of the decoder's: what it keeps is counted
+            for every image, so more may fit where it works in parts.
         device: that is computed on.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -12,7 +12,7 @@ from efficient_mae.engine.checkpoint import find_checkpoints, remove_checkpoint,
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.logging import say
 from efficient_mae.engine.plain_files import parse_json
-from efficient_mae.errors import DivergedError
+from efficient_mae.errors import DivergedError, InputError
 
 
 class Rollbacks:
@@ -23,6 +23,9 @@ class Rollbacks:
 
     Args:
         folder: of the run.
+
+    Raises:
+        InputError: the file holds something else.
     """
 
     def __init__(self, folder: Path):
@@ -30,6 +33,8 @@ class Rollbacks:
         self.made: list[dict[str, int]] = []
         if self._file.exists():
             self.made = parse_json(self._file.read_bytes(), str(self._file))
+            if not (isinstance(self.made, list) and all(map(_is_rollback, self.made))):
+                raise InputError(f"{self._file}: doesn't hold step and batches of each rollback")
 
     @property
     def passed_over(self) -> list[tuple[int, int]]:
@@ -63,6 +68,12 @@ class Rollbacks:
                     remove_checkpoint(checkpoint)
             replace_file(self._file, json.dumps(self.made).encode())
         processes.barrier()
+
+
+def _is_rollback(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), int) and value[name] >= 0 for name in ("step", "batches")
+    )
 
 
 def last_good(folder: Path, bad: int) -> int:

@@ -28,7 +28,7 @@ from efficient_mae.engine.checksums import last_whole
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.logging import MetricsLog, say
 from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
-from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.machine import describe_machine, usual_workers
 from efficient_mae.engine.memory import explain_out_of_memory
 from efficient_mae.engine.nonfinite import SkipLog
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
@@ -275,7 +275,7 @@ class Run(ABC):
         """Processes that read images for this one."""
         if self.config.num_workers is not None:
             return self.config.num_workers
-        return 1 if self.processes.device.type == "cpu" else min(12, available_cores())
+        return usual_workers(self.processes.device)
 
     def _resume(self) -> int:
         """Load the last checkpoint that is whole, if there is any; return the number of steps done."""

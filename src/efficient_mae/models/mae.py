@@ -146,9 +146,9 @@ class MaskedAutoencoder(VisionTransformer):
             parameters = self._decoder_parameters()
             total, prediction, patch_loss = decode_in_parts(self.decode, parameters, latent, target, layout)
         else:
-            images_of = [part.num_images for part in layout.parts]
-            parts = zip(latent.split(images_of), layout.parts, strict=True)
-            prediction = torch.cat([self.decode(piece, part) for piece, part in parts])
+            pieces = latent.split([part.num_images for part in layout.parts])
+            predictions = [self.decode(*pair) for pair in zip(pieces, layout.parts, strict=True)]
+            prediction = predictions[0] if len(predictions) == 1 else torch.cat(predictions)
             patch_loss = patch_errors(prediction, target)
             total = (layout.weights.to(patch_loss.dtype) * patch_loss).sum()
         return MAEOutput(total / layout.weights.to(total.dtype).sum(), prediction, target, patch_loss, layout)

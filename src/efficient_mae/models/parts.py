@@ -58,22 +58,22 @@ class _InParts(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets = [len(part.ids_predict) for part in layout.parts]
         pieces = latent.split([part.num_images for part in layout.parts])
-        grad_latent = [torch.zeros_like(piece) for piece in pieces]
-        grads = [torch.zeros_like(parameter) for parameter in parameters]
-        predictions, errors = [], []
-        for index, part in enumerate(layout.parts):
-            if not targets[index]:
+        cut = zip(layout.parts, pieces, target.split(targets), layout.weights.split(targets), strict=True)
+        grad_latent, grads, predictions, errors = [], [], [], []
+        for part, piece, truth, weights in cut:
+            if not len(truth):
+                grad_latent.append(torch.zeros_like(piece))
                 continue
-            piece = pieces[index].detach().requires_grad_()
+            piece = piece.detach().requires_grad_()
             with torch.enable_grad():
-                predictions.append(decode(piece, part))
-                errors.append(patch_errors(predictions[-1], target.split(targets)[index]))
-                weights = layout.weights.split(targets)[index]
-                total = (weights.to(errors[-1].dtype) * errors[-1]).sum()
-            grad_latent[index], *found = torch.autograd.grad(total, [piece, *parameters])
-            for grad, more in zip(grads, found, strict=True):
-                grad += more
-            predictions[-1], errors[-1] = predictions[-1].detach(), errors[-1].detach()
+                predicted = decode(piece, part)
+                error = patch_errors(predicted, truth)
+                total = (weights.to(error.dtype) * error).sum()
+            grad_piece, *found = torch.autograd.grad(total, [piece, *parameters])
+            grads = [grad.add_(more) for grad, more in zip(grads, found, strict=True)] if grads else found
+            grad_latent.append(grad_piece)
+            predictions.append(predicted.detach())
+            errors.append(error.detach())
         prediction, patch_loss = torch.cat(predictions), torch.cat(errors)
         ctx.grads = [torch.cat(grad_latent), *grads]
         ctx.mark_non_differentiable(prediction, patch_loss)

@@ -2,10 +2,8 @@
 
 import dataclasses
 import datetime
-import difflib
 import json
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from efficient_mae.engine.distributed import find_device
 from efficient_mae.engine.logging import say
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.engine.settings import check_at_least_1
-from efficient_mae.errors import InputError
+from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import duration, estimate, list_studies, measure_speed, seeds_of
@@ -111,7 +109,7 @@ def _find_study(name: str | None) -> Study:
     if name is None:
         raise InputError(f"name a study: {', '.join(STUDIES)} (emae study --list)")
     if name not in STUDIES:
-        raise InputError(f"unknown study {name!r}{_nearest(name, STUDIES)}; studies: {', '.join(STUDIES)}")
+        raise InputError(f"unknown study {name!r}{did_you_mean(name, STUDIES)}; studies: {', '.join(STUDIES)}")
     return STUDIES[name]
 
 
@@ -123,13 +121,10 @@ def _choose_cells(chosen: Study, preset: Preset, only: str | None) -> list[Cell]
     for name in names:
         if name not in cells:
             known = ", ".join(cells) or "none, it runs nothing"
-            raise InputError(f"only={name!r}: no cell of {chosen.name}{_nearest(name, cells)}; its cells: {known}")
+            raise InputError(
+                f"only={name!r}: no cell of {chosen.name}{did_you_mean(name, cells)}; its cells: {known}"
+            )
     return [cells[name] for name in names]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _open_data(chosen: Study, preset: Preset, data: str | None, out: Path) -> tuple[str, str | None]:

@@ -1,6 +1,5 @@
 """What rows and whole studies cost, counted before anything is run."""
 
-import time
 from collections.abc import Sequence
 from functools import cache
 
@@ -18,7 +17,6 @@ _TRAINING = 6
 # training (start, pictures, report): set by the cpu preset on 2 busy cores, where 4 minutes were foretold and taken.
 _EFFICIENCY = 0.35
 _OVERHEAD = 20.0
-_MATRIX = 2048
 
 
 def paper_config(cell: Cell) -> MAEConfig:
@@ -59,20 +57,7 @@ def estimated_seconds(flops: Sequence[float], stages: int, speed: float, jobs: i
     Args:
         flops: of each run.
         stages: processes of each.
-        speed: FLOPs a second, from :func:`matrix_speed`.
+        speed: FLOPs a second, from :func:`efficient_mae.study.listing.measure_speed`.
         jobs: runs at a time; they share the device, but not the time in which it waits for them.
     """
     return sum(flops) / (speed * _EFFICIENCY) + len(flops) * stages * _OVERHEAD / jobs
-
-
-def matrix_speed(device: torch.device, precision: str) -> float:
-    """FLOPs a second of one large matrix product on this machine, measured in a moment."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    matrix = torch.ones(_MATRIX, _MATRIX, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(3):
-        begin = time.perf_counter()
-        product = matrix @ matrix
-        product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - begin)
-    return 2 * _MATRIX**3 / best

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from efficient_mae.bench.step import matmul_tflops
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.study.cells import Cell
-from efficient_mae.study.costs import estimated_seconds, matrix_speed, training_flops
+from efficient_mae.study.costs import estimated_seconds, training_flops
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.studies import STUDIES, Study
 
@@ -35,7 +36,7 @@ def estimate(
 def measure_speed(device: str) -> float:
     """FLOPs a second of a large matrix product on a device, in the precision that runs take there."""
     found = find_device(device)
-    return matrix_speed(found, resolve_precision("auto", found))
+    return 1e12 * matmul_tflops(found, resolve_precision("auto", found))
 
 
 def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs: int, device: str) -> dict[str, Any]:
