@@ -148,6 +148,23 @@ def test_decoding_in_parts_is_decoding_at_once(part_size):
         torch.testing.assert_close(model(images, parts).prediction, expected.prediction, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("img_size", [32, 80])  # short sequences are multiplied in float32, long ones in bfloat16
+def test_parts_under_autocast_are_the_whole_under_autocast(img_size):
+    torch.manual_seed(0)
+    model = emae.create_model("mae_vit_tiny_patch8", **{**SMALL, "img_size": img_size, "beta": None})
+    images = torch.randn(8, 3, *model.img_size)
+    noise = torch.rand(8, (img_size // 8) ** 2, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for part_size in (None, 3):
+        layout = plan_masks(noise, **model.config.masking, part_size=part_size)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(images, layout).loss
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for whole, parts in zip(*gradients):
+        assert parts.dtype == torch.float32
+        assert (parts - whole).norm() < 2e-2 * whole.norm()  # bfloat16 has eight bits
+
+
 def test_parts_keep_the_activations_of_one_part():
     model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
     images = torch.randn(16, 3, *model.img_size)

@@ -49,7 +49,10 @@ class WorkerTable:
         """
         timeout = re.search(r"DataLoader timed out after ([\d.]+) seconds", str(error))
         if not timeout:
-            connection.wait([worker.sentinel for worker in workers], _MOMENT)
+            ended = connection.wait([worker.sentinel for worker in workers], _MOMENT)
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join()  # a process closes its files a moment before it can be asked how it ended
         dead = [(number, worker) for number, worker in enumerate(workers) if worker.exitcode is not None]
         if dead:
             message = f"{self._describe(*dead[0])} {_ending(dead[0][1].exitcode or 0)}"

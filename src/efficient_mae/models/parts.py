@@ -69,7 +69,8 @@ class _InParts(torch.autograd.Function):
                 predicted = decode(piece, part)
                 error = patch_errors(predicted, truth)
                 total = (weights.to(error.dtype) * error).sum()
-            grad_piece, *found = torch.autograd.grad(total, [piece, *parameters])
+            with torch.autocast(latent.device.type, enabled=False):  # as a backward pass is computed elsewhere
+                grad_piece, *found = torch.autograd.grad(total, [piece, *parameters])
             grads = [grad.add_(more) for grad, more in zip(grads, found, strict=True)] if grads else found
             grad_latent.append(grad_piece)
             predictions.append(predicted.detach())
