@@ -43,13 +43,12 @@ def link(gpus: int) -> float:
     return REACHED_LINK * (NVLINK_BYTES if gpus <= GPUS_A_NODE else min(NVLINK_BYTES, INFINIBAND_BYTES))
 
 
-def tables(counted: dict[str, Any], decoded: float, part: int) -> Iterator[tuple[str, str]]:
+def tables(counted: dict[str, Any], decoded: float) -> Iterator[tuple[str, str]]:
     """The page's tables, by name.
 
     Args:
         counted: what scaling.py counts, by model.
         decoded: images a second that a core decodes.
-        part: images that the decoder takes at a time.
     """
     yield (
         "work",
@@ -123,7 +122,7 @@ def tables(counted: dict[str, Any], decoded: float, part: int) -> Iterator[tuple
                     *(_gigabytes(state_bytes(one, gpus)) for gpus in GPUS[1:]),
                     *(f"{bytes_ / 1e6:.0f} MB" for method in METHODS for bytes_ in _kept(one, method)),
                     f"{one['kept_bytes_an_image']['efficient_mae']['checkpointed'] / 1e6:.0f} MB",
-                    *(f"{_images_that_fit(one, shards, part):,}" for shards in (1, GPUS_A_NODE)),
+                    *(f"{_images_that_fit(one, shards):,}" for shards in (1, GPUS_A_NODE)),
                 )
                 for name, one in counted.items()
             ),
@@ -141,8 +140,8 @@ def tables(counted: dict[str, Any], decoded: float, part: int) -> Iterator[tuple
                 (
                     str(images),
                     *(
-                        f"{_peak(one, 'efficient_mae', images, part) / _peak(one, 'mae', images, size):.2f}"
-                        for size in (part, images)
+                        f"{_peak(one, 'efficient_mae', images) / _peak(one, 'mae', images, at_once):.2f}"
+                        for at_once in (False, True)
                         for one in counted.values()
                     ),
                 )
@@ -225,18 +224,18 @@ def _kept(one: dict[str, Any], method: str) -> tuple[float, float]:
     return kept["plain"] - kept["decoder"], kept["decoder"]
 
 
-def _images_that_fit(one: dict[str, Any], shards: int, part: int) -> int:
+def _images_that_fit(one: dict[str, Any], shards: int) -> int:
     left = USABLE_BYTES - state_bytes(one, shards)
     encoder, decoder = _kept(one, "efficient_mae")
     if shards == 1:  # a sharded decoder takes all images at once
-        return max(0, int((left - part * decoder) / encoder))
+        return max(0, int((left - one["decoder_part"] * decoder) / encoder))
     return max(0, int(left / (encoder + decoder)))
 
 
-def _peak(one: dict[str, Any], method: str, images: int, part: int) -> float:
-    """Bytes of state and of what a step keeps of so many images, of which the decoder takes a part at a time."""
+def _peak(one: dict[str, Any], method: str, images: int, at_once: bool = False) -> float:
+    """Bytes of state and of what a step keeps of so many images, which the decoder takes in parts or at once."""
     encoder, decoder = _kept(one, method)
-    return state_bytes(one) + images * encoder + min(images, part) * decoder
+    return state_bytes(one) + images * encoder + (images if at_once else min(images, one["decoder_part"])) * decoder
 
 
 def _gigabytes(value: float) -> str:

@@ -1,6 +1,7 @@
 """Parity with transformers' ViTMAE, and of packed with one-at-a-time decoding."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import efficient_mae as emae
 from efficient_mae.masking import build_layout, plan_masks
-from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.models import MaskedAutoencoder, part_size
 
 SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
 
@@ -148,6 +149,14 @@ def test_decoding_in_parts_is_decoding_at_once(part_size):
         torch.testing.assert_close(model(images, parts).prediction, expected.prediction, rtol=1e-10, atol=1e-12)
 
 
+def test_parts_are_no_smaller_than_a_device_likes():
+    large = emae.create_model("mae_vit_large_patch16", depth=1).config
+    assert [part_size(large, torch.device(name)) for name in ("cpu", "cuda")] == [16, 64]
+    # A quarter of the patches and of the width: as many numbers are sixteen times the images.
+    small = replace(large, img_size=(112, 112), decoder_embed_dim=128)
+    assert part_size(small, torch.device("cpu")) == 16 * 16
+
+
 @pytest.mark.parametrize("img_size", [32, 80])  # short sequences are multiplied in float32, long ones in bfloat16
 def test_parts_under_autocast_are_the_whole_under_autocast(img_size):
     torch.manual_seed(0)
@@ -155,8 +164,8 @@ def test_parts_under_autocast_are_the_whole_under_autocast(img_size):
     images = torch.randn(8, 3, *model.img_size)
     noise = torch.rand(8, (img_size // 8) ** 2, generator=torch.Generator().manual_seed(0))
     gradients = []
-    for part_size in (None, 3):
-        layout = plan_masks(noise, **model.config.masking, part_size=part_size)
+    for size in (None, 3):
+        layout = plan_masks(noise, **model.config.masking, part_size=size)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(images, layout).loss
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))

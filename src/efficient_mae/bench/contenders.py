@@ -198,7 +198,7 @@ def _batches(config: MAEConfig, batch_size: int, device: torch.device) -> list[T
     images = _images(config, batch_size)
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(BATCHES, batch_size, config.grid_size[0] * config.grid_size[1], generator=generator)
-    layouts = [plan_masks(part, **config.masking, part_size=part_size(device)) for part in noise]
+    layouts = [plan_masks(part, **config.masking, part_size=part_size(config, device)) for part in noise]
     return [TrainBatch(images, torch.arange(batch_size), None, [], layout).to(device) for layout in layouts]
 
 

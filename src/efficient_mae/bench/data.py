@@ -96,7 +96,9 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
         config.seed,
         min_size=model.patch_size,
         num_patches=model.grid_size[0] * model.grid_size[1],
-        make_masks=partial(plan_epoch_masks, epochs=1, masking=model.config.masking, part_size=part_size(device)),
+        make_masks=partial(
+            plan_epoch_masks, epochs=1, masking=model.config.masking, part_size=part_size(model.config, device)
+        ),
     )
     bytes_per_image = _bytes_per_image(source)
     speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}

@@ -7,6 +7,7 @@ is known up to a factor as soon as that part is decoded. Nothing is computed twi
 B images, T predicted patches of the batch, X numbers of a patch, D the encoder's width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +18,17 @@ from torch.autograd.function import once_differentiable
 
 from efficient_mae.masking import DecoderLayout, MaskLayout
 from efficient_mae.masking.loss import patch_errors
+from efficient_mae.models.config import MAEConfig
 
-# Images of a part: fewer make matrix products too small for the device.
-_PART_SIZES = {"cpu": 16, "cuda": 64}
+# Patches of a part times the decoder's width, at least: 16 and 64 images of 14 x 14 patches at width 512. Smaller
+# parts make matrix products that are too small for the device.
+_PART_NUMBERS = {"cpu": 16 * 196 * 512, "cuda": 64 * 196 * 512}
 
 
-def part_size(device: torch.device) -> int:
-    """Images that the decoder takes at a time on this device."""
-    return _PART_SIZES[device.type]
+def part_size(config: MAEConfig, device: torch.device) -> int:
+    """Images that this model's decoder takes at a time on a device."""
+    rows, columns = config.grid_size
+    return math.ceil(_PART_NUMBERS[device.type] / (rows * columns * config.decoder_embed_dim))
 
 
 def decode_in_parts(

@@ -140,7 +140,7 @@ class PretrainRun(Run):
                 epochs=self.config.epochs,
                 masking=model.config.masking,
                 # The gradients of a sharded decoder are gathered by hooks of its own.
-                part_size=None if self.is_sharded else part_size(self.processes.device),
+                part_size=None if self.is_sharded else part_size(model.config, self.processes.device),
             ),
         )
 
