@@ -22,7 +22,7 @@ from efficient_mae.bench.contenders import Contender, methods, own_contenders, p
 from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.logging import say
-from efficient_mae.engine.machine import describe_machine, keep_freed_memory
+from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
@@ -30,7 +30,7 @@ from efficient_mae.masking import p2dist, plan_masks
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 # Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
-WARM_UP = 2
+WARM_UP = 3
 # Side of the square matrices whose product is the yardstick; large enough for the device's best.
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 # A training step computes a forward pass and twice as much backward, at two FLOPs a multiply-accumulate.
@@ -80,6 +80,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     batch_size = config.batch_size or (32 if device.type == "cpu" else 256)
     if device.type == "cpu":
         keep_freed_memory()
+        keep_compiled_products()
     try:
         # On a CPU before this process fills the memory.
         peaks = _host_peaks(config, batch_size, precision) if config.memory and device.type == "cpu" else {}
@@ -227,44 +228,39 @@ def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) 
     return {"p2dist_share": round(distance / step_seconds, 6), "masks_share": round(plan / step_seconds, 6)}
 
 
-# Columns of what isn't known of every method, with their format and unit.
-_OPTIONAL = (
-    ("gmacs", ".2f", ""),
-    ("gmac_ratio", ".2f", "x"),
-    ("tflops", ".3g", ""),
-    ("matmul_share", ".0%", ""),
-    ("peak_gigabytes", ".2f", ""),
+# Heading, name in a result, format: of each method's row, after its name.
+_COLUMNS = (
+    ("img/s", "images_per_second", "{:,.2f}"),
+    ("speed", "ratio", "{:.2f}x"),
+    ("GMACs", "gmacs", "{:.2f}"),
+    ("saved", "gmac_ratio", "{:.2f}x"),
+    ("TFLOP/s", "tflops", "{:.3g}"),
+    ("share", "matmul_share", "{:.0%}"),
+    ("GB", "peak_gigabytes", "{:.2f}"),
 )
 
 
 def show_bench_step(result: dict[str, Any], console: Console) -> None:
     """Print what :func:`bench_step` found."""
+    rows = result["methods"]
     console.print(
         f"{result['model']}, {result['batch_size']} images a step, {result['precision']}, "
         f"{result['machine']['device']}: medians of {result['rounds']} rounds",
         highlight=False,
     )
+    columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
     table = Table()
     table.add_column("method", no_wrap=True)
-    for heading in ("img/s", "speed", "GMACs", "saved", "TFLOP/s", "share", "GB"):
+    for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in result["methods"]:
-        table.add_row(
-            row["name"],
-            f"{row['images_per_second']:,.2f}",
-            f"{row['ratio']:.2f}x",
-            *(
-                "" if row[name] is None else f"{row[name]:.2f}{unit}"
-                for name, unit in (("gmacs", ""), ("gmac_ratio", "x"))
-            ),
-            "" if row["tflops"] is None else f"{row['tflops']:.3g}",
-            "" if row["matmul_share"] is None else f"{row['matmul_share']:.0%}",
-            "" if row["peak_gigabytes"] is None else f"{row['peak_gigabytes']:.2f}",
-        )
+    for row in rows:
+        cells = ("" if row[name] is None else form.format(row[name]) for _, name, form in columns)
+        table.add_row(row["name"], *cells)
     console.print(table)
+    memory = "; GB: peak memory" if any(row["peak_gigabytes"] is not None for row in rows) else ""
     console.print(
         f"speed: MAE 0.75 = 1; saved: what its GMACs promise; share: of a matrix product's "
-        f"{result['matmul_tflops']:.3g} TFLOP/s; GB: peak memory\n"
+        f"{result['matmul_tflops']:.3g} TFLOP/s{memory}\n"
         f"masks, P2Dist and packing take one core {result['masks_share']:.2%} of the step at 0.85 "
         f"(P2Dist {result['p2dist_share']:.2%})",
         highlight=False,

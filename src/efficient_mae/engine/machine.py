@@ -40,6 +40,15 @@ def keep_freed_memory() -> None:
     libc.mallopt(m_top_pad, 64 << 20)
 
 
+def keep_compiled_products() -> None:
+    """Have oneDNN keep the matrix products of several models at once; call before its first.
+
+    It compiles one for every new shape of bfloat16 matrices, half a megabyte each, and keeps the last 1024: enough
+    for one model, whose packed lengths change, but models that take turns would drop each other's.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
+
 def release_freed_memory() -> int:
     """Give the pages that :func:`keep_freed_memory` kept back to the system.
 
