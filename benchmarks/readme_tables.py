@@ -26,6 +26,7 @@ def step_table() -> str:
         methods = {row["name"]: row for row in result["methods"]}
         rate = {name: row["images_per_second"] for name, row in methods.items()}
         efficient = methods["Efficient MAE 0.85"]
+        memory = [methods[name]["peak_gigabytes"] for name in ("Efficient MAE 0.85", "MAE 0.75", PEER)]
         rows.append(
             (
                 f"{_size(result['model'])}, {result['precision']}, batch {result['batch_size']}",
@@ -35,6 +36,7 @@ def step_table() -> str:
                 f"{rate['MAE 0.75'] / rate[PEER]:.2f}x",
                 f"{efficient['matmul_share']:.0%}",
                 f"{result['masks_share']:.2%}",
+                " / ".join("" if peak is None else f"{peak:.2f}" for peak in memory),
             )
         )
     head = (
@@ -45,6 +47,7 @@ def step_table() -> str:
         "own MAE 0.75 to transformers'",
         "of a matrix product's rate",
         "masks, P2Dist, packing",
+        "peak GB: Efficient / own MAE / transformers'",
     )
     return markdown(head, rows)
 

@@ -140,3 +140,13 @@ def test_reconstruct(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     encoder = trained / "encoder.safetensors"
     status, _, err = run(capsys, "reconstruct", *flags(weights=encoder, image=photo, out=picture))
     assert status == 2 and "a decoder is needed" in err
+
+
+def test_a_process_that_fails_alone_tells_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert run(capsys, "info", "--weights", "/nowhere") == (2, "", "")
+    told = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert "/nowhere: no such file or directory" in told

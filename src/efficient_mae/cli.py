@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from efficient_mae import __version__
 from efficient_mae.bench.data import BenchDataConfig, bench_data, show_bench_data
@@ -291,7 +292,10 @@ def explain(message: str, arguments: list[str]) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    """One line on stderr, of one process alone where several run."""
+    """One line on stderr, of one process of a machine; what the others meet alone, torchrun says in its summary."""
+    line = printable(" ".join(message.split()))
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(f"emae: {printable(' '.join(message.split()))}", file=sys.stderr)
+        print(f"emae: {line}", file=sys.stderr)
+    elif "TORCHELASTIC_ERROR_FILE" in os.environ:
+        get_error_handler().record_exception(RuntimeError(line))
     return status

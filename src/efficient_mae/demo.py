@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.logging import say
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.report.report import write_report

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops
-from efficient_mae.bench.step import BenchStepConfig, bench_step
+from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.cli import main
+from efficient_mae.engine.logging import PlainConsole
 from efficient_mae.errors import InputError
 
 SMALL = dict(model="mae_vit_tiny_patch8", img_size=64, depth=1, decoder_depth=2, device="cpu", precision="fp32")
@@ -35,6 +36,18 @@ def test_every_method_is_timed_in_every_round(tmp_path: Path):
     assert result["p2dist_share"] > 0 and result["masks_share"] > 0
     assert json.loads((out / "step.json").read_text()) == result
     assert Image.open(out / "step.png").width > 600
+
+
+def test_the_table_fits_and_leaves_out_what_was_not_measured(capsys: pytest.CaptureFixture[str]):
+    result = bench_step(BenchStepConfig(**SMALL, batch_size=2, rounds=1, memory=False))
+    show_bench_step(result, PlainConsole(width=80, soft_wrap=True))
+    spoken = capsys.readouterr().out
+    assert "GB" not in spoken and "TFLOP/s" in spoken
+    row = result["methods"][0]
+    row |= {"name": "transformers ViTMAE 0.75", "images_per_second": 12345.678, "gmacs": 69.2, "peak_gigabytes": 71.25}
+    show_bench_step(result, PlainConsole(width=80, soft_wrap=True))
+    spoken = capsys.readouterr().out
+    assert all(text in spoken for text in ("transformers ViTMAE 0.75", "12,345.68", "69.20", "71.25", "GB: peak memory"))
 
 
 def test_what_cannot_be_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

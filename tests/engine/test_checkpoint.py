@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from efficient_mae.engine import checkpoint as module
+from efficient_mae.engine import durable
 from efficient_mae.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from efficient_mae.engine.checksums import find_damage
 from efficient_mae.engine.optim import build_adamw
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     def full(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(durable, "save_file", full)
     with pytest.raises(OSError, match="No space left") as error:
         save(tmp_path, 2)
     assert error.value.errno == 28
@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
 
 def test_a_disk_that_is_full_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whichever call finds it full, the checkpoint before is whole, nothing half written stays, the next works."""
-    calls = [(module, "save_file"), (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "chmod")]
+    calls = [(durable, "save_file"), (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "chmod")]
     for failing in itertools.count():
         folder = tmp_path / str(failing)
         before = save(folder, 1)

@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_form_is_loaded_back_and_compared(form: str, run: Path, tmp_path: Path, capsys):
-    out = tmp_path / "deep" / "out"
+    out = tmp_path / 'a "deep" \\ place' / "out"
     assert main(["export", "--weights", str(run), "--out", str(out), "--format", form, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert 0 <= result["largest_difference"] < 1e-5

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import efficient_mae as emae
 from efficient_mae.engine import checkpoint as checkpoint_module
+from efficient_mae.engine import durable
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
@@ -124,14 +125,14 @@ def stop_at_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 def test_a_full_disk_leaves_a_run_that_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = config(images, tmp_path / "run", checkpoint_every=3)
-    save_file = checkpoint_module.save_file
+    save_file = durable.save_file
 
     def full(tensors, file, metadata):
         if "step-00000006" in str(file):
             raise OSError(28, "No space left on device", str(file))
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr(durable, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         pretrain(settings)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]

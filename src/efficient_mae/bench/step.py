@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders, seconds_of
-from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.logging import say
 from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
@@ -249,7 +249,7 @@ def show_bench_step(result: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
-    table = Table()
+    table = Table(box=None, padding=(0, 2, 0, 0))  # so that all columns fit into 80 characters
     table.add_column("method", no_wrap=True)
     for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -8,7 +8,6 @@ checkpoints only. Nothing is ever unpickled.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Container, Mapping
@@ -18,18 +17,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from efficient_mae.engine.checksums import CHECKSUMS, checksums
 from efficient_mae.engine.distributed import ALONE, Processes
+from efficient_mae.engine.durable import PARTIAL, save_tensors, sync_folder, write_synced
 from efficient_mae.engine.parallel import is_sharded, place_like
 from efficient_mae.engine.plain_files import parse_json
-from efficient_mae.engine.sharded import own_shards, read_shards, save_shards, saved_tensors, system_error
+from efficient_mae.engine.sharded import own_shards, read_shards, save_shards, saved_tensors
 from efficient_mae.errors import InputError
-
-# What is being written has a name that begins so, and gets its own when it is done.
-PARTIAL = ".partial-"
 
 _FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -92,15 +89,15 @@ def save_checkpoint(
         if sharded:
             for name in (*parts, "optimizer"):
                 write_synced(partial / name / _HEADER, json.dumps(metadata if name in parts else {}).encode())
-                _sync_folder(partial / name)
+                sync_folder(partial / name)
         write_synced(partial / "state.json", json.dumps({"step": step, **state}).encode())
         others = (file for file in partial.rglob("*") if file.is_file())
         sums |= checksums(partial, (file for file in others if file.relative_to(partial).as_posix() not in sums))
         write_synced(partial / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True).encode())
-        _sync_folder(partial)
+        sync_folder(partial)
         remove_checkpoint(final)
         partial.rename(final)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError:
         if processes.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -260,52 +257,6 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: not a whole safetensors file ({error})") from None
 
 
-def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file and flush it to the disk.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-    except SafetensorError as error:
-        raise OSError(system_error(str(error)), str(error), str(file)) from error
-    share(file)
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def share(file: Path) -> None:
-    """Let others read a file that safetensors wrote, for its owner's eyes only, as they may read any other file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
-
-
-def write_synced(file: Path, content: bytes) -> None:
-    """Write a file and flush it to the disk."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whenever the run is killed."""
-    partial = file.with_name(f"{PARTIAL}{file.name}")
-    write_synced(partial, content)
-    partial.replace(file)
-
-
-def clear_partial(folder: Path) -> None:
-    """Remove what a run that was killed had begun to write anywhere in its folder."""
-    for path in folder.rglob(f"{PARTIAL}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -313,12 +264,3 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for parameter, tensors in optimizer.state.items()
         for key, value in tensors.items()
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a rename to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

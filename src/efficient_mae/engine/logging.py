@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from efficient_mae.data.names import printable
-from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import InputError
 

@@ -4,8 +4,6 @@ PyTorch's distributed checkpoints do the planning, with the storage that is plai
 pickles. Every function here that writes is called by all processes, and every process reads for itself alone.
 """
 
-import errno
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from efficient_mae.engine.durable import system_error
 from efficient_mae.errors import InputError
 
 
@@ -86,9 +85,3 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     except CheckpointException as failure:
         error, _ = next(iter(failure.failures.values()))
         raise InputError(f"{folder}: not whole sharded weights ({error})") from None
-
-
-def system_error(message: str) -> int:
-    """The number of the system's error that safetensors hides in its message."""
-    code = re.search(r"os error (\d+)", message)
-    return int(code[1]) if code else errno.EIO

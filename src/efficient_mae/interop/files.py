@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_model, read_header, save_tensors
+from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_model, read_header
 from efficient_mae.engine.checksums import refuse_damage
+from efficient_mae.engine.durable import save_tensors
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError

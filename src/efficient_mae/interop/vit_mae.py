@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from efficient_mae.data import default_mean_std
-from efficient_mae.engine.checkpoint import share
+from efficient_mae.engine.durable import share
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_of

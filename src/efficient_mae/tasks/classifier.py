@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
 from efficient_mae.data.datasets import TrainTransform
-from efficient_mae.engine.checkpoint import replace_file
 from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.logging import say
+from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
@@ -197,7 +198,12 @@ def run_classifier(
             if processes.is_main:
                 replace_file(out / RESULTS, json.dumps(_summary(config, out), indent=1).encode())
         processes.barrier()
-    return json.loads((out / RESULTS).read_bytes()) | {"run": str(out)}
+    return _results(out) | {"run": str(out)}
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    file = folder / RESULTS
+    return parse_json(file.read_bytes(), str(file))
 
 
 def _refuse_other_contents(out: Path) -> None:
@@ -211,7 +217,7 @@ def _refuse_other_contents(out: Path) -> None:
 def _summary(config: ClassifierConfig, out: Path) -> dict[str, Any]:
     """Means and intervals over the seeds' results."""
     seeds = range(config.seed, config.seed + config.seeds)
-    results = [json.loads((out / f"seed-{seed}" / RESULTS).read_bytes()) for seed in seeds]
+    results = [_results(out / f"seed-{seed}") for seed in seeds]
     scores = {
         name: mean_and_interval([one[name] for one in results]) for name in ("top1", "top5") if name in results[0]
     }

@@ -4,6 +4,7 @@ B images, C channels, h x w pixels, D width.
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,16 +211,21 @@ def _transformers_outputs(folder: Path, model: MaskedAutoencoder, images: Tensor
     return [(tokens, _tokens(model, images)), (theirs.logits[hidden], ours.prediction), (theirs.loss, ours.loss)]
 
 
+def _quoted(path: Path | str) -> str:
+    """A path as Python spells it in double quotes, which JSON does alike."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 def _timm_snippet(folder: Path, _: VisionTransformer) -> str:
-    return f'import timm\n\nvit = timm.create_model("local-dir:{folder}", pretrained=True)\n'
+    return f'import timm\n\nvit = timm.create_model({_quoted(f"local-dir:{folder}")}, pretrained=True)\n'
 
 
 def _transformers_snippet(folder: Path, _: VisionTransformer) -> str:
     return f"""\
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
-model = ViTMAEForPreTraining.from_pretrained("{folder}")
-processor = AutoImageProcessor.from_pretrained("{folder}")
+model = ViTMAEForPreTraining.from_pretrained({_quoted(folder)})
+processor = AutoImageProcessor.from_pretrained({_quoted(folder)})
 """
 
 
@@ -227,7 +233,7 @@ def _onnx_snippet(folder: Path, _: VisionTransformer) -> str:
     return f"""\
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{folder}/encoder.onnx")
+session = onnxruntime.InferenceSession({_quoted(folder / "encoder.onnx")})
 (tokens,) = session.run(["tokens"], {{"images": images}})  # float32, normalised, (B, C, h, w)
 """
 
@@ -236,7 +242,7 @@ def _torch_export_snippet(folder: Path, _: VisionTransformer) -> str:
     return f"""\
 import torch
 
-encoder = torch.export.load("{folder}/encoder.pt2").module()
+encoder = torch.export.load({_quoted(folder / "encoder.pt2")}).module()
 tokens = encoder(images)  # normalised, (B, C, h, w)
 """
 

@@ -12,8 +12,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from efficient_mae.data import AugmentTransform, LabelledData
-from efficient_mae.engine.checkpoint import save_tensors
 from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.durable import save_tensors
 from efficient_mae.engine.optim import adamw
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import encoder_arguments

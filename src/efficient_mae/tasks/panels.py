@@ -25,7 +25,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from efficient_mae.engine.checkpoint import replace_file
+from efficient_mae.engine.durable import replace_file
 from efficient_mae.masking import MaskLayout
 from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
