@@ -44,10 +44,17 @@ def test_the_table_fits_and_leaves_out_what_was_not_measured(capsys: pytest.Capt
     spoken = capsys.readouterr().out
     assert "GB" not in spoken and "TFLOP/s" in spoken
     row = result["methods"][0]
-    row |= {"name": "transformers ViTMAE 0.75", "images_per_second": 12345.678, "gmacs": 69.2, "peak_gigabytes": 71.25}
+    row |= {
+        "name": "transformers ViTMAE 0.75",
+        "images_per_second": 12345.678,
+        "gmacs": 69.2,
+        "peak_gigabytes": 71.25,
+    }
     show_bench_step(result, PlainConsole(width=80, soft_wrap=True))
     spoken = capsys.readouterr().out
-    assert all(text in spoken for text in ("transformers ViTMAE 0.75", "12,345.68", "69.20", "71.25", "GB: peak memory"))
+    assert all(
+        text in spoken for text in ("transformers ViTMAE 0.75", "12,345.68", "69.20", "71.25", "GB: peak memory")
+    )
 
 
 def test_what_cannot_be_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -79,7 +79,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
 
 def test_a_disk_that_is_full_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whichever call finds it full, the checkpoint before is whole, nothing half written stays, the next works."""
-    calls = [(durable, "save_file"), (os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "chmod")]
+    calls = [
+        (durable, "save_file"),
+        (os, "fsync"),
+        (Path, "mkdir"),
+        (Path, "rename"),
+        (Path, "open"),
+        (Path, "chmod"),
+    ]
     for failing in itertools.count():
         folder = tmp_path / str(failing)
         before = save(folder, 1)

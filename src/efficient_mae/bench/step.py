@@ -249,7 +249,7 @@ def show_bench_step(result: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
-    table = Table(box=None, padding=(0, 2, 0, 0))  # so that all columns fit into 80 characters
+    table = Table(box=None, padding=(0, 1, 0, 0))  # so that all columns fit into 80 characters
     table.add_column("method", no_wrap=True)
     for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)

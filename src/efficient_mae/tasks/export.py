@@ -217,7 +217,7 @@ def _quoted(path: Path | str) -> str:
 
 
 def _timm_snippet(folder: Path, _: VisionTransformer) -> str:
-    return f'import timm\n\nvit = timm.create_model({_quoted(f"local-dir:{folder}")}, pretrained=True)\n'
+    return f"import timm\n\nvit = timm.create_model({_quoted(f'local-dir:{folder}')}, pretrained=True)\n"
 
 
 def _transformers_snippet(folder: Path, _: VisionTransformer) -> str:
