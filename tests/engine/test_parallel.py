@@ -1,6 +1,8 @@
 """What is applied from outside a model, on two processes: the same numbers, in fewer places."""
 
+import atexit
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +62,24 @@ def results() -> dict:
         shared = manager.dict()
         spawn(2, in_process, shared)
         return dict(shared)
+
+
+def write_threads(file: Path) -> None:
+    file.write_text("\n".join(name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")))
+
+
+def train_and_write_threads_at_exit(rank: int, folder: Path) -> None:
+    atexit.register(write_threads, folder / str(rank))  # what is registered first is called last
+    with join_processes("cpu") as processes:
+        gradients(parallelize(small_model(), processes, parallel="fsdp"), "fp32")
+        write_threads(folder / f"{rank} at work")
+
+
+def test_no_thread_is_left_that_could_abort_python_at_its_end(tmp_path: Path):
+    spawn(2, train_and_write_threads_at_exit, tmp_path)
+    for rank in ("0", "1"):
+        assert "pt_gloo_runloop" in (tmp_path / f"{rank} at work").read_text()
+        assert "gloo" not in (tmp_path / rank).read_text()
 
 
 @pytest.mark.parametrize("grad_checkpointing", [False, True])

@@ -1,16 +1,20 @@
 """Processes and devices: one process alone, or the several that torchrun or Slurm start."""
 
+import atexit
+import gc
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from efficient_mae.engine.machine import keep_freed_memory
 from efficient_mae.errors import InputError
@@ -39,6 +43,13 @@ class Processes:
         """Whether this process writes the files and speaks to the user."""
         return self.rank == 0
 
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """All processes in a row, for tensors of which each holds a part."""
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        atexit.register(_end_threads, mesh)
+        return mesh
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, on each of them; in place."""
         if self.world_size > 1:
@@ -57,6 +68,16 @@ class Processes:
         """Wait for all processes, on the host alone: a GPU goes on with its work."""
         if self.world_size > 1:
             dist.all_reduce(torch.zeros(()))
+
+
+def _end_threads(mesh: DeviceMesh) -> None:
+    """Let go of what a mesh communicates by, so that its threads have ended before Python does.
+
+    DTensor's caches keep a mesh for good, and it would keep gloo's threads. One of them that lets go of a tensor when
+    Python is at its end aborts the process, after all is done (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    getattr(mesh, "_pg_registry", {}).clear()
+    gc.collect()
 
 
 # A program that runs by itself, on the host.
@@ -120,12 +141,17 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
+    store, rank, _ = next(dist.rendezvous("env://"))
+    if local_world_size == world_size:
+        # torchrun lends its own store, where addresses of processes from before a restart still lie
+        # (https://github.com/pytorch/pytorch/issues/167288). Machines may differ in how often they have restarted.
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    shared = {"store": store, "rank": rank, "world_size": world_size}
     if device.type == "cuda":
         # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=TIMEOUT, **shared)
     else:
-        dist.init_process_group("gloo")
-    rank = dist.get_rank()
+        dist.init_process_group("gloo", **shared)
     lost = False
     try:
         yield Processes(rank, world_size, device)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -72,7 +71,6 @@ def shard(model: nn.Module, processes: Processes, precision: str) -> None:
     In bf16 a GPU gathers parameters in bf16, half the traffic, and sums gradients in float32; the shards, which the
     optimiser changes, stay float32. What autocast computes in float32 it still does.
     """
-    mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     # On a CPU autocast leaves layer norms as they are, and those refuse parameters of another type than their input.
     half = precision == "bf16" and processes.device.type == "cuda"
     policy = MixedPrecisionPolicy(
@@ -82,10 +80,10 @@ def shard(model: nn.Module, processes: Processes, precision: str) -> None:
         cast_forward_inputs=False,
     )
     for block in _blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=processes.mesh, mp_policy=policy)
         for name in _entries(block):
             register_fsdp_forward_method(block, name)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=processes.mesh, mp_policy=policy)
 
 
 def is_sharded(module: nn.Module) -> bool:
