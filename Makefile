@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## pre-train a small model on bundled images (5 minutes on 2 CPU cores)
+demo: $(VENV)/.installed  ## pre-train a small model on bundled images (6 minutes on 2 CPU cores)
 	$(BIN)/emae demo
 
 test: $(VENV)/.installed  ## run the linters, the type checker and the tests

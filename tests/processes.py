@@ -1,17 +1,22 @@
 """Several processes that train together, without the seconds that torchrun takes to start."""
 
 import os
+import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.multiprocessing as mp
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """One of those that Linux gives to no connection by itself, so that none takes it before it is used."""
+    while True:
+        port = 15_000 + secrets.randbelow(17_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def spawn(world_size: int, function: Callable, *arguments) -> None:

@@ -80,10 +80,11 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     batch_size = config.batch_size or (32 if device.type == "cpu" else 256)
     if device.type == "cpu":
         keep_freed_memory()
-        keep_compiled_products()
     try:
-        # On a CPU before this process fills the memory.
+        # On a CPU before this process fills the memory, and with what training keeps compiled.
         peaks = _host_peaks(config, batch_size, precision) if config.memory and device.type == "cpu" else {}
+        if device.type == "cpu":
+            keep_compiled_products()
         contenders = _contenders(config, batch_size, device, precision)
         seconds, matmul = _race(contenders, config.rounds, device, precision)
         if config.memory and device.type == "cuda":

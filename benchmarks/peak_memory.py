@@ -1,0 +1,68 @@
+"""Peak memory of a training step by the number of its images: python benchmarks/peak_memory.py
+
+Measured on a CPU as `emae bench step` does: each method takes two steps in a process of its own, and what they raise
+its resident peak by is its peak. Writes results/peak_memory.json, and a table of docs/scaling.md from it.
+"""
+
+import json
+import multiprocessing
+from datetime import date
+from pathlib import Path
+
+import torch
+from scaling_tables import markdown, rewrite
+
+from efficient_mae.bench.step import BenchStepConfig, _resident_peak
+from efficient_mae.engine.machine import describe_machine
+
+ROOT = Path(__file__).parents[1]
+RESULT = Path(__file__).parent / "results" / "peak_memory.json"
+MODEL = "mae_vit_large_patch16"
+# As many as fit 24 GiB.
+BATCH_SIZES = {"fp32": (32, 128), "bf16": (32, 128, 256)}
+# By number, of those that `emae bench step` times.
+METHODS = {0: "MAE 0.75", 2: "Efficient MAE 0.85"}
+
+
+def measure() -> list[dict[str, float | str]]:
+    """Gigabytes of each method, for each precision and number of images."""
+    config = BenchStepConfig(model=MODEL)
+    rows = []
+    for precision, batch_sizes in BATCH_SIZES.items():
+        for batch_size in batch_sizes:
+            row: dict[str, float | str] = {"precision": precision, "batch_size": batch_size}
+            for number, name in METHODS.items():
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    found = pool.apply(_resident_peak, (config, number, batch_size, precision))
+                if found is None or found[0] != name:
+                    raise SystemExit(f"number {number} is {found}, and should be {name}")
+                row[name] = found[1]
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    rows = measure()
+    machine = describe_machine(torch.device("cpu"))
+    result = {"date": date.today().isoformat(), "machine": machine, "model": MODEL, "gigabytes": rows}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    mae, efficient = METHODS.values()
+    table = markdown(
+        ("precision", "images a step", f"{mae}, GB", f"{efficient}, GB", "ratio"),
+        (
+            (
+                str(row["precision"]),
+                str(row["batch_size"]),
+                f"{row[mae]:.1f}",
+                f"{row[efficient]:.1f}",
+                f"{float(row[efficient]) / float(row[mae]):.2f}",
+            )
+            for row in rows
+        ),
+    )
+    rewrite(ROOT / "docs" / "scaling.md", "peak measured", table, script="peak_memory")
+
+
+if __name__ == "__main__":
+    main()
