@@ -1,14 +1,20 @@
 """The command as a user meets it: help, one-line errors, exit statuses, JSON."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from efficient_mae.cli import COMMANDS, main
+from efficient_mae.cli import main
+from efficient_mae.commands import COMMANDS
 from tests.tasks.conftest import TINY, flags, write_images
+
+EMAE = [sys.executable, "-m", "efficient_mae"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -74,6 +80,29 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(
     assert status == 2 and out == ""
     assert len(err.splitlines()) == 1 and err.startswith("emae: ") and said in err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python whose torch is damaged."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+def test_help_is_there_before_torch_is(without_torch: dict[str, str]):
+    done = subprocess.run([*EMAE, "--help"], env=without_torch, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(command.split()[0] in done.stdout for command in COMMANDS)
+
+
+def test_a_library_that_cannot_be_imported_is_one_line(without_torch: dict[str, str]):
+    done = subprocess.run([*EMAE, "doctor"], env=without_torch, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "emae: a library cannot be imported (libcudart.so: cannot open shared object file): "
+        "install it again; torch and torchvision must match\n"
+    )
 
 
 def test_unknown_keys_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

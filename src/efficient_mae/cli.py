@@ -1,4 +1,4 @@
-"""The command `emae`: one parser; a subcommand is a config dataclass, a function, and how its result is shown."""
+"""The command `emae`: one parser, and whatever goes wrong as one line and an exit status."""
 
 import errno
 import json
@@ -6,107 +6,25 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-from rich.console import Console
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from efficient_mae import __version__
-from efficient_mae.bench.data import BenchDataConfig, bench_data, show_bench_data
-from efficient_mae.bench.doctor import DoctorConfig, doctor, show_doctor
-from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
-from efficient_mae.bench.info import InfoConfig, info, show_info
-from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
-from efficient_mae.data import WorkerFailure
-from efficient_mae.data.names import printable
-from efficient_mae.demo import DemoConfig, demo, show_demo, show_run
-from efficient_mae.engine.distributed import LostProcessError
-from efficient_mae.engine.logging import PlainConsole
+from efficient_mae.commands import COMMANDS, GROUPS, Command
+from efficient_mae.console import PlainConsole, printable
 from efficient_mae.engine.plain_files import parse_yaml
-from efficient_mae.engine.preemption import Stopped
-from efficient_mae.errors import DivergedError, InputError, did_you_mean
-from efficient_mae.report.command import ReportConfig, report, show_report
-from efficient_mae.report.report import write_report
-from efficient_mae.study.command import StudyConfig, show_study, study
-from efficient_mae.tasks.classifier import show_classifier
-from efficient_mae.tasks.export import ExportConfig, export, show_export
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
-from efficient_mae.tasks.pretrain import pretrain
-from efficient_mae.tasks.pretrain_config import PretrainConfig
-from efficient_mae.tasks.reconstruct import ReconstructConfig, reconstruct, show_reconstruct
-from efficient_mae.tasks.replay import ReplayConfig, replay, show_replay
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand.
-
-    Attributes:
-        config: dataclass of its settings; each is a flag.
-        run: does it, and returns what `--json` prints.
-        show: prints that for a person.
-        help: one line.
-    """
-
-    config: type
-    run: Callable[[Any], dict[str, Any]]
-    show: Callable[[dict[str, Any], Console], None]
-    help: str
-
-
-def pretrain_and_report(config: PretrainConfig) -> dict[str, Any]:
-    """Pre-train, then write the report."""
-    run = pretrain(config)
-    if int(os.environ.get("RANK", "0")) == 0:
-        write_report(run)
-    return {"run": str(run), "encoder": str(run / "encoder.safetensors"), "report": str(run / "report.html")}
-
-
-COMMANDS = {
-    "demo": Command(DemoConfig, demo, show_demo, "learn on bundled images in a few minutes, and see what came of it"),
-    "pretrain": Command(
-        PretrainConfig,
-        pretrain_and_report,
-        lambda result, console: show_run(Path(result["run"]), console),
-        "pre-train an encoder on images; the same command again resumes",
-    ),
-    "reconstruct": Command(
-        ReconstructConfig, reconstruct, show_reconstruct, "picture what a model makes of an image"
-    ),
-    "knn": Command(KnnConfig, knn, show_knn, "k-NN accuracy of an encoder, an untrained one, and raw pixels"),
-    "linear-probe": Command(
-        LinearProbeConfig, linear_probe, show_classifier, "train a linear head on a frozen encoder, and judge it"
-    ),
-    "finetune": Command(
-        FinetuneConfig, finetune, show_classifier, "train an encoder and a head with labels, and judge them"
-    ),
-    "replay": Command(
-        ReplayConfig, replay, show_replay, "do a skipped step of a run again, and show what went wrong"
-    ),
-    "export": Command(ExportConfig, export, show_export, "write a model for timm, transformers, ONNX, torch.export"),
-    "bench step": Command(
-        BenchStepConfig, bench_step, show_bench_step, "time training steps of MAE, Efficient MAE and other libraries"
-    ),
-    "bench data": Command(BenchDataConfig, bench_data, show_bench_data, "time the loader alone, beside the step"),
-    "bench flops": Command(
-        BenchFlopsConfig, bench_flops, show_bench_flops, "count the paper's GFLOPs (Tables 1, 3 and 4)"
-    ),
-    "study": Command(
-        StudyConfig, study, show_study, "run a table or figure of the paper, beside the paper's figures"
-    ),
-    "report": Command(ReportConfig, report, show_report, "write the report of a run"),
-    "doctor": Command(DoctorConfig, doctor, show_doctor, "whether training can run here, and what it would wait for"),
-    "info": Command(InfoConfig, info, show_info, "parameters, tokens and GMACs of a model, and the environment"),
-}
-
+from efficient_mae.errors import (
+    DivergedError,
+    InputError,
+    LostProcessError,
+    Stopped,
+    WorkerFailure,
+    did_you_mean,
+)
 
 # What a disk says that cannot be written to, by the system's numbers.
 _DISK = {
@@ -116,9 +34,6 @@ _DISK = {
     errno.EROFS: "the disk has become one that can only be read",
     errno.EIO: "the disk fails",
 }
-
-# Commands of two words, by their first.
-GROUPS = {"bench": "measure and count what training costs"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LostProcessError as lost:
         # All that are left say so: the one that speaks for them may be the one that is gone.
         print(f"emae: {lost}; the same command again resumes from the last checkpoint", file=sys.stderr, flush=True)
+        import torch  # loaded long ago, by what was lost
+
         if torch.cuda.is_initialized():
             os._exit(1)  # the device waits for what never comes, and an orderly end would wait for the device
         return 1
@@ -155,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = build_parser()
+    parser = build_parser(called(arguments))
     try:
         parsed = parser.parse_args(_with_recipe_paths(_with_scratch(_with_study_name(arguments))))
     except ArgumentError as error:
@@ -176,8 +93,20 @@ def _run(arguments: list[str]) -> int:
     return 2 if result.get("problems") else 1 if result.get("failed") else 0
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of all subcommands."""
+def called(arguments: Sequence[str]) -> str | None:
+    """The subcommand that these arguments begin with, if there is one."""
+    return next((name for words in (1, 2) if (name := " ".join(arguments[:words])) in COMMANDS), None)
+
+
+def build_parser(name: str | None) -> ArgumentParser:
+    """The parser of all subcommands.
+
+    Args:
+        name: of the subcommand whose flags it knows: to know those of all, all would have to be imported.
+
+    Raises:
+        InputError: a library that the subcommand needs cannot be imported.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="emae", version=__version__, exit_on_error=False, description=_DESCRIPTION)
     subcommands = parser.add_subcommands(required=True)
@@ -186,16 +115,29 @@ def build_parser() -> ArgumentParser:
         middle = ArgumentParser(exit_on_error=False, description=description)
         subcommands.add_subcommand(group, middle, help=description)
         groups[group] = middle.add_subcommands(required=True)
-    for name, command in COMMANDS.items():
+    for each, command in COMMANDS.items():
         own = ArgumentParser(exit_on_error=False, description=command.help)
-        own.add_argument(
-            "--config", action="config", help=f"recipe ({', '.join(recipes())}) or YAML file; flags override"
-        )
-        own.add_class_arguments(command.config, as_group=False)
-        own.add_argument("--json", action="store_true", help="print the result as one JSON document")
-        group, _, short = name.rpartition(" ")
+        if each == name:
+            _add_flags(own, command)
+        group, _, short = each.rpartition(" ")
         (groups[group] if group else subcommands).add_subcommand(short, own, help=command.help)
     return parser
+
+
+def _add_flags(parser: ArgumentParser, command: Command) -> None:
+    try:
+        config, _ = command.config, command.run
+    # What a library that is missing, half installed or built for another version of torch says.
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ImportError) and (error.name or "").startswith("efficient_mae"):
+            raise
+        raise InputError(
+            f"a library cannot be imported ({error}): install it again; torch and torchvision must match"
+        ) from None
+    names = ", ".join(recipes())
+    parser.add_argument("--config", action="config", help=f"recipe ({names}) or YAML file; flags override")
+    parser.add_class_arguments(config, as_group=False)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
 _DESCRIPTION = "Pre-train Vision Transformers as masked autoencoders, at mask ratio 0.85 and above."
@@ -262,8 +204,7 @@ def _recipe_path(name: str) -> str:
 
 def explain(message: str, arguments: list[str]) -> str:
     """A parser's complaint as one line that says what, where, and what would be accepted."""
-    name = next((name for name in (arguments[0:1], arguments[0:2]) if " ".join(name) in COMMANDS), [])
-    name = " ".join(name)
+    name = called(arguments)
     flags = [field.name for field in fields(COMMANDS[name].config)] if name else []
     where = f"{name}: " if name else ""
     if match := re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
@@ -297,5 +238,7 @@ def _fail(message: str, status: int) -> int:
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(f"emae: {line}", file=sys.stderr)
     elif "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
         get_error_handler().record_exception(RuntimeError(line))
     return status

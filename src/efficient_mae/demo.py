@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from efficient_mae.console import say
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import say
-from efficient_mae.interop import load_snippet, read_metadata
+from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report
 from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
 from efficient_mae.tasks.pretrain import pretrain
@@ -55,14 +55,3 @@ def show_demo(result: dict[str, Any], console: Console) -> None:
     """Print the accuracies, what to look at, and how to load the encoder."""
     show_knn(result, console)
     show_run(Path(result["weights"]), console)
-
-
-def show_run(run: Path, console: Console) -> None:
-    """Print where a finished run's report and reconstructions are, and how to load its encoder."""
-    encoder = run / "encoder.safetensors"
-    pictures = sorted((run / "figures").glob("panel-*.png"))
-    console.print(f"\nreport:          {run / 'report.html'}", markup=False)
-    if pictures:
-        console.print(f"reconstructions: {pictures[-1]}", markup=False)
-    console.print(f"encoder:         {encoder}\n\nLoad it with timm:\n", markup=False)
-    console.print(load_snippet(read_metadata(encoder)[0], encoder), markup=False, highlight=False)

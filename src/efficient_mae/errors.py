@@ -1,7 +1,13 @@
-"""The errors that tell the user something: an input to be mended, and training that cannot go on."""
+"""The exceptions that tell the user something: an input to be mended, training that stops or cannot go on."""
 
 import difflib
+import signal
 from collections.abc import Iterable
+
+# sysexits.h's EX_TEMPFAIL, "try again later": what a scheduler takes for a reason to start the run again.
+PREEMPTED = 75
+# What a shell makes of a program that Ctrl-C ended.
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class InputError(ValueError):
@@ -24,6 +30,32 @@ class DivergedError(Exception):
     def __init__(self, message: str, first: int, last: int):
         super().__init__(message)
         self.first, self.last = first, last
+
+
+class LostProcessError(RuntimeError):
+    """Another of the processes that train together has ended, or is out of reach; one line."""
+
+
+class WorkerFailure(RuntimeError):  # noqa: N818 - it is the worker's, not the code's
+    """A loader's worker process died, or gave no batch in time; the message is one line."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error: it did as it was asked
+    """A run was asked to stop, and did, with a checkpoint; as it is, it can be resumed.
+
+    Attributes:
+        status: with which its process should end: 75 if the machine is taken away, 130 after Ctrl-C.
+    """
+
+    def __init__(self, number: int, step: int):
+        """
+        Args:
+            number: of the signal.
+            step: that was saved.
+        """
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"stopped by {name}; step {step} is saved, and the same command again resumes after it")
+        self.status = INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

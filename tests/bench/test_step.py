@@ -9,7 +9,7 @@ from PIL import Image
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.cli import main
-from efficient_mae.engine.logging import PlainConsole
+from efficient_mae.console import PlainConsole
 from efficient_mae.errors import InputError
 
 SMALL = dict(model="mae_vit_tiny_patch8", img_size=64, depth=1, decoder_depth=2, device="cpu", precision="fp32")

@@ -9,7 +9,8 @@ import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficient_mae.data.names import MAX_CLASSES, PackedNames, numbered_classes, printable
+from efficient_mae.console import printable
+from efficient_mae.data.names import MAX_CLASSES, PackedNames, numbered_classes
 
 
 @given(st.lists(st.binary(max_size=12)))

@@ -15,12 +15,12 @@ from efficient_mae.data import (
     PretrainTransform,
     ResumableBatchSampler,
     TrainDataset,
-    WorkerFailure,
     make_eval_loader,
     make_train_loader,
     open_source,
 )
 from efficient_mae.data.folder import FolderSource
+from efficient_mae.errors import WorkerFailure
 from tests.tasks.conftest import TINY, flags, write_images
 
 # The image at which a worker meets its fate.

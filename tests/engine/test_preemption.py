@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from efficient_mae.engine.distributed import ALONE
-from efficient_mae.engine.preemption import Stopped, StopRequests
+from efficient_mae.engine.preemption import StopRequests
+from efficient_mae.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

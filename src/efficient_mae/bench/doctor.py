@@ -15,8 +15,8 @@ from efficient_mae.bench.doctor_disk import DISK_CHECKS
 from efficient_mae.bench.doctor_finding import Finding, Plan, problem
 from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
 from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
+from efficient_mae.console import say
 from efficient_mae.engine.distributed import find_device, resolve_precision
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.machine import describe_machine, usual_workers
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError

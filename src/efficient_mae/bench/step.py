@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders, seconds_of
+from efficient_mae.console import say
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
 from efficient_mae.engine.settings import check_at_least_1

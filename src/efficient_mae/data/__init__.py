@@ -11,7 +11,6 @@ from efficient_mae.data.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.sources import Source, open_source
 from efficient_mae.data.subset import Subset, spread
 from efficient_mae.data.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
-from efficient_mae.data.workers import WorkerFailure
 
 __all__ = [
     "AugmentTransform",
@@ -27,7 +26,6 @@ __all__ = [
     "TrainBatch",
     "TrainDataset",
     "UnreadableImage",
-    "WorkerFailure",
     "decode",
     "default_mean_std",
     "make_eval_loader",

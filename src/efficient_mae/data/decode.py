@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from efficient_mae.data.names import printable
+from efficient_mae.console import printable
 from efficient_mae.errors import InputError
 
 Image.init()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from efficient_mae.console import printable
 from efficient_mae.data.decode import EXTENSIONS, OpenedImage, UnreadableImage, open_image, read_regular
-from efficient_mae.data.names import PackedNames, printable
+from efficient_mae.data.names import PackedNames
 from efficient_mae.errors import InputError
 
 HELD_OUT = ("val", "validation", "test")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from efficient_mae.console import printable
 from efficient_mae.data.decode import OpenedImage, UnreadableImage, open_image, read_regular
-from efficient_mae.data.names import numbered_classes, printable
+from efficient_mae.data.names import numbered_classes
 from efficient_mae.errors import InputError
 
 if TYPE_CHECKING:

@@ -17,13 +17,12 @@ from efficient_mae.data.sources import Source
 from efficient_mae.data.transforms import EvalTransform
 from efficient_mae.data.worker_signals import leave_signals_to_the_main_process
 from efficient_mae.data.workers import (
-    WorkerFailure,
     WorkerTable,
     enter_worker,
     note_image,
     waiting_for_workers,
 )
-from efficient_mae.errors import InputError
+from efficient_mae.errors import InputError, WorkerFailure
 
 # Seconds without a batch after which something hangs: a file server that is gone, most often.
 DATA_TIMEOUT = 600.0

@@ -1,4 +1,4 @@
-"""File names by the million: kept in one buffer, and made fit to print; names for classes that have none."""
+"""File names by the million: kept in one buffer; names for classes that have none."""
 
 from __future__ import annotations
 
@@ -51,16 +51,6 @@ class PackedNames:
             raise IndexError(f"name {index} of {len(self._ends)}")
         start = int(self._ends[index - 1]) if index else 0
         return self._names[start : int(self._ends[index])].numpy().tobytes()
-
-
-def printable(name: bytes | str) -> str:
-    """The name on one line of valid text: line breaks, control characters and stray bytes as backslash escapes."""
-    if isinstance(name, str):
-        name = name.encode("utf-8", "surrogateescape")
-    text = name.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def numbered_classes(largest_label: int) -> tuple[str, ...] | None:

@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from efficient_mae.console import printable
 from efficient_mae.data.decode import EXTENSIONS
-from efficient_mae.data.names import MAX_CLASSES, printable
+from efficient_mae.data.names import MAX_CLASSES
 from efficient_mae.errors import InputError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from efficient_mae.console import printable
 from efficient_mae.data.decode import OpenedImage, UnreadableImage, open_image
 from efficient_mae.data.folder import split_folder
-from efficient_mae.data.names import PackedNames, numbered_classes, printable
+from efficient_mae.data.names import PackedNames, numbered_classes
 from efficient_mae.data.shard_index import index_shard
 from efficient_mae.errors import InputError
 

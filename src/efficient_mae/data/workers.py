@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from efficient_mae.data.sources import Source
+from efficient_mae.errors import WorkerFailure
 
 _IDLE = -1
 # What usually lies behind a signal.
@@ -27,10 +28,6 @@ _CAUSES = {
 }
 # Seconds until the system has told of the death of a worker whose connection broke.
 _MOMENT = 5.0
-
-
-class WorkerFailure(RuntimeError):  # noqa: N818 - it is the worker's, not the code's
-    """A loader's worker process died, or gave no batch in time; the message is one line."""
 
 
 class WorkerTable:

@@ -14,20 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from efficient_mae.engine.machine import keep_freed_memory
-from efficient_mae.errors import InputError
+from efficient_mae.errors import InputError, LostProcessError
 
 # How long a GPU waits for another, whose process may be waiting for images, drawing, judging or writing. Of one that
 # has died the host hears at its next step, by gloo, which waits half an hour for the living.
 TIMEOUT = timedelta(minutes=10)
 
 PRECISIONS = ("auto", "bf16", "fp32")
-
-
-class LostProcessError(RuntimeError):
-    """Another of the processes that train together has ended, or is out of reach; one line."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +138,11 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    store, rank, _ = next(dist.rendezvous("env://"))
+    store, rank, _ = next(rendezvous("env://"))
     if local_world_size == world_size:
         # torchrun lends its own store, where addresses of processes from before a restart still lie
         # (https://github.com/pytorch/pytorch/issues/167288). Machines may differ in how often they have restarted.
-        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     shared = {"store": store, "rank": rank, "world_size": world_size}
     if device.type == "cuda":
         # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.

@@ -7,33 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from efficient_mae.data.names import printable
+from efficient_mae.console import console
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import InputError
-
-
-class PlainConsole(Console):
-    """Prints no control characters that a text brings along: a file's name may hold some that a terminal obeys."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(_visible(item) if isinstance(item, str) else item for item in objects), **options)
-
-
-def _visible(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
-
-
-# Everything said while working goes to stderr; stdout is for results.
-console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
-
-
-def say(message: str) -> None:
-    """One line for the user, on stderr."""
-    console.print(message, markup=False)
 
 
 class MetricsLog:

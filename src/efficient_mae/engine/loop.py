@@ -22,8 +22,8 @@ from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.nonfinite import SkippedStep, Window
 from efficient_mae.engine.optim import keep, set_learning_rate, step_unless
 from efficient_mae.engine.parallel import whole_tensor
-from efficient_mae.engine.preemption import Stopped
 from efficient_mae.engine.prefetch import DevicePrefetcher
+from efficient_mae.errors import Stopped
 
 
 @runtime_checkable

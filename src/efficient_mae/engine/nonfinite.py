@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.console import say
 from efficient_mae.data import Source
 from efficient_mae.engine.checkpoint import find_checkpoints, step_of
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import read_metrics, say
+from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.parallel import local_tensor
 from efficient_mae.engine.rollback import Rollbacks, last_good
 from efficient_mae.engine.settings import RunConfig

@@ -16,31 +16,8 @@ from torch import Tensor
 
 from efficient_mae.engine.distributed import Processes
 
-# sysexits.h's EX_TEMPFAIL, "try again later": what a scheduler takes for a reason to start the run again.
-PREEMPTED = 75
-# What a shell makes of a program that Ctrl-C ended.
-INTERRUPTED = 128 + signal.SIGINT
-
 # Windows knows no SIGUSR1.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
-
-
-class Stopped(Exception):  # noqa: N818 - no error: it did as it was asked
-    """A run was asked to stop, and did, with a checkpoint; as it is, it can be resumed.
-
-    Attributes:
-        status: with which its process should end: 75 if the machine is taken away, 130 after Ctrl-C.
-    """
-
-    def __init__(self, number: int, step: int):
-        """
-        Args:
-            number: of the signal.
-            step: that was saved.
-        """
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        super().__init__(f"stopped by {name}; step {step} is saved, and the same command again resumes after it")
-        self.status = INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
 class StopRequests:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.console import say
 from efficient_mae.engine.checkpoint import find_checkpoints, step_of
 from efficient_mae.engine.distributed import autocast
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.loop import Step, step_generators
 from efficient_mae.engine.nonfinite import plain
 from efficient_mae.engine.parallel import whole_tensor

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.console import say
 from efficient_mae.engine.checkpoint import find_checkpoints, remove_checkpoint, step_of
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.errors import DivergedError, InputError
 

@@ -15,12 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
 from efficient_mae.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, set_aside, step_of
 from efficient_mae.engine.checksums import last_whole
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import MetricsLog, say
+from efficient_mae.engine.logging import MetricsLog
 from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
 from efficient_mae.engine.machine import describe_machine, usual_workers
 from efficient_mae.engine.memory import explain_out_of_memory

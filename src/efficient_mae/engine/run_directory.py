@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from efficient_mae.console import say
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.durable import PARTIAL, clear_partial, replace_file
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.plain_files import parse_json, parse_yaml
 from efficient_mae.errors import InputError
 

@@ -1,12 +1,16 @@
-"""`emae report`: write a run's report again."""
+"""`emae report`: write a run's report again; `emae pretrain` ends with it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.report.report import write_report
+from efficient_mae.tasks.pretrain import pretrain
+from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +33,31 @@ def report(config: ReportConfig) -> dict[str, Any]:
 def show_report(result: dict[str, Any], console: Console) -> None:
     """Print where the report is."""
     console.print(f"report: {result['report']}", markup=False)
+
+
+def pretrain_and_report(config: PretrainConfig) -> dict[str, Any]:
+    """Pre-train, then write the report.
+
+    Returns:
+        Where the run, its encoder and its report are.
+    """
+    run = pretrain(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_report(run)
+    return {"run": str(run), "encoder": str(run / "encoder.safetensors"), "report": str(run / "report.html")}
+
+
+def show_pretrain(result: dict[str, Any], console: Console) -> None:
+    """Print where everything is, and how to load the encoder."""
+    show_run(Path(result["run"]), console)
+
+
+def show_run(run: Path, console: Console) -> None:
+    """Print where a finished run's report and reconstructions are, and how to load its encoder."""
+    encoder = run / "encoder.safetensors"
+    pictures = sorted((run / "figures").glob("panel-*.png"))
+    console.print(f"\nreport:          {run / 'report.html'}", markup=False)
+    if pictures:
+        console.print(f"reconstructions: {pictures[-1]}", markup=False)
+    console.print(f"encoder:         {encoder}\n\nLoad it with timm:\n", markup=False)
+    console.print(load_snippet(read_metadata(encoder)[0], encoder), markup=False, highlight=False)

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from efficient_mae.console import say
 from efficient_mae.data import open_labelled, open_source
 from efficient_mae.engine.distributed import find_device
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError, did_you_mean

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.console import say
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.machine import available_cores
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.presets import Preset

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
 from efficient_mae.data.datasets import TrainTransform
 from efficient_mae.engine.distributed import Processes, join_processes
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.settings import check_at_least_1

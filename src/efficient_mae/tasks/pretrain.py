@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from efficient_mae.console import say
 from efficient_mae.data import (
     DeviceDecodeDataset,
     EvalTransform,
@@ -22,7 +23,6 @@ from efficient_mae.data import (
     open_source,
 )
 from efficient_mae.engine.distributed import Processes, join_processes
-from efficient_mae.engine.logging import say
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
