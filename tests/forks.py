@@ -126,6 +126,8 @@ def _serve(requests: IO[str]) -> None:
 
     for name in LAZY:
         importlib.import_module(name)
+    for command in efficient_mae.cli.COMMANDS.values():
+        assert command.run and command.show
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread would not survive the fork"
     for line in iter(requests.readline, ""):
         request = json.loads(line)
