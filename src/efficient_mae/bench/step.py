@@ -200,6 +200,7 @@ def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precis
     """Name of the contender of this number, and by how much two steps of it raise this process' resident peak."""
     import resource  # not on every system
 
+    keep_freed_memory()
     config = dataclasses.replace(config, compile=False)  # whose compiler would be counted too
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     contenders = _contenders(config, batch_size, torch.device("cpu"), precision, number)
