@@ -109,3 +109,17 @@ def test_processes_that_srun_started_find_each_other():
         spawn(2, in_a_step, free_port(), shared)
         found = dict(shared)
     assert found == {rank: (rank, 2, ["process 0", "process 1"], 3.0) for rank in range(2)}
+
+
+def join_again_and_again(rank: int, results) -> None:
+    for number in range(3):
+        with join_processes("cpu") as processes:
+            results[rank, number] = processes.gather(rank + 10 * number)
+
+
+def test_processes_may_join_again():
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        spawn(2, join_again_and_again, shared)
+        found = dict(shared)
+    assert found == {(rank, number): [10 * number, 10 * number + 1] for rank in range(2) for number in range(3)}

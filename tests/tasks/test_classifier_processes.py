@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 
 from efficient_mae.tasks.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
-from tests.processes import free_port, spawn
+from tests.processes import spawn
 
 from .labelled import QUICK, SMALL_ENCODER, write_labelled
 
@@ -22,9 +21,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def in_process(rank: int, jobs: list[tuple[int, FinetuneConfig]]) -> None:
-    for port, settings in jobs:
-        os.environ["MASTER_PORT"] = str(port)
+def in_process(rank: int, jobs: list[FinetuneConfig]) -> None:
+    for settings in jobs:
         finetune(settings)
 
 
@@ -42,7 +40,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = dataclasses.replace(
         sharded, out=str(folder / "random"), mixup=0.8, drop_path=0.2, grad_checkpointing=True
     )
-    spawn(2, in_process, [(free_port(), sharded), (free_port(), random)])
+    spawn(2, in_process, [sharded, random])
     return folder
 
 

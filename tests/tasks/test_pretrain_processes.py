@@ -1,7 +1,6 @@
 """Pre-training by other numbers of processes, replicated or sharded, is the same pre-training."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import efficient_mae as emae
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
-from tests.processes import free_port, spawn
+from tests.processes import spawn
 
 from .conftest import TINY
 
@@ -34,18 +33,16 @@ def killed_copy(run: Path, out: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def in_process(rank: int, jobs: list[tuple[int, Path | None, PretrainConfig]]) -> None:
-    for port, killed, settings in jobs:
+def in_process(rank: int, jobs: tuple[tuple[Path | None, PretrainConfig], ...]) -> None:
+    for killed, settings in jobs:
         if killed is not None and rank == 0:
             killed_copy(killed, Path(settings.out))  # the others wait for this process before they look
-        os.environ["MASTER_PORT"] = str(port)
         pretrain(settings)
 
 
 def pretrain_on(world_size: int, *jobs: tuple[Path | None, PretrainConfig]) -> None:
     """Pre-train with these settings one after the other, each from the beginning or as a run that was killed."""
-    with_ports = [(free_port(), killed, settings) for killed, settings in jobs]
-    spawn(world_size, in_process, with_ports)
+    spawn(world_size, in_process, jobs)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Runs that meet a batch that isn't finite: what they skip and write down, where they stop, and what replay finds."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -25,7 +24,7 @@ from efficient_mae.tasks.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.replay import ReplayConfig, replay
-from tests.processes import free_port, spawn
+from tests.processes import spawn
 
 from .conftest import TINY, flags, write_images
 from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
@@ -317,10 +316,9 @@ def test_it_goes_back_no_more_often_than_it_may(two_white: Path, tmp_path: Path)
         pretrain.pretrain(config(two_white, tmp_path, **TWO, rollbacks=1))
 
 
-def in_process(rank: int, jobs: list[tuple[int, PretrainConfig | ReplayConfig]], results) -> None:
+def in_process(rank: int, jobs: list[PretrainConfig | ReplayConfig], results) -> None:
     pretrain.normalize = white_is_infinite
-    for number, (port, job) in enumerate(jobs):
-        os.environ["MASTER_PORT"] = str(port)
+    for number, job in enumerate(jobs):
         results[rank, number] = replay(job) if isinstance(job, ReplayConfig) else str(pretrain.pretrain(job))
 
 
@@ -328,7 +326,7 @@ def test_several_processes(run: Path, data: Path, tmp_path: Path, capsys: pytest
     jobs = [config(data, tmp_path / "run", accum_iter=2), ReplayConfig(run=str(tmp_path / "run"))]
     with mp.Manager() as manager:
         shared = manager.dict()
-        spawn(2, in_process, [(free_port(), job) for job in jobs], shared)
+        spawn(2, in_process, jobs, shared)
         together = dict(shared)[0, 1]
     rows = lines(tmp_path / "run" / "skipped.jsonl")
     # Micro-batches of two images go to the processes in turn.

@@ -2,26 +2,28 @@
 
 import atexit
 import gc
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from efficient_mae.engine.machine import keep_freed_memory
 from efficient_mae.errors import InputError, LostProcessError
 
-# How long a GPU waits for another, whose process may be waiting for images, drawing, judging or writing. Of one that
-# has died the host hears at its next step, by gloo, which waits half an hour for the living.
+# How long all wait for the last to start, and a GPU for another, whose process may be waiting for images, drawing,
+# judging or writing. Of one that has died the host hears at its next step, by gloo, which waits half an hour for the
+# living.
 TIMEOUT = timedelta(minutes=10)
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -116,6 +118,24 @@ def find_device(name: str, local_rank: int = 0, local_world_size: int = 1) -> to
     return torch.device("cuda", index)
 
 
+# Times that this process has joined others: the same for all of them.
+_JOINED = itertools.count()
+
+
+@cache
+def _store(on_one_machine: bool) -> tuple[Store, int]:
+    """What the processes tell each other their addresses by, and this one's rank; the same for as long as it lives.
+
+    torchrun lends its own store, where addresses from before a restart still lie
+    (https://github.com/pytorch/pytorch/issues/167288). On one machine all have restarted as often, and so find those
+    of their own time; machines may differ in that.
+    """
+    store, rank, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    if on_one_machine:
+        store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return store, rank
+
+
 @contextmanager
 def join_processes(device_name: str) -> Iterator[Processes]:
     """Join the processes that torchrun or srun started, or stand alone; leave them at the end.
@@ -138,11 +158,9 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    store, rank, _ = next(rendezvous("env://"))
-    if local_world_size == world_size:
-        # torchrun lends its own store, where addresses of processes from before a restart still lie
-        # (https://github.com/pytorch/pytorch/issues/167288). Machines may differ in how often they have restarted.
-        store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store, rank = _store(local_world_size == world_size)
+    # A name of this time's own: those who joined before have left their addresses.
+    store = PrefixStore(f"joined {next(_JOINED)}", store)
     shared = {"store": store, "rank": rank, "world_size": world_size}
     if device.type == "cuda":
         # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
