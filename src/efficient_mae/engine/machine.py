@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("efficient-mae", "torch", "torchvision", "timm", "numpy", "pillow", "transformers", "datasets")
+_PACKAGES = (
+    "efficient-mae",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "transformers",
+    "datasets",
+    "stable-pretraining",
+)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
