@@ -2,8 +2,8 @@
 
     python benchmarks/readme_tables.py
 
-The step's come from `emae bench step --peers true --json`, one file a model and precision (step_*.json), the loader's
-from benchmarks/jpeg.py.
+The step's come from `emae bench step --peers true --json`, one file a model and precision (step_*.json), and those
+with stable-pretraining installed (peers_*.json); the loader's from benchmarks/jpeg.py.
 """
 
 import json
@@ -52,6 +52,19 @@ def step_table() -> str:
     return markdown(head, rows)
 
 
+def peers_table() -> str:
+    """One row a method, a column a precision: images a second, slowest first."""
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("peers_*.json"))]
+    rates = [{row["name"]: row["images_per_second"] for row in result["methods"]} for result in results]
+    rows = [
+        (name if name not in OURS else f"own {name}", *(f"{rate[name]:.2f}" for rate in rates))
+        for name in sorted(rates[0], key=lambda name: rates[0][name])
+        if name not in OURS or name in ("MAE 0.75", "Efficient MAE 0.85")
+    ]
+    head = ("images/s", *(f"{result['precision']}, batch {result['batch_size']}" for result in results))
+    return markdown(head, rows)
+
+
 def jpeg_table() -> str:
     """One row a kind of photograph: crops a second of one core, beside torchvision's pipeline."""
     result = json.loads((RESULTS / "jpeg.json").read_text())
@@ -70,7 +83,7 @@ def jpeg_table() -> str:
     return markdown(("JPEG", "torchvision", "`emae`", "with `--repeats 4`"), rows())
 
 
-TABLES = {"step": step_table, "jpeg": jpeg_table}
+TABLES = {"step": step_table, "peers": peers_table, "jpeg": jpeg_table}
 
 
 def _size(model: str) -> str:
