@@ -80,3 +80,19 @@ def test_on_a_gpu(dtype: torch.dtype, query_lengths: torch.Tensor):
         [expected, *torch.autograd.grad(expected, exact, seed)],
     ):
         assert (ours.double().cpu() - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.gpu
+def test_long_sequences_on_a_gpu_are_not_cudnns_which_plans_anew_for_every_number_of_rows():
+    lengths = torch.tensor([130, 196, 197])
+    exact = [packed(lengths, torch.float64, seed) for seed in range(3)]
+    rows = [x.detach().to("cuda", torch.bfloat16).requires_grad_() for x in exact]
+    sequences = Sequences.of(lengths, 197).to("cuda")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = packed_attention(*rows, sequences, sequences)
+        out.sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"aten::_flash_attention_forward", "aten::_flash_attention_backward"} <= names
+    assert not any("cudnn" in name for name in names)
+    expected = one_at_a_time(*exact, lengths, lengths)
+    assert (out.double().cpu() - expected).norm() < 0.01 * expected.norm()
