@@ -52,9 +52,9 @@ def packed_attention(
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn
 
-        # A window as wide as the longest sequence leaves nothing out, and cuDNN takes none: so FlashAttention computes
-        # it. On Hopper and later PyTorch prefers cuDNN from 2.14 on, which plans anew, for tens of milliseconds, at
-        # every number of rows (MHAParams in aten/src/ATen/native/cudnn/MHA.cpp).
+        # A window as wide as the longest sequence leaves nothing out, but cuDNN takes no window. From 2.14 on PyTorch
+        # prefers cuDNN to FlashAttention on Hopper and Blackwell, and plans anew, for tens of milliseconds, at every
+        # new number of rows (MHAParams in aten/src/ATen/native/cudnn/MHA.cpp).
         window = (keys.max_seqlen, keys.max_seqlen)
         lengths = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
         return varlen_attn(q, k, v, *lengths, window_size=window)  # pyright: ignore[reportReturnType]
