@@ -10,8 +10,9 @@ Letters: B images, R crops of an image, C channels, H and W height and width in 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, chain
 from typing import Any, cast
 
@@ -19,7 +20,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from efficient_mae.data.batch import TrainBatch
 from efficient_mae.data.crops import Crop, cut
@@ -170,11 +170,13 @@ def _decode_and_cut(
     files: Files, shape: tuple[int, int, int], device: torch.device
 ) -> Iterator[UInt8[Tensor, "R C H W"] | UnreadableImage]:
     """The crops of each image, on the device; by libjpeg where the device's decoder fails."""
-    mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
+    from torchvision.io import ImageReadMode, decode_jpeg  # nothing else needs it
+
+    decode = partial(decode_jpeg, mode=ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB, device=device)
     try:
-        decoded: list[Tensor | None] = list(decode_jpeg([data for _, data in files], mode, device))
+        decoded: list[Tensor | None] = list(decode([data for _, data in files]))
     except RuntimeError:  # one of them, and it doesn't tell which
-        decoded = [_decode_alone(data, mode, device) for _, data in files]
+        decoded = [_decode_alone(decode, data) for _, data in files]
     for (image, data), pixels in zip(files, decoded, strict=True):
         if pixels is not None:
             yield cut_on_device(_upright(pixels, image.orientation), image.crops, shape)
@@ -185,9 +187,9 @@ def _decode_and_cut(
             yield error
 
 
-def _decode_alone(data: UInt8[Tensor, " bytes"], mode: ImageReadMode, device: torch.device) -> Tensor | None:
+def _decode_alone(decode: Callable[[list[Tensor]], Any], data: UInt8[Tensor, " bytes"]) -> Tensor | None:
     try:
-        return decode_jpeg([data], mode, device)[0]
+        return decode([data])[0]
     except RuntimeError:
         return None
 
