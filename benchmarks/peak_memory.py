@@ -5,14 +5,13 @@ its resident peak by is its peak. Writes results/peak_memory.json, and a table o
 """
 
 import json
-import multiprocessing
 from datetime import date
 from pathlib import Path
 
 import torch
 from scaling_tables import markdown, rewrite
 
-from efficient_mae.bench.step import BenchStepConfig, _resident_peak
+from efficient_mae.bench.step import BenchStepConfig, host_peak
 from efficient_mae.engine.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +31,7 @@ def measure() -> list[dict[str, float | str]]:
         for batch_size in batch_sizes:
             row: dict[str, float | str] = {"precision": precision, "batch_size": batch_size}
             for number, name in METHODS.items():
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    found = pool.apply(_resident_peak, (config, number, batch_size, precision))
+                found = host_peak(config, number, batch_size, precision)
                 if found is None or found[0] != name:
                     raise SystemExit(f"number {number} is {found}, and should be {name}")
                 row[name] = found[1]

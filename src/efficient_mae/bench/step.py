@@ -78,12 +78,12 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
     batch_size = config.batch_size or (32 if device.type == "cpu" else 256)
-    if device.type == "cpu":
-        keep_freed_memory()
+    peaks: dict[str, float] = {}
     try:
-        # On a CPU before this process fills the memory, and with what training keeps compiled.
-        peaks = _host_peaks(config, batch_size, precision) if config.memory and device.type == "cpu" else {}
         if device.type == "cpu":
+            keep_freed_memory()
+            # Before this process fills the memory, and with what training keeps compiled.
+            peaks = _host_peaks(config, batch_size, precision) if config.memory else {}
             keep_compiled_products()
         contenders = _contenders(config, batch_size, device, precision)
         seconds, matmul = _race(contenders, config.rounds, device, precision)
@@ -181,23 +181,35 @@ def _device_peak(contender: Contender, device: torch.device) -> float:
 
 
 def _host_peaks(config: BenchStepConfig, batch_size: int, precision: str) -> dict[str, float]:
-    """The same on a CPU, which keeps no such record: each contender takes its steps in a process of its own."""
+    """The same on a CPU, of every contender."""
     if sys.platform != "linux":
         return {}
-    context = multiprocessing.get_context("spawn")
     peaks: dict[str, float] = {}
-    while True:
-        with context.Pool(1) as pool:
-            found = pool.apply(_resident_peak, (config, len(peaks), batch_size, precision))
-        if found is None:
-            return peaks
+    while found := host_peak(config, len(peaks), batch_size, precision):
         name, peak = found
         peaks[name] = peak
         say(f"peak memory of {name}: {peak:.2f} GB")
+    return peaks
+
+
+def host_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
+    """Peak memory of a step on a CPU, which keeps no record of it: two steps in a process of their own.
+
+    Args:
+        config: says which model.
+        number: of the contender, from 0.
+        batch_size: images of a step.
+        precision: `bf16` or `fp32`.
+
+    Returns:
+        Its name, and by how much the process' resident peak rose, in 1e9 bytes; None if there are fewer contenders.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_resident_peak, (config, number, batch_size, precision))
 
 
 def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
-    """Name of the contender of this number, and by how much two steps of it raise this process' resident peak."""
+    """What :func:`host_peak` returns, of this process."""
     import resource  # not on every system
 
     keep_freed_memory()
