@@ -33,8 +33,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _is_large_float32(x: Tensor, weight: Tensor) -> bool:
     """Whether both lie on the CPU as float32, and autocast leaves them so."""
-    float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and float32 and x.numel() * len(weight) >= _LARGE
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return False
+    return x.numel() * len(weight) >= _LARGE and not torch.is_autocast_enabled("cpu")
 
 
 @torch.library.custom_op("efficient_mae::onednn_linear", mutates_args=())
