@@ -10,7 +10,12 @@ from torch.utils.flop_counter import register_flop_formula
 # Multiply-accumulates from which a product is worth an operator of Python's: 0.2 ms of two cores.
 _LARGE = 1 << 25
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+# The operator is one of PyTorch's own, which its compiler uses.
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
 
 
 class Linear(nn.Linear):
