@@ -109,6 +109,19 @@ def test_others_are_pytorchs(onednn):
         assert linear(x, weight, bias).dtype == torch.bfloat16
 
 
+@needs_onednn
+def test_what_onednn_cannot_do_is_pytorchs(onednn, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_):
+        raise RuntimeError("could not create a primitive")
+
+    weight, bias, x = normal(OUT, IN), normal(OUT), normal(*LARGE, IN)
+    expected = linear(x, weight, bias)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", fails)
+    torch.testing.assert_close(linear(x, weight, bias), expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(x[..., 1:], weight, bias)
+
+
 def test_without_onednn_all_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_HAS_ONEDNN", False)
     arguments = [normal(*LARGE, IN), normal(OUT, IN), normal(OUT)]

@@ -45,8 +45,15 @@ def _is_large_float32(x: Tensor, weight: Tensor) -> bool:
 
 @torch.library.custom_op("efficient_mae::onednn_linear", mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone.
+
+    Where oneDNN cannot, for want of memory for its own copy of the weight or otherwise, PyTorch's usual one does, or
+    says why it can't either.
+    """
+    try:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    except RuntimeError:
+        return F.linear(x, weight, bias)
 
 
 @onednn_linear.register_fake
