@@ -11,7 +11,7 @@ from efficient_mae.models.linear import Linear, linear, onednn_linear
 
 IN, OUT = 256, 512
 # Images and tokens with which a product is large enough.
-LARGE = (4, 128)
+LARGE = (16, 128)
 ONEDNN = "efficient_mae::onednn_linear"
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
@@ -103,23 +103,10 @@ def test_its_operations_are_counted():
 def test_others_are_pytorchs(onednn):
     weight, bias, x = normal(OUT, IN), normal(OUT), normal(*LARGE, IN)
     other_types = ([t.to(kind) for t in (x, weight, bias)] for kind in (torch.bfloat16, torch.float64))
-    for arguments in ([x[0, :4], weight, bias], *other_types):
+    for arguments in ([x[:1], weight, bias], [x.flatten(0, 1), weight, bias], *other_types):
         assert ONEDNN not in operators_of(lambda arguments=arguments: linear(*arguments))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
-
-
-@needs_onednn
-def test_what_onednn_cannot_do_is_pytorchs(onednn, monkeypatch: pytest.MonkeyPatch):
-    def fails(*_):
-        raise RuntimeError("could not create a primitive")
-
-    weight, bias, x = normal(OUT, IN), normal(OUT), normal(*LARGE, IN)
-    expected = linear(x, weight, bias)
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", fails)
-    torch.testing.assert_close(linear(x, weight, bias), expected, rtol=1e-5, atol=1e-4)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        linear(x[..., 1:], weight, bias)
 
 
 def test_without_onednn_all_are_pytorchs(monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-# Multiply-accumulates from which a product is worth an operator of Python's: 0.2 ms of two cores.
-_LARGE = 1 << 25
+# Multiply-accumulates from which a product is worth an operator of Python's and a compiled product's memory.
+_LARGE = 1 << 28
 
 # The operator is one of PyTorch's own, which its compiler uses.
 _HAS_ONEDNN = (
@@ -29,9 +29,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias``, for x (..., in) and weight (out, in).
 
     On a CPU, PyTorch leaves products of float32 to MKL, which gives other makers' processors than Intel's a generic
-    path. oneDNN's are faster there (benchmarks/linear_cpu.py), and PyTorch has them as an operator.
+    path. oneDNN's are faster there (benchmarks/linear_cpu.py), and PyTorch has them as an operator. But oneDNN compiles
+    a product anew for every number of rows, which takes longer than it saves: so packed rows (S, in) stay MKL's.
     """
-    if _HAS_ONEDNN and _is_large_float32(x, weight):
+    if _HAS_ONEDNN and x.dim() == 3 and _is_large_float32(x, weight):
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -45,15 +46,8 @@ def _is_large_float32(x: Tensor, weight: Tensor) -> bool:
 
 @torch.library.custom_op("efficient_mae::onednn_linear", mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone.
-
-    Where oneDNN cannot, for want of memory for its own copy of the weight or otherwise, PyTorch's usual one does, or
-    says why it can't either.
-    """
-    try:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    except RuntimeError:
-        return F.linear(x, weight, bias)
+    """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 @onednn_linear.register_fake
