@@ -103,7 +103,7 @@ def test_its_operations_are_counted():
 def test_others_are_pytorchs(onednn):
     weight, bias, x = normal(OUT, IN), normal(OUT), normal(*LARGE, IN)
     other_types = ([t.to(kind) for t in (x, weight, bias)] for kind in (torch.bfloat16, torch.float64))
-    for arguments in ([x[:1], weight, bias], [x.flatten(0, 1), weight, bias], *other_types):
+    for arguments in ([x[:1, :9], weight, bias], *other_types):
         assert ONEDNN not in operators_of(lambda arguments=arguments: linear(*arguments))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16

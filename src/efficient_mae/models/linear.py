@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 # Multiply-accumulates from which a product is worth an operator of Python's and a compiled product's memory.
-_LARGE = 1 << 28
+_LARGE = 1 << 27
 
 # The operator is one of PyTorch's own, which its compiler uses.
 _HAS_ONEDNN = (
@@ -29,10 +29,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias``, for x (..., in) and weight (out, in).
 
     On a CPU, PyTorch leaves products of float32 to MKL, which gives other makers' processors than Intel's a generic
-    path. oneDNN's are faster there (benchmarks/linear_cpu.py), and PyTorch has them as an operator. But oneDNN compiles
-    a product anew for every number of rows, which takes longer than it saves: so packed rows (S, in) stay MKL's.
+    path. oneDNN's are faster there (benchmarks/linear_cpu.py), and PyTorch has them as an operator.
     """
-    if _HAS_ONEDNN and x.dim() == 3 and _is_large_float32(x, weight):
+    if _HAS_ONEDNN and _is_large_float32(x, weight):
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
