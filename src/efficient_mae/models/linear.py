@@ -1,5 +1,6 @@
 """Linear maps, on whatever library the device multiplies float32 matrices fastest with."""
 
+import sys
 from typing import Any
 
 import torch
@@ -46,7 +47,17 @@ def _is_large_float32(x: Tensor, weight: Tensor) -> bool:
 @torch.library.custom_op("efficient_mae::onednn_linear", mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone."""
+    if _address_space_is_limited():  # where the code that oneDNN compiles may find no room
+        return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _address_space_is_limited() -> bool:
+    if sys.platform != "linux":
+        return False
+    import resource  # not on every system
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 @onednn_linear.register_fake
