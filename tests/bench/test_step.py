@@ -1,11 +1,15 @@
 """`emae bench step` and `emae bench flops` by their public face. Times are not judged, only what is said of them."""
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from efficient_mae.bench import step
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.cli import main
@@ -67,6 +71,18 @@ def test_what_cannot_be_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         )
     assert main(["bench", "step", "--device", "cuda:99"]) == 2
     assert "cuda:99" in capsys.readouterr().err
+
+
+def killed(*_: object) -> None:
+    """As the system does with a process that takes more memory than there is."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on a CPU is measured on Linux")
+def test_a_step_that_is_killed_for_its_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step, "_resident_peak", killed)
+    with pytest.raises(InputError, match="batch_size=2: does not fit the memory of cpu; lower it"):
+        bench_step(BenchStepConfig(**SMALL, batch_size=2, rounds=1))
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import math
 import multiprocessing
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -203,9 +205,15 @@ def host_peak(config: BenchStepConfig, number: int, batch_size: int, precision: 
 
     Returns:
         Its name, and by how much the process' resident peak rose, in 1e9 bytes; None if there are fewer contenders.
+
+    Raises:
+        MemoryError: the steps do not fit.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident_peak, (config, number, batch_size, precision))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(_resident_peak, config, number, batch_size, precision).result()
+        except BrokenProcessPool:  # the system kills a process that takes more memory than there is
+            raise MemoryError("a step's process was killed") from None
 
 
 def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
