@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,11 @@ def keep_freed_memory() -> None:
     """Have glibc keep what a training step frees for the next one; nothing elsewhere.
 
     By default it gives large blocks back to the system, which hands them out again page by page: on a CPU that costs
-    a step a tenth of its time and more.
+    a step a tenth of its time and more. Not where the address space is limited: a heap that keeps all of it leaves
+    no pages for other uses, such as the code that oneDNN compiles.
     """
     libc = _glibc()
-    if libc is None:
+    if libc is None or address_space_limit() is not None:
         return
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     libc.mallopt(m_mmap_max, 0)
@@ -57,6 +59,16 @@ def keep_compiled_products() -> None:
     for one model, whose packed lengths change, but models that take turns would drop each other's.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
+
+def address_space_limit() -> int | None:
+    """Bytes of addresses that this process may have (ulimit -v); None where that isn't limited or known."""
+    if sys.platform != "linux":
+        return None
+    import resource  # not on every system
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def release_freed_memory() -> int:

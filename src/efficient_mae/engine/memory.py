@@ -1,6 +1,7 @@
 """A batch that does not fit the device: which setting to lower, and what would fit, as far as can be measured."""
 
 import gc
+import mmap
 import re
 import sys
 import traceback
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from efficient_mae.engine.machine import release_freed_memory
+from efficient_mae.engine.machine import address_space_limit, release_freed_memory
 from efficient_mae.engine.settings import RunConfig
 from efficient_mae.errors import InputError
 
@@ -21,6 +22,9 @@ GIB = 2**30
 _PROBES = (2, 4)
 # Share of the free memory that a plan may count on: the rest goes to fragments and to what wasn't measured.
 _USABLE = 0.9
+
+# What PyTorch says, and oneDNN of an operation that it has (one that it lacks fails at its descriptor).
+_HOST_MESSAGES = re.compile("can't allocate memory|could not create a primitive(?! descriptor)")
 
 
 @contextmanager
@@ -60,7 +64,7 @@ def explain_out_of_memory(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a GPU's or the host's allocator that had no more to give."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_HOST_MESSAGES.search(str(error)))
 
 
 def advice(config: RunConfig, world_size: int, device: torch.device, free: int | None, fits: int | None) -> str:
@@ -167,12 +171,11 @@ def free_memory(device: torch.device) -> int | None:
     unused = release_freed_memory()
     if sys.platform != "linux":
         return None
-    import resource  # not on every system
-
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     if available is None:
         return None
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    free = int(available[1]) * 1024
-    return free if limit == resource.RLIM_INFINITY else max(0, min(free, limit - used + unused))
+    free, limit = int(available[1]) * 1024, address_space_limit()
+    if limit is None:
+        return free
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    return max(0, min(free, limit - used + unused))
