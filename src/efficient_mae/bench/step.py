@@ -29,6 +29,7 @@ from efficient_mae.engine.memory import is_out_of_memory
 from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
 from efficient_mae.masking import p2dist, plan_masks
+from efficient_mae.models.linear import linear
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 # Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
@@ -167,10 +168,10 @@ def _race(
 
 
 def matmul_tflops(device: torch.device, precision: str) -> float:
-    """Best of a few products of large square matrices of random numbers."""
+    """Best of a few products of large square matrices of random numbers, computed as a model's linear maps are."""
     side, dtype = MATMUL_SIDE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(5)) / 1e12
+    return 2 * side**3 / min(seconds_of(lambda: linear(a, b, None), device) for _ in range(5)) / 1e12
 
 
 def _device_peak(contender: Contender, device: torch.device) -> float:

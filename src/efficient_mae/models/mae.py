@@ -15,6 +15,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.masking import DecoderLayout, MaskLayout, plan_masks, plan_targets
 from efficient_mae.masking.loss import patch_errors
 from efficient_mae.models.config import MAEConfig, check_objective
+from efficient_mae.models.linear import Linear
 from efficient_mae.models.packing import spread
 from efficient_mae.models.parts import decode_in_parts
 from efficient_mae.models.patches import as_pair, patch_statistics, pixel_targets
@@ -84,7 +85,7 @@ class MaskedAutoencoder(VisionTransformer):
         check_objective(config)
         width = config.decoder_embed_dim
         self.config = config
-        self.decoder_embed = nn.Linear(config.embed_dim, width)
+        self.decoder_embed = Linear(config.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", sincos_position_embedding(width, self.grid_size)[None])
         self.decoder_pos_embed: Tensor
@@ -92,7 +93,7 @@ class MaskedAutoencoder(VisionTransformer):
             Block(width, config.decoder_num_heads) for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.in_chans)
+        self.decoder_pred = Linear(width, config.patch_size**2 * config.in_chans)
         for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             module.apply(init_weights)
         nn.init.normal_(self.mask_token, std=0.02)

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
+from efficient_mae.models.linear import linear
 
 
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -88,4 +89,4 @@ class PatchEmbed(nn.Module):
             first = torch.arange(batch, device=ids.device)[:, None] * per_image
             patches = gather_patches(images, (first + ids).flatten(), self.patch_size)
         weight = self.proj.weight.flatten(1)
-        return nn.functional.linear(patches.reshape(batch, -1, weight.shape[1]), weight, self.proj.bias)
+        return linear(patches.reshape(batch, -1, weight.shape[1]), weight, self.proj.bias)

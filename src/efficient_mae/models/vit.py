@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from efficient_mae.errors import InputError
 from efficient_mae.masking import DecoderLayout, Sequences
 from efficient_mae.models.attention import attention, packed_attention
+from efficient_mae.models.linear import Linear, linear
 from efficient_mae.models.packing import spread
 from efficient_mae.models.patches import PatchEmbed, as_pair, grid_size
 from efficient_mae.models.positions import sincos_position_embedding
@@ -30,8 +31,8 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise InputError(f"num_heads={num_heads} does not divide the width {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, tokens: Sequences | None = None) -> Tensor:
         return self.mix(self.qkv(x), tokens)
@@ -51,8 +52,8 @@ class Attention(nn.Module):
         """Attention of the packed tokens `rows` (T,) to all tokens; nobody else's queries are computed."""
         dim = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = nn.functional.linear(x.index_select(0, rows), weight[:dim], bias[:dim])
-        kv = nn.functional.linear(x, weight[dim:], bias[dim:])
+        q = linear(x.index_select(0, rows), weight[:dim], bias[:dim])
+        kv = linear(x, weight[dim:], bias[dim:])
         k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(1)
         out = packed_attention(q.unflatten(-1, (self.num_heads, -1)), k, v, queries, tokens)
         return self.proj(out.flatten(-2))
@@ -63,9 +64,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))

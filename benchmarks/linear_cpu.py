@@ -1,0 +1,63 @@
+"""float32 linear maps on a CPU: PyTorch's, which are MKL's, against oneDNN's; forward and backward.
+
+    python benchmarks/linear_cpu.py [--out benchmarks/results/linear_cpu_amd.json]
+
+Shapes are those of the encoder of Efficient MAE 0.85, a ViT-B, at 32 images a step; and of its decoder, whose number
+of rows is another in every part of a batch, for which oneDNN compiles its product anew: that is in its times. Rounds
+alternate; medians, in milliseconds.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from efficient_mae.engine.machine import describe_machine, keep_freed_memory
+from efficient_mae.models.linear import onednn_linear
+
+# Rows, inputs, outputs.
+ENCODER = {"encoder qkv": (960, 768, 2304), "encoder fc1": (960, 768, 3072), "encoder fc2": (960, 3072, 768)}
+DECODER = {"decoder fc1": (2400, 512, 2048), "decoder fc2": (2400, 2048, 512)}
+
+
+def milliseconds(function, shape: tuple[int, int, int]) -> float:
+    """Of the forward and the backward pass."""
+    rows, inputs, outputs = shape
+    x, weight = torch.randn(rows, inputs, requires_grad=True), torch.randn(outputs, inputs, requires_grad=True)
+    bias, seed = torch.randn(outputs, requires_grad=True), torch.randn(rows, outputs)
+    begin = time.perf_counter()
+    torch.autograd.grad(function(x, weight, bias), (x, weight, bias), seed)
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    functions = {"PyTorch's": F.linear, "oneDNN's": onednn_linear}
+    found: dict[str, dict[str, float]] = {}
+    for name, (rows, inputs, outputs) in (ENCODER | DECODER).items():
+        for rows_change in (False, True) if name in DECODER else (False,):
+            taken: dict[str, list[float]] = {library: [] for library in functions}
+            for number in range(arguments.rounds):
+                shape = (rows + number * rows_change, inputs, outputs)
+                for library, function in functions.items():
+                    taken[library].append(milliseconds(function, shape))
+            label = f"{name}, {'other rows every time' if rows_change else 'same rows'}"
+            found[label] = {library: round(statistics.median(values), 2) for library, values in taken.items()}
+    machine = describe_machine(torch.device("cpu"))
+    result = {"date": datetime.date.today().isoformat(), "machine": machine, "milliseconds": found}
+    print(json.dumps(result, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
