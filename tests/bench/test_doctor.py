@@ -13,6 +13,7 @@ import torch
 
 from efficient_mae.bench import doctor_machine, doctor_software
 from efficient_mae.cli import main
+from efficient_mae.engine import machine
 from tests.tasks.conftest import write_images
 
 SMALL = ["--model", "mae_vit_tiny_patch4", "--img_size", "16", "--in_chans", "1", "--depth", "1"]
@@ -59,6 +60,19 @@ def test_a_line_a_check(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert len(lines) == len(NAMES) + 1
     assert any(line.startswith("problem  out") and "file is a file; name another" in line for line in lines)
     assert lines[-1].startswith("1 to be mended before training can run")
+
+
+def test_in_a_job_with_limits(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "group").write_text("0::/job\n")
+    (tmp_path / "groups" / "job").mkdir(parents=True)
+    limits = {"cpu.max": "50000 100000", "memory.max": "5000000", "memory.current": "3000000", "memory.stat": ""}
+    for name, value in limits.items():
+        (tmp_path / "groups" / "job" / name).write_text(f"{value}\n")
+    monkeypatch.setattr(machine, "_GROUP", tmp_path / "group")
+    monkeypatch.setattr(machine, "_GROUPS", tmp_path / "groups")
+    _, checks = examine(capsys, "--device", "cpu", "--out", str(tmp_path / "run"))
+    assert "for 0.5 cores" in checks["threads"]["found"]
+    assert "2 MB free on cpu" in checks["memory"]["found"] and checks["memory"]["status"] == "problem"
 
 
 def with_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:

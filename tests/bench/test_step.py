@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,15 @@ def killed(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def refused(*_: object) -> None:
+    """As PyTorch does where a limit is reached."""
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory on a CPU is measured on Linux")
-def test_a_step_that_is_killed_for_its_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(step, "_resident_peak", killed)
+@pytest.mark.parametrize("end", [killed, refused])
+def test_a_step_that_finds_no_memory(end: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step, "_resident_peak", end)
     with pytest.raises(InputError, match="batch_size=2: does not fit the memory of cpu; lower it"):
         bench_step(BenchStepConfig(**SMALL, batch_size=2, rounds=1))
 

@@ -10,8 +10,8 @@ import torch
 
 from efficient_mae.bench.doctor_finding import Finding, Plan, in_bytes, note, ok, problem
 from efficient_mae.engine.distributed import slurm_environment
-from efficient_mae.engine.machine import available_cores
-from efficient_mae.engine.memory import free_memory
+from efficient_mae.engine.free_memory import free_memory
+from efficient_mae.engine.machine import available_cores, control_groups
 
 # Batches that a worker keeps ready, PyTorch's and ours.
 _PREFETCH = 2
@@ -40,8 +40,6 @@ def check_threads(plan: Plan) -> Finding:
 def check_memory(plan: Plan) -> Finding:
     """Free memory of the device, beside the model's weights, gradients and optimiser state."""
     free = free_memory(plan.device)
-    if plan.device.type == "cpu" and free is not None:
-        free = min(free, _container_memory())
     need = plan.state_bytes
     if free is None:
         return ok(f"the model's state takes {in_bytes(need)}; this system does not say what is free")
@@ -129,18 +127,9 @@ MACHINE_CHECKS = {
 
 def _usable_cores() -> float:
     """Cores that this process may run on, or, in a container, the time of how many it gets."""
-    said = _control_group("cpu.max").split()
-    quota = int(said[0]) / int(said[1]) if len(said) == 2 and said[0] != "max" else float("inf")
-    return min(available_cores(), quota)
-
-
-def _container_memory() -> float:
-    """Bytes that a container leaves to its processes; without end where it sets no limit."""
-    most, used = _control_group("memory.max"), _control_group("memory.current")
-    return int(most) - int(used) if most.isdecimal() and used.isdecimal() else float("inf")
-
-
-def _control_group(name: str) -> str:
-    """What the container's control group (version 2) says; empty if there is none."""
-    file = Path("/sys/fs/cgroup") / name
-    return file.read_text().strip() if file.is_file() else ""
+    cores: float = available_cores()
+    for (said,) in control_groups("cpu.max"):
+        quota, period = said.split()
+        if quota != "max":
+            cores = min(cores, int(quota) / int(period))
+    return cores

@@ -24,6 +24,7 @@ from efficient_mae.bench.contenders import Contender, methods, own_contenders, p
 from efficient_mae.console import say
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.free_memory import refusing_more_than_is_free
 from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
 from efficient_mae.engine.settings import check_at_least_1
@@ -213,8 +214,12 @@ def host_peak(config: BenchStepConfig, number: int, batch_size: int, precision: 
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         try:
             return process.submit(_resident_peak, config, number, batch_size, precision).result()
-        except BrokenProcessPool:  # the system kills a process that takes more memory than there is
+        except BrokenProcessPool:  # other processes took memory too, and the system killed this one
             raise MemoryError("a step's process was killed") from None
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from None
+            raise
 
 
 def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
@@ -227,8 +232,9 @@ def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precis
     contenders = _contenders(config, batch_size, torch.device("cpu"), precision, number)
     if not contenders:
         return None
-    contenders[0]()
-    contenders[0]()
+    with refusing_more_than_is_free():
+        contenders[0]()
+        contenders[0]()
     return contenders[0].name, round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9, 4)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ _PACKAGES = (
     "datasets",
     "stable-pretraining",
 )
+
+# This process' control groups, and where their files lie.
+_GROUP = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -104,6 +109,21 @@ def usual_workers(device: torch.device) -> int:
 def available_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def control_groups(*names: str) -> Iterator[tuple[str, ...]]:
+    """What the files of these names say in each of this process' control groups that has them all.
+
+    Containers and batch systems such as Slurm limit memory and processors by them. From its own to the root of those
+    of version 2 (cgroups(7)); none on other systems.
+    """
+    groups = [line.removeprefix("0::/") for line in _lines(_GROUP) if line.startswith("0::/")]
+    for path in groups:
+        own = _GROUPS / path
+        for group in (own, *own.parents):
+            files = [group / name for name in names]
+            if group.is_relative_to(_GROUPS) and all(file.is_file() for file in files):
+                yield tuple(file.read_text().strip() for file in files)
 
 
 def _processor_name() -> str:

@@ -1,18 +1,14 @@
 """A batch that does not fit the device: which setting to lower, and what would fit, as far as can be measured."""
 
-import gc
-import mmap
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from efficient_mae.engine.machine import address_space_limit, release_freed_memory
+from efficient_mae.engine.free_memory import free_memory, refusing_more_than_is_free
 from efficient_mae.engine.settings import RunConfig
 from efficient_mae.errors import InputError
 
@@ -37,6 +33,8 @@ def explain_out_of_memory(
 ) -> Iterator[None]:
     """Turn running out of memory, on a GPU or on the host, into advice.
 
+    On a CPU what is free now is all that may be taken within.
+
     Args:
         config: of the run, with its batch size.
         world_size: processes that share the batch.
@@ -48,7 +46,8 @@ def explain_out_of_memory(
         InputError: the memory ran out; says what is too large and what would fit.
     """
     try:
-        yield
+        with refusing_more_than_is_free() if device.type == "cpu" else nullcontext():
+            yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -159,23 +158,3 @@ def _kept_bytes(probe: Callable[[int], Tensor], images: int, parameters: list[nn
         loss = probe(images)
     del loss  # only now may their addresses be used again
     return sum(kept.values())
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process could still allocate; None where the system doesn't say."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    unused = release_freed_memory()
-    if sys.platform != "linux":
-        return None
-    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    if available is None:
-        return None
-    free, limit = int(available[1]) * 1024, address_space_limit()
-    if limit is None:
-        return free
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
-    return max(0, min(free, limit - used + unused))
