@@ -1,15 +1,15 @@
-"""Packed attention against PyTorch's own, one sequence at a time; values and gradients."""
+"""Packed attention against its definition, one sequence at a time; values and gradients."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from efficient_mae.masking import Sequences
 from efficient_mae.models.attention import grouped_attention, packed_attention
 
-# Several sequences of one length beside single ones; queries are fewer than keys, as in the last decoder block.
+# Several sequences of one length beside single ones; queries are fewer than keys, as in the last decoder block, where
+# an image may have none.
 KEYS = torch.tensor([3, 3, 5, 9, 9, 9, 40])
-QUERIES = torch.tensor([1, 2, 4, 7, 7, 5, 40])
+QUERIES = torch.tensor([1, 2, 0, 7, 7, 5, 40])
 HEADS, CHANNELS = 2, 8
 
 
@@ -20,10 +20,13 @@ def packed(lengths: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor
 
 
 def one_at_a_time(q, k, v, query_lengths, key_lengths) -> torch.Tensor:
-    parts = zip(q.split(query_lengths.tolist()), k.split(key_lengths.tolist()), v.split(key_lengths.tolist()))
-    return torch.cat(
-        [F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in part)).transpose(0, 1) for part in parts]
-    )
+    """By its definition, in float64."""
+    parts = zip(*(x.double().split(n.tolist()) for x, n in ((q, query_lengths), (k, key_lengths), (v, key_lengths))))
+    found = []
+    for query, key, value in parts:
+        scores = torch.einsum("qhd,khd->hqk", query, key) / CHANNELS**0.5
+        found.append(torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), value))
+    return torch.cat(found)
 
 
 @pytest.mark.parametrize("query_lengths", [KEYS, QUERIES], ids=["all", "targets"])
@@ -32,9 +35,9 @@ def test_packed_is_one_sequence_at_a_time(dtype: torch.dtype, tolerance: float, 
     rows = [packed(query_lengths, dtype, 0), packed(KEYS, dtype, 1), packed(KEYS, dtype, 2)]
     out = packed_attention(*rows, Sequences.of(query_lengths, 64), Sequences.of(KEYS, 64))
     expected = one_at_a_time(*rows, query_lengths, KEYS)
-    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
-    seed = torch.randn_like(expected)
-    for ours, theirs in zip(torch.autograd.grad(out, rows, seed), torch.autograd.grad(expected, rows, seed)):
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    seed = torch.randn_like(out)
+    for ours, theirs in zip(torch.autograd.grad(out, rows, seed), torch.autograd.grad(expected, rows, seed.double())):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
@@ -53,9 +56,10 @@ def test_bfloat16_is_near_float64():
 
 def test_a_long_group_is_worked_on_in_parts():
     lengths = torch.full((3,), 700)  # 2 heads of 700 x 700 scores: more than are worked on at a time
-    rows = [packed(lengths, torch.float32, seed) for seed in range(3)]
+    rows = [packed(lengths, torch.bfloat16, seed) for seed in range(3)]
     out = packed_attention(*rows, Sequences.of(lengths, 700), Sequences.of(lengths, 700))
-    torch.testing.assert_close(out, one_at_a_time(*rows, lengths, lengths), rtol=1e-5, atol=1e-5)
+    expected = one_at_a_time(*rows, lengths, lengths)
+    assert (out.double() - expected).norm() < 0.01 * expected.norm()
 
 
 def test_the_operator_is_what_pytorch_expects_of_one():

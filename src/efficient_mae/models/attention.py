@@ -22,7 +22,7 @@ from efficient_mae.masking import Sequences
 # (benchmarks/attention_cpu.py). Beyond this length the scores would no longer fit the cache.
 _EXPLICIT_CPU_LENGTH = 1024
 
-# Scores of a group that are worked on at a time, so that they stay in cache.
+# Scores of a group that are worked on at a time where attention isn't fused, so that they stay in cache.
 _GROUP_SCORES = 1 << 20
 
 # On a CPU, oneDNN compiles a bfloat16 product anew for every shape, and groups are of ever new ones. Up to this
@@ -76,18 +76,17 @@ def grouped_attention(
         max_seqlen: no sequence of keys is longer.
 
     Returns:
-        The result (Sq, h, d); and the attention's probabilities for the backward pass, one group behind another in
-        a buffer (Sq * h * max_seqlen,) that they need not fill.
+        The result (Sq, h, d); and, for the backward pass, one group behind another: where attention is fused, each
+        query's log of the sum of exponentials (Sq * h,), else the probabilities, in a buffer (Sq * h * max_seqlen,)
+        that they need not fill.
     """
-    out, scale = torch.empty_like(q, memory_format=torch.contiguous_format), q.shape[-1] ** -0.5
-    buffer = _empty_probabilities(q, max_seqlen)
+    out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), _empty_kept(q, max_seqlen)
+    forward = _fused if _is_fused(q) else _explicit
     with _without_autocast(q.device.type):
-        for group in _groups(query_lengths, key_lengths, q.shape[1]):
-            query, key, value = (rows.to(buffer.dtype) for rows in (group.queries(q), group.keys(k), group.keys(v)))
-            scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
-            chosen = torch.softmax(scores, dim=-1, out=group.probabilities(buffer))
-            group.put_queries(out, chosen @ value)
-    return out, buffer
+        for group in _groups(query_lengths, key_lengths, q):
+            if group.num_queries:  # none would be a division by zero within PyTorch
+                group.queries(out).copy_(forward(group, q, k, v, kept))
+    return out, kept
 
 
 @torch.library.custom_op("efficient_mae::grouped_attention_backward", mutates_args=())
@@ -96,27 +95,77 @@ def grouped_attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    buffer: Tensor,
+    out: Tensor,
+    kept: Tensor,
     query_lengths: Tensor,
     key_lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`grouped_attention`'s result for q, k and v, each of its own shape."""
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    nothing, scale = buffer.new_empty(()), q.shape[-1] ** -0.5
-    for group in _groups(query_lengths, key_lengths, q.shape[1]):
-        rows = (group.queries(q), group.keys(k), group.keys(v), group.queries(grad))
-        query, key, value, grad_out = (dense.to(buffer.dtype) for dense in rows)
-        chosen = group.probabilities(buffer)
-        group.put_keys(grad_v, chosen.transpose(1, 2) @ grad_out)
-        grad_chosen = grad_out @ value.transpose(1, 2)
-        grad_scores = torch.ops.aten._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
-        group.put_queries(grad_q, torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale))
-        group.put_keys(grad_k, torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale))
+    backward = _fused_backward if _is_fused(q) else _explicit_backward
+    for group in _groups(query_lengths, key_lengths, q):
+        places = (group.queries(grad_q), group.keys(grad_k), group.keys(grad_v))
+        found = backward(group, grad, q, k, v, out, kept) if group.num_queries else (0, 0, 0)
+        for place, values in zip(places, found, strict=True):
+            place[:] = values
     return grad_q, grad_k, grad_v
 
 
-def _empty_probabilities(q: Tensor, max_seqlen: int | torch.SymInt) -> Tensor:
-    """A buffer for each query's probabilities, of the type in which they are computed."""
+def _is_fused(q: Tensor) -> bool:
+    """Whether PyTorch's fused kernel for CPUs is the faster one (benchmarks/attention_cpu.py)."""
+    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+
+
+def _fused(group: "_Group", q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        group.queries(q), group.keys(k), group.keys(v)
+    )
+    group.logsumexp(kept).copy_(logsumexp)
+    return out
+
+
+def _fused_backward(
+    group: "_Group", grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, kept: Tensor
+) -> tuple[Tensor, ...]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        group.queries(grad),
+        group.queries(q),
+        group.keys(k),
+        group.keys(v),
+        group.queries(out),
+        group.logsumexp(kept),
+        dropout_p=0.0,
+        is_causal=False,
+    )
+
+
+def _explicit(group: "_Group", q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+    dense = (group.queries(q), group.keys(k), group.keys(v))
+    query, key, value = (rows.flatten(0, 1).to(kept.dtype) for rows in dense)
+    scale = q.shape[-1] ** -0.5
+    scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
+    chosen = torch.softmax(scores, dim=-1, out=group.probabilities(kept))
+    return (chosen @ value).unflatten(0, (group.images, group.heads))
+
+
+def _explicit_backward(
+    group: "_Group", grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, kept: Tensor
+) -> tuple[Tensor, ...]:
+    dense = (group.queries(q), group.keys(k), group.keys(v), group.queries(grad))
+    query, key, value, grad_out = (rows.flatten(0, 1).to(kept.dtype) for rows in dense)
+    chosen, nothing, scale = group.probabilities(kept), kept.new_empty(()), q.shape[-1] ** -0.5
+    grad_v = chosen.transpose(1, 2) @ grad_out
+    grad_chosen = grad_out @ value.transpose(1, 2)
+    grad_scores = torch.ops.aten._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
+    grad_q = torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale)
+    grad_k = torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale)
+    return tuple(rows.unflatten(0, (group.images, group.heads)) for rows in (grad_q, grad_k, grad_v))
+
+
+def _empty_kept(q: Tensor, max_seqlen: int | torch.SymInt) -> Tensor:
+    """A buffer for what the backward pass needs of each query, of the type in which it is computed."""
+    if _is_fused(q):
+        return q.new_empty(q.shape[0] * q.shape[1])
     short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and max_seqlen <= _FLOAT32_CPU_LENGTH
     return q.new_empty(q.shape[0] * q.shape[1] * max_seqlen, dtype=torch.float32 if short else q.dtype)
 
@@ -133,18 +182,17 @@ class _Group(NamedTuple):
     first_probability: int
 
     def queries(self, rows: Tensor) -> Tensor:
-        return self._dense(rows, self.first_query, self.num_queries).flatten(0, 1)
+        """(images, heads, queries, d), a view."""
+        return self._dense(rows, self.first_query, self.num_queries)
 
     def keys(self, rows: Tensor) -> Tensor:
-        return self._dense(rows, self.first_key, self.num_keys).flatten(0, 1)
+        """(images, heads, keys, d), a view."""
+        return self._dense(rows, self.first_key, self.num_keys)
 
-    def put_queries(self, rows: Tensor, values: Tensor) -> None:
-        dense = self._dense(rows, self.first_query, self.num_queries)
-        dense.copy_(values.view(dense.shape))
-
-    def put_keys(self, rows: Tensor, values: Tensor) -> None:
-        dense = self._dense(rows, self.first_key, self.num_keys)
-        dense.copy_(values.view(dense.shape))
+    def logsumexp(self, buffer: Tensor) -> Tensor:
+        """(images, heads, queries) in the buffer."""
+        shape = (self.images, self.heads, self.num_queries)
+        return buffer.narrow(0, self.heads * self.first_query, math.prod(shape)).view(shape)
 
     def probabilities(self, buffer: Tensor) -> Tensor:
         """(images * heads, queries, keys) in the buffer."""
@@ -152,15 +200,16 @@ class _Group(NamedTuple):
         return buffer.narrow(0, self.first_probability, math.prod(shape)).view(shape)
 
     def _dense(self, rows: Tensor, first: int, tokens: int) -> Tensor:
-        """(images, heads, tokens, d), a view."""
         return rows.narrow(0, first, self.images * tokens).unflatten(0, (self.images, tokens)).transpose(1, 2)
 
 
-def _groups(query_lengths: Tensor, key_lengths: Tensor, heads: int) -> Iterator[_Group]:
+def _groups(query_lengths: Tensor, key_lengths: Tensor, q: Tensor) -> Iterator[_Group]:
+    heads = q.shape[1]
     query = key = probability = 0
     for (num_queries, num_keys), same in groupby(zip(query_lengths.tolist(), key_lengths.tolist(), strict=True)):
         scores = heads * num_queries * num_keys
-        left, most = len(list(same)), max(1, _GROUP_SCORES // max(1, scores))
+        left = len(list(same))
+        most = left if _is_fused(q) else max(1, _GROUP_SCORES // max(1, scores))
         while left:
             images = min(left, most)
             yield _Group(images, heads, num_queries, num_keys, query, key, probability)
@@ -173,18 +222,18 @@ def _groups(query_lengths: Tensor, key_lengths: Tensor, heads: int) -> Iterator[
 @grouped_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int | torch.SymInt):
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    return out, _empty_probabilities(q, max_seqlen)
+    return out, _empty_kept(q, max_seqlen)
 
 
 @grouped_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor, query_lengths: Tensor, key_lengths: Tensor):
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, query_lengths, key_lengths, _ = inputs
-    ctx.set_materialize_grads(False)  # nothing depends on the probabilities: no zeros for them
-    ctx.save_for_backward(q, k, v, output[1], query_lengths, key_lengths)
+    ctx.set_materialize_grads(False)  # nothing depends on what is kept: no zeros for it
+    ctx.save_for_backward(q, k, v, *output, query_lengths, key_lengths)
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
