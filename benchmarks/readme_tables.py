@@ -29,7 +29,7 @@ def step_table() -> str:
         memory = [methods[name]["peak_gigabytes"] for name in ("Efficient MAE 0.85", "MAE 0.75", PEER)]
         rows.append(
             (
-                f"{_size(result['model'])}, {result['precision']}, batch {result['batch_size']}",
+                f"{_size(result['model'])}, {result['precision']}, {_processor(result['machine'])}",
                 f"{rate['Efficient MAE 0.85']:,.2f}",
                 f"{rate['Efficient MAE 0.85'] / rate['MAE 0.75']:.2f}x ({efficient['gmac_ratio']:.2f}x)",
                 f"{rate['Efficient MAE 0.85'] / rate[PEER]:.2f}x",
@@ -84,6 +84,11 @@ def jpeg_table() -> str:
 
 
 TABLES = {"step": step_table, "peers": peers_table, "jpeg": jpeg_table}
+
+
+def _processor(machine: dict[str, str]) -> str:
+    """Intel Xeon of Intel(R) Xeon(R) Processor."""
+    return machine["processor"].replace("(R)", "").replace("Processor", "").strip()
 
 
 def _size(model: str) -> str:
