@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from efficient_mae.bench import step
-from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops
+from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.cli import main
 from efficient_mae.console import PlainConsole
@@ -98,6 +98,13 @@ def test_peak_memory_is_measured_in_processes_of_their_own():
     result = bench_step(BenchStepConfig(**settings, batch_size=64, rounds=1))
     peaks = {row["name"]: row["peak_gigabytes"] for row in result["methods"]}
     assert 0 < peaks["Efficient MAE 0.95"] < peaks["MAE 0.75"]
+
+
+def test_the_papers_gflops_fit_80_columns(capsys: pytest.CaptureFixture[str]):
+    show_bench_flops(bench_flops(BenchFlopsConfig()), PlainConsole(width=80))
+    _, heading, *rows, _ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["table", "model", "ratio", "method", "paper", "counted", "off", "computed"]
+    assert rows[-1].split()[:6] == ["4", "large_patch16", "0.95", "Efficient", "MAE", "5.9"]
 
 
 def test_the_papers_gflops_within_a_percent_and_a_half():
