@@ -7,17 +7,13 @@ of rows is another in every part of a batch, for which oneDNN compiles its produ
 alternate; medians, in milliseconds.
 """
 
-import argparse
-import datetime
-import json
-import statistics
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rounds import medians, read_arguments, report
 
-from efficient_mae.engine.machine import describe_machine, keep_freed_memory
+from efficient_mae.engine.machine import keep_freed_memory
 from efficient_mae.models.linear import onednn_linear
 
 # Rows, inputs, outputs.
@@ -36,27 +32,19 @@ def milliseconds(function, shape: tuple[int, int, int]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, rounds=31)
     keep_freed_memory()
     functions = {"PyTorch's": F.linear, "oneDNN's": onednn_linear}
     found: dict[str, dict[str, float]] = {}
     for name, (rows, inputs, outputs) in (ENCODER | DECODER).items():
-        for rows_change in (False, True) if name in DECODER else (False,):
-            taken: dict[str, list[float]] = {library: [] for library in functions}
-            for number in range(arguments.rounds):
-                shape = (rows + number * rows_change, inputs, outputs)
-                for library, function in functions.items():
-                    taken[library].append(milliseconds(function, shape))
-            label = f"{name}, {'other rows every time' if rows_change else 'same rows'}"
-            found[label] = {library: round(statistics.median(values), 2) for library, values in taken.items()}
-    machine = describe_machine(torch.device("cpu"))
-    result = {"date": datetime.date.today().isoformat(), "machine": machine, "milliseconds": found}
-    print(json.dumps(result, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        for more in (0, 1) if name in DECODER else (0,):
+
+            def taken(function, number: int, shape=(rows, inputs, outputs), more=more) -> float:
+                return milliseconds(function, (shape[0] + number * more, *shape[1:]))
+
+            label = f"{name}, {'other rows every time' if more else 'same rows'}"
+            found[label] = medians(functions, taken, arguments.rounds)
+    report(found, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Peak memory of a training step by the number of its images: python benchmarks/peak_memory.py [fp32] [bf16]
+"""Peak memory of a training step by the number of its images.
+
+    python benchmarks/peak_memory.py [--precision fp32]
 
 Measured on a CPU as `emae bench step` does: each method takes two steps in a process of its own, and what they raise
-its resident peak by is its peak; none where they are killed for it, so run nothing beside it. Writes
-results/peak_memory_*.json of the precisions it is told to measure, and a table of docs/scaling.md from both.
+its resident peak by is its peak; none where they find no room, so run nothing beside it. Writes
+results/peak_memory_*.json of one precision or both, and a table of docs/scaling.md from both.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -22,8 +24,8 @@ MODEL = "mae_vit_large_patch16"
 # As many as MAE has room for in 24 GiB.
 BATCH_SIZES = {"fp32": (32, 128, 192), "bf16": (32, 128, 256)}
 # By number, of those that `emae bench step` times.
-MAE, EFFICIENT, PEER = METHODS = ("MAE 0.75", "Efficient MAE 0.85", "transformers ViTMAE 0.75")
-NUMBERS = dict(zip(METHODS, (0, 2, 5), strict=True))
+METHODS = {"MAE 0.75": 0, "Efficient MAE 0.85": 2, "transformers ViTMAE 0.75": 5}
+MAE, EFFICIENT, PEER = METHODS
 
 
 def result_file(precision: str) -> Path:
@@ -36,7 +38,7 @@ def measure(precision: str) -> None:
     rows = []
     for batch_size in BATCH_SIZES[precision]:
         row: dict[str, float] = {"batch_size": batch_size}
-        for name, number in NUMBERS.items():
+        for name, number in METHODS.items():
             try:
                 found = host_peak(config, number, batch_size, precision)
             except MemoryError:
@@ -66,7 +68,10 @@ def table_rows() -> Iterator[tuple[str, ...]]:
 
 
 def main() -> None:
-    for precision in sys.argv[1:] or BATCH_SIZES:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=BATCH_SIZES)
+    chosen = parser.parse_args().precision
+    for precision in BATCH_SIZES if chosen is None else [chosen]:
         measure(precision)
     head = ("precision, on", "images a step", *(f"{name}, GB" for name in METHODS), f"/ {MAE}", f"/ {PEER}")
     rewrite(ROOT / "docs" / "scaling.md", "peak measured", markdown(head, table_rows()), script="peak_memory")

@@ -2,8 +2,8 @@
 
     python benchmarks/readme_tables.py
 
-The step's come from `emae bench step --peers true --json`, one file a model and precision (step_*.json), and those
-with stable-pretraining installed (peers_*.json); the loader's from benchmarks/jpeg.py.
+The step's come from `emae bench step --peers true --json`, one file a model, precision and processor
+(step_*.json), and those with stable-pretraining installed (peers_*.json); the loader's from benchmarks/jpeg.py.
 """
 
 import json
@@ -29,7 +29,8 @@ def step_table() -> str:
         memory = [methods[name]["peak_gigabytes"] for name in ("Efficient MAE 0.85", "MAE 0.75", PEER)]
         rows.append(
             (
-                f"{_size(result['model'])}, {result['precision']}, {_processor(result['machine'])}",
+                f"{_size(result['model'])}, {result['precision']}, batch {result['batch_size']}, "
+                f"{_processor(result['machine'])}",
                 f"{rate['Efficient MAE 0.85']:,.2f}",
                 f"{rate['Efficient MAE 0.85'] / rate['MAE 0.75']:.2f}x ({efficient['gmac_ratio']:.2f}x)",
                 f"{rate['Efficient MAE 0.85'] / rate[PEER]:.2f}x",

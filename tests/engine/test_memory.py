@@ -124,14 +124,8 @@ def pretrain_in_little_memory(why: str, out: Path) -> subprocess.CompletedProces
         "batch_size": 512, "num_workers": 0, "epochs": 1, "precision": "fp32", "device": "cpu", "mask_ratio": 0.75,
         "log_every": 1,
     }  # fmt: skip
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        why,
-        "pretrain",
-        *(f"--{name}={value}" for name, value in arguments.items()),
-    ]
+    flags = (f"--{name}={value}" for name, value in arguments.items())
+    command = [sys.executable, "-c", PROGRAM, why, "pretrain", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 

@@ -9,7 +9,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.optim.lars import Lars
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
@@ -21,6 +20,7 @@ from efficient_mae.engine.parallel import local_tensor, parallelize
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import plan_masks
 from efficient_mae.tasks.pretrain import Reconstruction
+from tests.operators import Operators
 from tests.processes import spawn
 
 STEPS, BAD = 4, (0, 2)  # the first step, in which the optimiser's state is made, and a later one
@@ -199,28 +199,16 @@ def test_any_optimizer_and_running_statistics(make, bad: tuple[int, ...]):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected))
 
 
-class Asked(TorchDispatchMode):
-    """Notes whether anyone has a tensor's value told to the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("make", [partial(build_adamw, weight_decay=0.1), lambda m: Lars(m.parameters())])
 def test_the_host_asks_for_no_value(make):
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     step = Step(model, make(model), Squares(), ALONE, rate_of, clip_grad=1.0)
-    with Asked() as asked:
+    with Operators() as asked:
         for index in range(2):
             step(index, [torch.full((4, 3), float("inf") if index else 1.0)])
     telling = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
     assert len(asked.names) > 50
     assert not telling & set(asked.names)
-    with Asked() as asked:
+    with Operators() as asked:
         bool(torch.ones(()))
     assert telling & set(asked.names)

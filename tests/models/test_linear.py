@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficient_mae.models import linear as module
 from efficient_mae.models.linear import Linear, linear, onednn_linear
+from tests.operators import Operators
 
 IN, OUT = 256, 512
 # Images and tokens with which a product is large enough.
@@ -15,18 +15,6 @@ LARGE = (16, 128)
 ONEDNN = "efficient_mae::onednn_linear"
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
-
-
-class Operators(TorchDispatchMode):
-    """The names of the operators that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 def operators_of(function) -> list[str]:

@@ -49,9 +49,10 @@ def refusing_more_than_is_free() -> Iterator[None]:
         return
     import resource  # not on every system
 
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    if before[0] == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_DATA, (used + int(free * _OF_FREE), before[1]))
+    before, limit = resource.getrlimit(resource.RLIMIT_DATA), used + int(free * _OF_FREE)
+    if before[0] != resource.RLIM_INFINITY:
+        limit = min(limit, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Linear maps, on whatever library the device multiplies float32 matrices fastest with."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,23 @@ from torch.utils.flop_counter import register_flop_formula
 # Multiply-accumulates from which a product is worth an operator of Python's and a compiled product's memory.
 _LARGE = 1 << 27
 
-_PROCESSORS = Path("/proc/cpuinfo")
+
+def _is_amds() -> bool:
+    """Whether the processor is one of AMD's, as far as Linux says: in the first lines of what may be thousands."""
+    try:
+        with Path("/proc/cpuinfo").open() as processors:
+            return any("AuthenticAMD" in line for line in islice(processors, 5))
+    except OSError:
+        return False
 
 
-def _onednn_is_faster() -> bool:
-    """Whether PyTorch has oneDNN's linear maps (its compiler uses them), and MKL takes its generic path here."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and _PROCESSORS.exists()
-        and "AuthenticAMD" in _PROCESSORS.read_text()
-    )
-
-
-_ONEDNN_IS_FASTER = _onednn_is_faster()
+# The operator is one of PyTorch's own, which its compiler uses.
+_ONEDNN_IS_FASTER = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and _is_amds()
+)
 
 
 class Linear(nn.Linear):
