@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from tests.processes import free_port
+from tests.processes import free_port, survivors
 
 # What a run imports only when it needs it.
 LAZY = ("torch.utils.tensorboard", "torch._dynamo", "torch.nn.parallel", "efficient_mae.report.report")
@@ -44,6 +44,11 @@ class Run:
                 self._statuses[pid] = status
         return len(self._statuses) == len(self.pids)
 
+    def kill(self) -> None:
+        """Kill the processes as the kernel does that runs out of memory: them alone, and none of their workers."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+
     def signal(self, number: int, rank: int | None = None) -> None:
         """Send a signal to one process, or to all with their workers."""
         for pid in self.pids if rank is None else ():
@@ -53,15 +58,16 @@ class Run:
             os.kill(self.pids[rank], number)
 
     def wait(self, timeout: float = 120) -> list[Ended]:
-        """How each has ended, by rank; kills those that don't."""
+        """How each has ended, by rank, and nothing that they started is left; kills those that don't end."""
         deadline = time.monotonic() + timeout
         while not self.ended():
             if time.monotonic() > deadline:
                 self.signal(signal.SIGKILL)
                 raise TimeoutError("".join(log.read_text() for log in self._logs))
             time.sleep(0.005)
-        # Workers may outlive a process that was killed.
+        left = survivors(lambda process: process.group in self.pids)
         self.signal(signal.SIGKILL)
+        assert not left, f"they live on: {left}"
         return [Ended(self._statuses[pid], log.read_text()) for pid, log in zip(self.pids, self._logs, strict=True)]
 
 

@@ -3,8 +3,11 @@
 import os
 import secrets
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.multiprocessing as mp
@@ -17,6 +20,33 @@ def free_port() -> int:
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
+
+
+class Process(NamedTuple):
+    """One that runs now."""
+
+    pid: int
+    group: int
+    command: str
+    environment: bytes
+
+
+def survivors(of_ours: Callable[[Process], bool], patience: float = 10.0) -> list[Process]:
+    """The processes of a kind that haven't ended of themselves after so many seconds."""
+    deadline = time.monotonic() + patience
+    while (left := list(filter(of_ours, _processes()))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+def _processes() -> Iterator[Process]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            # proc(5): the name in brackets may hold anything; then the state, the parent, the group.
+            state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if state not in "ZX":
+                yield Process(int(folder.name), int(group), command, (folder / "environ").read_bytes())
 
 
 def spawn(world_size: int, function: Callable, *arguments) -> None:

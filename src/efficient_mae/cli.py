@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from efficient_mae import __version__
+from efficient_mae.children import stop_with_parent
 from efficient_mae.commands import COMMANDS, GROUPS, Command
 from efficient_mae.console import PlainConsole, printable
 from efficient_mae.engine.plain_files import parse_yaml
@@ -39,6 +40,8 @@ _DISK = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `emae`; return its exit status: 0 done, 2 for an input that the user can mend, 1 otherwise."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()  # torchrun, which would have ended this process with itself
     try:
         return _run(given)
     except InputError as error:

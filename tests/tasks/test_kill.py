@@ -33,14 +33,20 @@ class Killer:
         self.caught: Counter[str] = Counter()
 
     def kill_when(self, condition: Callable[[], bool], within: float = 0.0, slow_disk: float = 0.0) -> None:
-        """Start, wait until the condition holds and up to `within` seconds more, and kill."""
+        """Start, wait until the condition holds and up to `within` seconds more, and kill; nothing is left.
+
+        Half of the time the workers are killed too, else they have to end by themselves.
+        """
         run = self._server.start(self._command, self._processes, slow_disk)
         deadline = time.monotonic() + 120
         while not condition():
             assert not run.ended() and time.monotonic() < deadline, run.wait()
             time.sleep(0.001)
         time.sleep(self._random.uniform(0, within))
-        run.signal(signal.SIGKILL)
+        if self._random.random() < 0.5:
+            run.signal(signal.SIGKILL)
+        else:
+            run.kill()
         ended = run.wait()
         assert all(one.status == -signal.SIGKILL for one in ended), ended
 

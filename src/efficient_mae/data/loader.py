@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from efficient_mae.children import end_with_main_process
 from efficient_mae.data.batch import EvalBatch, TrainBatch
 from efficient_mae.data.datasets import EvalDataset, TrainDataset
 from efficient_mae.data.order import ResumableBatchSampler
@@ -152,6 +153,7 @@ def _loader(
 
 
 def _start_worker(images: Any, number: int) -> None:
+    end_with_main_process()
     enter_worker(images, number)
     torch.set_num_threads(1)
     leave_signals_to_the_main_process()

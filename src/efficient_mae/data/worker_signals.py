@@ -1,5 +1,6 @@
 """Signals in a process that reads images."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,10 +17,11 @@ def leave_signals_to_the_main_process() -> None:
     if sys.platform == "linux":  # elsewhere nobody tells who sent a signal
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+        main = multiprocessing.parent_process()  # not the process' own parent, where that is a fork server
+        threading.Thread(target=_end_when_told, args=(main.pid if main else os.getppid(),), daemon=True).start()
 
 
-def _end_when_told(main: int) -> None:
+def _end_when_told(main: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
         pass
     os._exit(0)

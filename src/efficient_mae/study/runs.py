@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.children import stopping_with_this_process
 from efficient_mae.console import say
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.machine import available_cores
@@ -126,7 +127,8 @@ def _run(run: CellRun, jobs: int, gpus: int) -> str:
             continue
         with (run.folder / "log.txt").open("ab") as log:
             start = log.tell()
-            done = subprocess.run([*launcher(gpus), command, *arguments], stdout=log, stderr=log, env=environment)
+            line = stopping_with_this_process([*launcher(gpus), command, *arguments])
+            done = subprocess.run(line, stdout=log, stderr=log, env=environment)
         if done.returncode:
             printed = (run.folder / "log.txt").read_bytes()[start:].decode(errors="replace").strip()
             return printed.splitlines()[-1] if printed else f"exit status {done.returncode}"

@@ -1,0 +1,148 @@
+"""Whatever this software starts ends within seconds of its parent, however that dies: here it is killed."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from efficient_mae.children import end_with_main_process, stopping_with_this_process
+from tests.processes import Process, survivors
+from tests.tasks.conftest import ENVIRONMENT, TINY, emae, last_row, write_images
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 10.0
+
+
+class Started:
+    """A command whose standard output goes through a pipe, and which all that it starts can be told by."""
+
+    def __init__(self, command: list[str]):
+        self._mark = f"EMAE_TEST={uuid.uuid4()}"
+        environment = ENVIRONMENT | dict([self._mark.split("=")])
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **output)
+        self._segments = segments()
+
+    def others(self, patience: float = 0.0) -> list[Process]:
+        """What it has started and runs."""
+        mark = self._mark.encode()
+        return survivors(lambda one: mark in one.environment and one.pid != self.process.pid, patience)
+
+    def assert_gone(self) -> None:
+        """Killed, it leaves no process, its standard output is closed, and no shared memory has a name."""
+        assert self.others(), "there was nothing that could have been left"
+        self.process.kill()
+        began = time.monotonic()
+        self.process.communicate(timeout=PATIENCE)  # to the end of the pipe
+        assert self.others(PATIENCE) == [] and time.monotonic() - began < PATIENCE
+        assert segments() <= self._segments
+
+
+def segments() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+@pytest.fixture
+def started() -> Iterator[list[Started]]:
+    """Kills what a test that failed has left."""
+    commands: list[Started] = []
+    yield commands
+    for command in commands:
+        for process in command.others():
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def start(started: list[Started], command: list[str]) -> Started:
+    started.append(Started(command))
+    return started[-1]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_whose_queue_is_full(started: list[Started], method: str):
+    command = start(started, [sys.executable, "-m", "tests.test_children", "load", method])
+    assert command.process.stdout.readline() == b"full\n"
+    command.assert_gone()
+
+
+def test_a_process_of_a_pool(started: list[Started]):
+    command = start(started, [sys.executable, "-m", "tests.test_children", "compute"])
+    assert command.process.stdout.readline() == b"full\n"
+    command.assert_gone()
+
+
+def test_a_program_and_what_it_has_started(started: list[Started], tmp_path: Path):
+    out, folder = tmp_path / "run", write_images(tmp_path / "images", 40)
+    settings = {"data": folder, "out": out, "epochs": 2000, "batch_size": 8, "log_every": 1, **TINY}
+    line = emae("pretrain", **settings)
+    command = start(started, [sys.executable, "-m", "tests.test_children", "run", *line])
+    wait_for_steps(out)
+    command.assert_gone()
+    assert max(out.glob("checkpoints/step-*"))  # it stopped in good order
+
+
+def test_processes_of_torchrun(started: list[Started], tmp_path: Path):
+    out, folder = tmp_path / "run", write_images(tmp_path / "images", 40)
+    settings = {"data": folder, "out": out, "epochs": 2000, "batch_size": 8, "log_every": 1, **TINY}
+    command = start(started, emae("pretrain", processes=2, **settings))
+    wait_for_steps(out)
+    command.assert_gone()
+
+
+def wait_for_steps(out: Path) -> None:
+    deadline = time.monotonic() + 120
+    while last_row(out) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Full:
+    """What is made of a batch, larger than a pipe holds."""
+
+    def __init__(self, noise, epoch: int):
+        self.noise, self.more = noise, os.urandom(1 << 20)
+
+
+def load(method: str) -> None:
+    """Have two workers wait to hand over batches that nobody takes."""
+    from efficient_mae.data import (
+        PretrainTransform,
+        ResumableBatchSampler,
+        TrainDataset,
+        make_train_loader,
+        open_source,
+    )
+
+    source = open_source("fashion-mnist-sample")
+    data = TrainDataset(source, PretrainTransform((8, 8), 1), 0, num_patches=4, make_masks=Full)
+    batches = ResumableBatchSampler(len(source), 16, 0)
+    loader = iter(make_train_loader(data, batches, num_workers=2, multiprocessing_context=method))
+    next(loader)
+    time.sleep(2)  # time enough to fill the queue
+    print("full", flush=True)
+    time.sleep(600)
+
+
+def compute() -> None:
+    """Have a process compute what nobody will take."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_main_process) as pool:
+        pool.submit(os.getpid).result()
+        pool.submit(time.sleep, 600)
+        print("full", flush=True)
+        time.sleep(600)
+
+
+def run(*command: str) -> None:
+    """Run a program that is to stop with this one."""
+    subprocess.run(stopping_with_this_process(command))
+
+
+if __name__ == "__main__":
+    {"load": load, "compute": compute, "run": run}[sys.argv[1]](*sys.argv[2:])
