@@ -80,7 +80,9 @@ def assert_same(ours, theirs):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.indices, b.indices)
         assert torch.equal(a.labels, b.labels)
-        assert torch.equal(a.masks.noise, b.masks.noise) and torch.equal(a.masks.order, b.masks.order)
+        assert torch.equal(a.masks.value.noise, b.masks.value.noise) and torch.equal(
+            a.masks.value.order, b.masks.value.order
+        )
         assert a.damaged == b.damaged
 
 
@@ -111,7 +113,7 @@ def test_processes_and_accumulation_change_nothing(accum_iter, world_size):
         parts = [ranks[r][step * accum_iter + a] for a in range(accum_iter) for r in range(world_size)]
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
         assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
-        assert torch.equal(torch.cat([part.masks.order for part in parts]), batch.masks.order)
+        assert torch.equal(torch.cat([part.masks.value.order for part in parts]), batch.masks.value.order)
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index():
@@ -124,7 +126,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index():
             pixels = TRANSFORM(data.source.image(index), sample_rng(3, epoch, index, "crop"))
             assert torch.equal(batch.images[row], pixels)
             noise = sample_rng(3, epoch, index, "mask").random(16, dtype=np.float32)
-            assert np.array_equal(batch.masks.noise[row].numpy(), noise)
+            assert np.array_equal(batch.masks.value.noise[row].numpy(), noise)
             assert batch.labels[row] == index % 2
 
 
@@ -147,7 +149,7 @@ def test_repeats_open_an_image_once(workers, tmp_path):
     for batch, singles in zip(found, singly):
         assert torch.equal(batch.images, torch.cat([single.images for single in singles]))
         assert torch.equal(batch.indices, torch.cat([single.indices for single in singles]))
-        assert torch.equal(batch.masks.noise, torch.cat([single.masks.noise for single in singles]))
+        assert torch.equal(batch.masks.value.noise, torch.cat([single.masks.value.noise for single in singles]))
         assert batch.labels.tolist() == [index % 2 for index in batch.indices.tolist()]
 
 
@@ -155,7 +157,7 @@ def test_seeds_and_epochs_differ():
     data = dataset()
     first = data.__getitems__([(0, 1), (1, 1)])
     assert not torch.equal(first.images[0], first.images[1])
-    assert not torch.equal(first.masks.noise[0], first.masks.noise[1])
+    assert not torch.equal(first.masks.value.noise[0], first.masks.value.noise[1])
     assert not torch.equal(first.images, dataset(seed=4).__getitems__([(0, 1), (1, 1)]).images)
 
 
@@ -186,7 +188,7 @@ def test_unreadable_images_are_replaced_and_named():
     ]
     # the replacement is cropped and masked as the image that it stands for
     assert torch.equal(batch.images[0], TRANSFORM(data.source.image(4), sample_rng(3, 1, 2, "crop")))
-    assert batch.masks.noise[0, 0] == sample_rng(3, 1, 2, "mask").random(dtype=np.float32)
+    assert batch.masks.value.noise[0, 0] == sample_rng(3, 1, 2, "mask").random(dtype=np.float32)
     assert data.__getitems__([(0, 5)]).indices.tolist() == [6]
     assert dataset(Shades(10, small=[5])).__getitems__([(0, 5)]).indices.tolist() == [5]
 
@@ -221,16 +223,10 @@ def test_other_errors_are_not_taken_for_damage():
 def test_pinning_reaches_everything_that_can_be_pinned(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self.shape), self)[1])
-
-    class Pinnable:
-        def pin_memory(self):
-            return "pinned masks"
-
-    batch = TrainDataset(Shades(9), TRANSFORM, 0, num_patches=5, make_masks=lambda *_: Pinnable())[(0, 1)]
+    batch = dataset(Shades(9))[(0, 1)]
     result = batch.pin_memory()
     assert isinstance(result, TrainBatch)
-    assert result.masks == "pinned masks"
-    assert pinned == [(1, 1, 16, 16), (1,), (1,)]
+    assert pinned == [(1, 1, 16, 16), (1,), (1,), batch.masks.buffer.shape]
     assert result.damaged == []
 
 

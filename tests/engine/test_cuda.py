@@ -13,6 +13,7 @@ from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.optim import build_adamw, learning_rate
 from efficient_mae.engine.parallel import compile_blocks, parallelize
+from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import MaskLayout
 from efficient_mae.models import MaskedAutoencoder
@@ -99,7 +100,9 @@ class TestStep:
         processes = Processes(0, 1, torch.device("cuda"))
         model = small_model()
         batches = [
-            TrainBatch(torch.zeros(4, 1, 24, 24, dtype=torch.uint8), torch.arange(4), None, [], layout).to("cuda")
+            TrainBatch(torch.zeros(4, 1, 24, 24, dtype=torch.uint8), torch.arange(4), None, [], Flat.of(layout)).to(
+                "cuda"
+            )
             for layout in layouts(model, 6)
         ]
         trained = parallelize(model, processes, precision=precision, compile=compiled)

@@ -17,6 +17,7 @@ from efficient_mae.engine.loop import Step
 from efficient_mae.engine.nonfinite import Window
 from efficient_mae.engine.optim import build_adamw, set_learning_rate
 from efficient_mae.engine.parallel import local_tensor, parallelize
+from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import plan_masks
 from efficient_mae.tasks.pretrain import Reconstruction
@@ -55,7 +56,7 @@ def batch_of(step: int, part: int, bad: bool) -> TrainBatch:
     noise = torch.rand(SIZE, 16, generator=generator)
     masks = plan_masks(noise, grid_size=(4, 4), patch_size=4, mask_ratio=0.75)
     indices = torch.full((SIZE,), -1) if bad else torch.arange(SIZE)
-    return TrainBatch(images, indices, None, [], masks)
+    return TrainBatch(images, indices, None, [], Flat.of(masks))
 
 
 def prepared(processes: Processes, parallel: str) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -38,7 +38,8 @@ def test_a_curriculum_predicts_more_from_epoch_to_epoch(images: Path, tmp_path: 
         resolved = resolve(settings, len(source), processes.device)
         dataset = PretrainRun(resolved, source, build_model(resolved), processes).dataset()
     counts = [
-        len(dataset.__getitems__([(epoch, index) for index in range(40)]).masks.ids_predict) for epoch in range(4)
+        len(dataset.__getitems__([(epoch, index) for index in range(40)]).masks.value.ids_predict)
+        for epoch in range(4)
     ]
     assert counts == sorted(counts) and len(set(counts)) == 4 and counts[-1] == 40 * 12
 

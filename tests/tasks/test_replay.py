@@ -183,7 +183,7 @@ def losses_at(run: Path, data: Path, step: int) -> list[float]:
     batch = pretrain.make_pretrain_run(config(data, run), ALONE).dataset().__getitems__(SKIPPED[step])
     model = emae.load(run / "checkpoints" / f"step-{step - 1:08d}")
     with torch.no_grad():
-        out = model(white_is_infinite(batch.images, (0.5,), (0.5,)), batch.masks)
+        out = model(white_is_infinite(batch.images, (0.5,), (0.5,)), batch.masks.value)
     image = out.predicted.nonzero()[:, 0]
     parts = torch.zeros(8).index_add(0, image, out.weights * out.patch_loss)
     return (parts / out.weights.sum()).tolist()

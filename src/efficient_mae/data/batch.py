@@ -6,10 +6,16 @@ Images stay uint8 until they are on the device (`transforms.normalize`): a quart
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+
+from efficient_mae.flat import Flat
+
+Batch = TypeVar("Batch", bound="EvalBatch")
 
 
 @dataclasses.dataclass
@@ -28,15 +34,22 @@ class EvalBatch:
     labels: Int64[Tensor, " B"] | None
     damaged: list[tuple[str, str]]
 
-    def pin_memory(self) -> EvalBatch:
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        held = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        tensors = [value.buffer if isinstance(value, Flat) else value for value in held]
+        return sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+
+    def pin_memory(self: Batch) -> Batch:
         """The batch in page-locked memory, with everything in it that can be; DataLoader calls this."""
         return self._map("pin_memory", lambda value: value.pin_memory())
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device, with everything in it that can be moved."""
         return self._map("to", lambda value: value.to(device, non_blocking=non_blocking))
 
-    def _map(self, method: str, function: Callable[[Any], Any]) -> Self:
+    def _map(self: Batch, method: str, function: Callable[[Any], Any]) -> Batch:
         """The batch with the function applied to all fields that have the method."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved = {name: function(value) for name, value in fields.items() if hasattr(value, method)}
@@ -51,4 +64,4 @@ class TrainBatch(EvalBatch):
         masks: what `make_masks` made for this batch; None without it.
     """
 
-    masks: Any = None
+    masks: Flat[Any] | None = None

@@ -20,6 +20,7 @@ from efficient_mae.data.sources import Source
 from efficient_mae.data.transforms import EvalTransform
 from efficient_mae.data.workers import note_image
 from efficient_mae.errors import InputError
+from efficient_mae.flat import Flat
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class TrainDataset(Dataset[TrainBatch]):
             min_size: an image with a side shorter than this, in pixels, counts as unreadable (the patch size).
             num_patches: L, random numbers in [0, 1) that an image's mask is made of; goes with `make_masks`.
             make_masks: from the random numbers of a batch and the epoch that it belongs to, to its masks: any object
-                that can be sent between processes.
+                that can be pickled; it is handed over as a :class:`Flat`.
         """
         if (num_patches is None) != (make_masks is None):
             raise ValueError("num_patches and make_masks go together: give both or neither")
@@ -132,13 +133,13 @@ class TrainDataset(Dataset[TrainBatch]):
             f"{name}: {damaged[name]}"
         )
 
-    def _masks(self, pairs: Sequence[tuple[int, int]]) -> Any:
+    def _masks(self, pairs: Sequence[tuple[int, int]]) -> Flat[Any] | None:
         if self.make_masks is None or self.num_patches is None:
             return None
         noise = torch.empty(len(pairs), self.num_patches)
         for row, (epoch, index) in zip(noise.numpy(), pairs, strict=True):
             sample_rng(self.seed, epoch, index, "mask").random(out=row, dtype=row.dtype)
-        return self.make_masks(noise, pairs[0][0])  # a batch never reaches into the next epoch
+        return Flat.of(self.make_masks(noise, pairs[0][0]))  # a batch never reaches into the next epoch
 
 
 class EvalDataset(Dataset[EvalBatch]):

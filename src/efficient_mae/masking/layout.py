@@ -5,15 +5,16 @@ behind another, without padding. All of it follows from the mask, so it is compu
 and a training step has nothing left to ask the device.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from efficient_mae.errors import InputError
+from efficient_mae.flat import Flat
 from efficient_mae.masking.difficulty import difficulty as measure_difficulty
 from efficient_mae.masking.random import mask_from_noise
 from efficient_mae.masking.schedules import (
@@ -24,31 +25,9 @@ from efficient_mae.masking.schedules import (
 )
 from efficient_mae.masking.targets import flatten_weights, select_targets
 
-Moved = TypeVar("Moved", bound="_TensorFields")
-
-
-class _TensorFields:
-    """Moving a dataclass of tensors, as a DataLoader and a training step need."""
-
-    def to(self: Moved, device: torch.device | str, non_blocking: bool = False) -> Moved:
-        """The same on another device."""
-        return _map_tensors(self, lambda value: value.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self: Moved) -> Moved:
-        """The same in page-locked memory, from which copies to a GPU overlap with its work."""
-        return _map_tensors(self, lambda value: value.pin_memory())
-
-
-def _map_tensors(value: Moved, function: Callable[[Any], Any]) -> Moved:
-    """The dataclass with the function applied to each tensor, nested ones too."""
-    held = {field.name: getattr(value, field.name) for field in fields(cast(Any, value))}
-    moved: dict[str, Any] = {name: function(v) for name, v in held.items() if isinstance(v, Tensor | _TensorFields)}
-    moved |= {name: tuple(map(function, v)) for name, v in held.items() if isinstance(v, tuple)}
-    return replace(cast(Any, value), **moved)
-
 
 @dataclass(frozen=True)
-class Sequences(_TensorFields):
+class Sequences:
     """How the rows of a packed tensor fall into the batch's sequences, the shorter ones first.
 
     Attributes:
@@ -66,13 +45,17 @@ class Sequences(_TensorFields):
         """Sequences of these lengths, one behind another."""
         return cls(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(), lengths.cpu(), max_seqlen)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Sequences":
-        """The same on another device, but for the lengths, which are for the host."""
-        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Wherever the rest is sent, the lengths are for the host: numbers, not a tensor to be moved.
+        return _sequences, (self.cu_seqlens, self.lengths.numpy(), self.max_seqlen)
+
+
+def _sequences(cu_seqlens: Tensor, lengths: np.ndarray, max_seqlen: int) -> Sequences:
+    return Sequences(cu_seqlens, torch.from_numpy(lengths), max_seqlen)
 
 
 @dataclass(frozen=True)
-class DecoderLayout(_TensorFields):
+class DecoderLayout:
     """The packed decoder sequences of some images.
 
     A sequence is an image's class token, its V visible patches, then its predicted patches, each group in row-major
@@ -103,7 +86,7 @@ class DecoderLayout(_TensorFields):
 
 
 @dataclass(frozen=True)
-class MaskLayout(_TensorFields):
+class MaskLayout:
     """A batch's masks, their difficulties, and the packed decoder sequences that follow from them.
 
     Attributes:
@@ -123,6 +106,11 @@ class MaskLayout(_TensorFields):
     ids_predict: Int64[Tensor, " T"]
     weights: Float[Tensor, " T"]
     parts: tuple[DecoderLayout, ...]
+
+    def to(self, device: torch.device | str) -> "MaskLayout":
+        """The same on a device; the lengths of sequences stay on the host."""
+        device = torch.device(device)
+        return self if self.mask.device == device else Flat.of(self).to(device, non_blocking=True).value
 
 
 def build_layout(

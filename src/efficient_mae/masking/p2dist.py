@@ -14,8 +14,9 @@ from torch import Tensor
 
 from efficient_mae.errors import InputError
 
-# Pixels whose distances are worked on at a time, so that they stay in cache.
+# Pixels and patches whose distances are worked on at a time, so that they stay in cache.
 _CHUNK_PIXELS = 1 << 18
+_CHUNK_PATCHES = 1 << 13
 
 
 def p2dist(mask: Bool[Tensor, "B H W"], patch_size: int = 16, k: int = 8) -> Float[Tensor, "B H W"]:
@@ -46,6 +47,11 @@ def p2dist(mask: Bool[Tensor, "B H W"], patch_size: int = 16, k: int = 8) -> Flo
     check_mask(mask)
     if k < 1 or patch_size < 1:
         raise InputError(f"k={k}, patch_size={patch_size}: both must be at least 1")
+    images = max(1, _CHUNK_PATCHES // mask[0].numel())
+    return torch.cat([_algorithm_1(chunk, patch_size, k) for chunk in mask.split(images)])
+
+
+def _algorithm_1(mask: Bool[Tensor, "B H W"], patch_size: int, k: int) -> Float[Tensor, "B H W"]:
     offered = _offered_points(mask)
     farthest = 2 * max(mask.shape[1:])  # half patches; no point of the grid lies farther along an axis
 

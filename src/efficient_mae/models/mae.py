@@ -141,7 +141,7 @@ class MaskedAutoencoder(VisionTransformer):
         """
         self.check_images(images)
         layout = mask if isinstance(mask, MaskLayout) else self.plan(len(images), mask, generator)
-        layout = layout.to(images.device, non_blocking=True)
+        layout = layout.to(images.device)
         latent, target = self.forward_features(images, layout.ids_keep), self.targets(images, layout)
         if len(layout.parts) > 1 and torch.is_grad_enabled():
             parameters = self._decoder_parameters()

@@ -71,7 +71,7 @@ class Reconstruction:
 
     def weight(self, batch: TrainBatch) -> Tensor:
         """Sum of d ** -gamma over the batch's predicted patches."""
-        return batch.masks.weights.sum()
+        return _layout(batch).weights.sum()
 
     def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
         """Sum of d ** -gamma times the error over the batch's predicted patches."""
@@ -85,7 +85,13 @@ class Reconstruction:
         return out.patch_loss.new_zeros(len(batch.images)).index_add(0, image, out.weights * out.patch_loss)
 
     def _output(self, model: nn.Module, batch: TrainBatch) -> MAEOutput:
-        return model(normalize(batch.images, self.statistics.mean, self.statistics.std), batch.masks)
+        return model(normalize(batch.images, self.statistics.mean, self.statistics.std), _layout(batch))
+
+
+def _layout(batch: TrainBatch) -> MaskLayout:
+    if batch.masks is None:
+        raise ValueError("images without masks reached a masked autoencoder")
+    return batch.masks.value
 
 
 def plan_epoch_masks(
@@ -113,6 +119,7 @@ class PretrainRun(Run):
 
     def __init__(self, config: ResolvedConfig, source: Source, model: MaskedAutoencoder, processes: Processes):
         super().__init__(config, source, model, processes)
+        model.set_grad_checkpointing(config.grad_checkpointing)
         self.statistics = ImageStatistics(config.mean, config.std)
         self.transform = PretrainTransform(
             model.img_size, config.in_chans, scale=config.crop_scale, hflip=config.hflip
@@ -127,9 +134,18 @@ class PretrainRun(Run):
         return f"pre-training {self.config.model} on {len(self.source):,} images"
 
     def dataset(self) -> TrainDataset:
+        return self._dataset(DeviceDecodeDataset if self.config.decode_device == "cuda" else TrainDataset)
+
+    def host_dataset(self) -> TrainDataset:
+        return self._dataset(TrainDataset)
+
+    @property
+    def unit(self) -> int:
+        return part_size(self.model.config, self.processes.device)
+
+    def _dataset(self, kind: type[TrainDataset]) -> TrainDataset:
         model = self.model
-        dataset = DeviceDecodeDataset if self.config.decode_device == "cuda" else TrainDataset
-        return dataset(
+        return kind(
             self.source,
             self.transform,
             self.config.seed,
@@ -140,12 +156,11 @@ class PretrainRun(Run):
                 epochs=self.config.epochs,
                 masking=model.config.masking,
                 # The gradients of a sharded decoder are gathered by hooks of its own.
-                part_size=None if self.is_sharded else part_size(model.config, self.processes.device),
+                part_size=None if self.is_sharded else self.unit,
             ),
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        self.model.set_grad_checkpointing(self.config.grad_checkpointing)
         return build_adamw(self.model, self.config.weight_decay)
 
     def objective(self) -> Reconstruction:
