@@ -11,12 +11,14 @@ import argparse
 import json
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 from scaling_tables import markdown, rewrite
 
-from efficient_mae.bench.step import BenchStepConfig, host_peak
+from efficient_mae.bench.peaks import host_peak
+from efficient_mae.bench.step import BenchStepConfig, host_contender
 from efficient_mae.engine.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def measure(precision: str) -> None:
         row: dict[str, float] = {"batch_size": batch_size}
         for name, number in METHODS.items():
             try:
-                found = host_peak(config, number, batch_size, precision)
+                found = host_peak(partial(host_contender, config, batch_size, precision), number)
             except MemoryError:
                 print(f"{name} does not fit with {batch_size} images", flush=True)
                 continue

@@ -11,9 +11,11 @@ nothing is counted or measured again.
 import argparse
 import datetime
 import json
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ from efficient_mae.bench.flops import MAE_MASK_RATIO, count_gmacs, mae_counterpa
 from efficient_mae.data import PretrainTransform, TrainDataset, open_source
 from efficient_mae.engine.distributed import autocast
 from efficient_mae.engine.machine import describe_machine
-from efficient_mae.engine.memory import step_bytes
-from efficient_mae.masking import plan_masks
+from efficient_mae.engine.step_memory import count_passes
+from efficient_mae.masking import MaskLayout, plan_masks
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
 
 
@@ -48,43 +50,47 @@ def models() -> dict[str, MAEConfig]:
 
 
 def kept_bytes_an_image(config: MAEConfig) -> dict[str, float]:
-    """Bytes that a training step in bf16 keeps for an image: plainly, with checkpointing, and in the decoder alone.
-
-    Counted with 2 and with 4 encoder blocks; each further block keeps as much as those two between them, halved.
-    """
+    """Bytes that a training step in bf16 keeps for an image: plain, with checkpointing, and in the decoder alone."""
     found = {"decoder": _decoder_bytes(config)}
-    for kind, enable in (("plain", False), ("checkpointed", True)):
-        shallow, deeper = (_kept_bytes(replace(config, depth=depth), enable) for depth in (2, 4))
-        found[kind] = shallow + (config.depth - 2) * (deeper - shallow) / 2
-    return found
+    return found | {"plain": _kept_bytes(config, False), "checkpointed": _kept_bytes(config, True)}
 
 
 def _kept_bytes(config: MAEConfig, checkpointed: bool) -> float:
     """The same of one model as it is."""
-    model, device = MaskedAutoencoder(config), torch.device("cpu")
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config)
     model.set_grad_checkpointing(checkpointed)
 
-    def probe(images: int) -> torch.Tensor:
-        layout = model.plan(images, generator=torch.Generator().manual_seed(0))
-        with autocast("bf16", device):
-            return model(torch.zeros(images, config.in_chans, *config.img_size), layout).loss
+    def loss(model: MaskedAutoencoder, layout: MaskLayout) -> torch.Tensor:
+        return model(torch.zeros(len(layout.mask), config.in_chans, *config.img_size), layout).loss
 
-    few, more = (step_bytes(probe, images, list(model.parameters()), device) for images in (2, 6))
-    return (more - few) / 4
+    return _an_image(loss, model)
 
 
 def _decoder_bytes(config: MAEConfig) -> float:
     """What the decoder keeps of an image, where it decodes all at once."""
-    model, device = MaskedAutoencoder(replace(config, depth=1)), torch.device("cpu")
+    with torch.device("meta"):
+        model = MaskedAutoencoder(replace(config, depth=1))
 
-    def probe(images: int) -> torch.Tensor:
-        layout = model.plan(images, generator=torch.Generator().manual_seed(0))
-        latent = torch.zeros(images, 1 + layout.ids_keep.shape[1], config.embed_dim)
+    def loss(model: MaskedAutoencoder, layout: MaskLayout) -> torch.Tensor:
+        latent = torch.zeros(len(layout.mask), 1 + layout.ids_keep.shape[1], config.embed_dim)
+        return model.decode(latent, layout.parts[0]).sum()
+
+    return _an_image(loss, model)
+
+
+def _an_image(loss: Callable[..., torch.Tensor], model: MaskedAutoencoder) -> float:
+    """Bytes that an image adds to a pass: of 16 images, less those of 8."""
+    device, counts = torch.device("cpu"), []
+
+    def in_bf16(model: MaskedAutoencoder, layout: MaskLayout) -> torch.Tensor:
         with autocast("bf16", device):
-            return model.decode(latent, layout.parts[0]).sum()
+            return loss(model, layout)
 
-    few, more = (step_bytes(probe, images, list(model.parameters()), device) for images in (2, 6))
-    return (more - few) / 4
+    for images in (8, 16):
+        noise = torch.rand(images, math.prod(model.grid_size), generator=torch.Generator().manual_seed(0))
+        counts.append(max(count_passes(in_bf16, model, plan_masks(noise, **model.config.masking), device)))
+    return (counts[1] - counts[0]) / 8
 
 
 def count(config: MAEConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from efficient_mae.bench import step
+from efficient_mae.bench import peaks
 from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
 from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
 from efficient_mae.cli import main
@@ -87,7 +87,7 @@ def refused(*_: object) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory on a CPU is measured on Linux")
 @pytest.mark.parametrize("end", [killed, refused])
 def test_a_step_that_finds_no_memory(end: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(step, "_resident_peak", end)
+    monkeypatch.setattr(peaks, "_resident_peak", end)
     with pytest.raises(InputError, match="batch_size=2: does not fit the memory of cpu; lower it"):
         bench_step(BenchStepConfig(**SMALL, batch_size=2, rounds=1))
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from efficient_mae.bench.flops import MAE_MASK_RATIO, count_gmacs, mae_counterpart, paper_gmacs
 from efficient_mae.data import TrainBatch, default_mean_std, normalize
-from efficient_mae.engine.distributed import ALONE
+from efficient_mae.engine.distributed import ALONE, autocast
 from efficient_mae.engine.loop import Objective, Step
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.parallel import compile_blocks
+from efficient_mae.engine.step_memory import count_passes
 from efficient_mae.errors import InputError
+from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics, to_hf
 from efficient_mae.masking import plan_masks
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
@@ -52,6 +54,19 @@ class Contender:
         """One training step: forward, backward, optimiser."""
         index = next(self._steps)
         self.step(index, [self.batches[index % len(self.batches)]])
+
+    @property
+    def counted_bytes(self) -> int:
+        """What a step takes beside what stays, counted; 0 of other implementations."""
+        if isinstance(self.step.objective, PeerLoss):
+            return 0
+
+        def loss(model: nn.Module, batch: TrainBatch) -> Tensor:
+            with autocast(self.step.precision, batch.images.device):
+                return self.step.objective.weighted_sum(model, batch)
+
+        batch = self.batches[0]
+        return max(count_passes(loss, self.step.model, batch, batch.images.device))
 
     @property
     def static_bytes(self) -> int:
@@ -199,7 +214,7 @@ def _batches(config: MAEConfig, batch_size: int, device: torch.device) -> list[T
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(BATCHES, batch_size, config.grid_size[0] * config.grid_size[1], generator=generator)
     layouts = [plan_masks(part, **config.masking, part_size=part_size(config, device)) for part in noise]
-    return [TrainBatch(images, torch.arange(batch_size), None, [], layout).to(device) for layout in layouts]
+    return [TrainBatch(images, torch.arange(batch_size), None, [], Flat.of(layout)).to(device) for layout in layouts]
 
 
 def _images(config: MAEConfig, batch_size: int) -> Tensor:

@@ -1,15 +1,11 @@
 """`emae bench step`: real training steps of MAE, Efficient MAE and their peers, timed in turn within one run."""
 
-import dataclasses
 import datetime
 import json
 import math
-import multiprocessing
 import statistics
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders, seconds_of
+from efficient_mae.bench.peaks import device_peak, host_peaks
 from efficient_mae.console import say
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.free_memory import refusing_more_than_is_free
 from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
 from efficient_mae.engine.settings import check_at_least_1
@@ -87,12 +83,12 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         if device.type == "cpu":
             keep_freed_memory()
             # Before this process fills the memory, and with what training keeps compiled.
-            peaks = _host_peaks(config, batch_size, precision) if config.memory else {}
+            peaks = host_peaks(partial(host_contender, config, batch_size, precision)) if config.memory else {}
             keep_compiled_products()
         contenders = _contenders(config, batch_size, device, precision)
         seconds, matmul = _race(contenders, config.rounds, device, precision)
         if config.memory and device.type == "cuda":
-            peaks = {contender.name: _device_peak(contender, device) for contender in contenders}
+            peaks = {contender.name: device_peak(contender, device) for contender in contenders}
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -149,6 +145,12 @@ def _contenders(
     return found + (peers if number is None else peers[number - own : number - own + 1])
 
 
+def host_contender(config: BenchStepConfig, batch_size: int, precision: str, number: int) -> Contender | None:
+    """The contender of a number, from 0, on the host, not compiled; None if there are fewer."""
+    found = _contenders(replace(config, compile=False), batch_size, torch.device("cpu"), precision, number)
+    return found[0] if found else None
+
+
 def _race(
     contenders: list[Contender], rounds: int, device: torch.device, precision: str
 ) -> tuple[dict[str, list[float]], float]:
@@ -173,69 +175,6 @@ def matmul_tflops(device: torch.device, precision: str) -> float:
     side, dtype = MATMUL_SIDE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds_of(lambda: linear(a, b, None), device) for _ in range(5)) / 1e12
-
-
-def _device_peak(contender: Contender, device: torch.device) -> float:
-    """Peak memory of a step on a GPU, with this contender's own weights and optimiser state; 1e9 bytes."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    contender()
-    grown = torch.cuda.max_memory_allocated(device) - before
-    return round((contender.static_bytes + grown) / 1e9, 4)
-
-
-def _host_peaks(config: BenchStepConfig, batch_size: int, precision: str) -> dict[str, float]:
-    """The same on a CPU, of every contender."""
-    if sys.platform != "linux":
-        return {}
-    peaks: dict[str, float] = {}
-    while found := host_peak(config, len(peaks), batch_size, precision):
-        name, peak = found
-        peaks[name] = peak
-        say(f"peak memory of {name}: {peak:.2f} GB")
-    return peaks
-
-
-def host_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
-    """Peak memory of a step on a CPU, which keeps no record of it: two steps in a process of their own.
-
-    Args:
-        config: says which model.
-        number: of the contender, from 0.
-        batch_size: images of a step.
-        precision: `bf16` or `fp32`.
-
-    Returns:
-        Its name, and by how much the process' resident peak rose, in 1e9 bytes; None if there are fewer contenders.
-
-    Raises:
-        MemoryError: the steps do not fit.
-    """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        try:
-            return process.submit(_resident_peak, config, number, batch_size, precision).result()
-        except BrokenProcessPool:  # other processes took memory too, and the system killed this one
-            raise MemoryError("a step's process was killed") from None
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise MemoryError(str(error)) from None
-            raise
-
-
-def _resident_peak(config: BenchStepConfig, number: int, batch_size: int, precision: str) -> tuple[str, float] | None:
-    """What :func:`host_peak` returns, of this process."""
-    import resource  # not on every system
-
-    keep_freed_memory()
-    config = dataclasses.replace(config, compile=False)  # whose compiler would be counted too
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    contenders = _contenders(config, batch_size, torch.device("cpu"), precision, number)
-    if not contenders:
-        return None
-    with refusing_more_than_is_free():
-        contenders[0]()
-        contenders[0]()
-    return contenders[0].name, round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9, 4)
 
 
 def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 from efficient_mae.data.crops import Crop, cut, random_resized_crop_box, to_tensor
 from efficient_mae.data.decode import MODES, OpenedImage, to_channels
@@ -137,7 +138,9 @@ def normalize(
         raise InputError(
             f"images with {images.shape[1]} channels, but {len(mean)} means and {len(std)} standard deviations"
         )
-    factor, offset = _affine(tuple(mean), tuple(std), images.device)
+    # Where tensors hold no numbers, none are kept for later.
+    affine = _affine.__wrapped__ if detect_fake_mode() else _affine
+    factor, offset = affine(tuple(mean), tuple(std), images.device)
     return images.to(torch.float32).mul_(factor).add_(offset)
 
 

@@ -31,11 +31,12 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together."""
+    """This process among those that train together, some of them on its machine."""
 
     rank: int
     world_size: int
     device: torch.device
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -169,7 +170,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         dist.init_process_group("gloo", **shared)
     lost = False
     try:
-        yield Processes(rank, world_size, device)
+        yield Processes(rank, world_size, device, local_world_size)
     except RuntimeError as error:
         lost = _is_of_another(error)
         if not lost:

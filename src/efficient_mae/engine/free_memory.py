@@ -1,19 +1,14 @@
-"""Memory that a process may still take, and how it is kept from taking more."""
+"""Memory that a process may still take."""
 
 import gc
 import mmap
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from efficient_mae.engine.machine import address_space_limit, control_groups, release_freed_memory
-
-# Share of the free memory that a process may take which is refused more: the rest is for files that it reads.
-_OF_FREE = 0.97
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -36,41 +31,26 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(free, limit - used + unused))
 
 
-@contextmanager
-def refusing_more_than_is_free() -> Iterator[None]:
-    """Within, this process' allocations fail where there is no free memory for them; on Linux alone.
-
-    Without, they succeed; then the machine grinds to a halt, and kills a process.
-    """
-    free = free_memory(torch.device("cpu"))
-    used = _kilobytes("/proc/self/status", "VmData") if free is not None else None
-    if free is None or used is None:
-        yield
-        return
-    import resource  # not on every system
-
-    before, limit = resource.getrlimit(resource.RLIMIT_DATA), used + int(free * _OF_FREE)
-    if before[0] != resource.RLIM_INFINITY:
-        limit = min(limit, before[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
 def _kilobytes(file: str, name: str) -> int | None:
     """What a file of Linux' says in kilobytes, in bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
     return None if found is None else int(found[1]) * 1024
 
 
+# Of control groups: the most that a group may use, what it uses, and how its statistics call files that were read,
+# which count as used until others need their place; by controller, which version 2 doesn't name.
+_MEMORY_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
 def _group_memory() -> int:
     """Bytes that containers and batch systems leave to this process; more than there are where they set no limit."""
     free = [sys.maxsize]
-    for most, used, parts in control_groups("memory.max", "memory.current", "memory.stat"):
-        if most.isdecimal():
-            # Files that were read count as used, until others need their place.
-            read = re.search(r"^inactive_file (\d+)", parts, re.MULTILINE)
-            free.append(int(most) - int(used) + (0 if read is None else int(read[1])))
+    for controller, (limit, usage, name) in _MEMORY_FILES.items():
+        for most, used, parts in control_groups(limit, usage, "memory.stat", controller=controller):
+            if most.isdecimal():
+                read = re.search(rf"^{name} (\d+)", parts, re.MULTILINE)
+                free.append(int(most) - int(used) + (0 if read is None else int(read[1])))
     return max(0, min(free))

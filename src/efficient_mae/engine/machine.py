@@ -111,18 +111,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def control_groups(*names: str) -> Iterator[tuple[str, ...]]:
+def control_groups(*names: str, controller: str = "") -> Iterator[tuple[str, ...]]:
     """What the files of these names say in each of this process' control groups that has them all.
 
-    Containers and batch systems such as Slurm limit memory and processors by them. From its own to the root of those
-    of version 2 (cgroups(7)); none on other systems.
+    Containers and batch systems such as Slurm limit memory and processors by them. From its own to the root, of
+    version 2 (cgroups(7)), or of version 1 where a controller is named; none on other systems.
     """
-    groups = [line.removeprefix("0::/") for line in _lines(_GROUP) if line.startswith("0::/")]
-    for path in groups:
-        own = _GROUPS / path
+    for line in _lines(_GROUP):
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
+            continue
+        root = _GROUPS / controllers
+        own = root / path.removeprefix("/")
         for group in (own, *own.parents):
             files = [group / name for name in names]
-            if group.is_relative_to(_GROUPS) and all(file.is_file() for file in files):
+            if group.is_relative_to(root) and all(file.is_file() for file in files):
                 yield tuple(file.read_text().strip() for file in files)
 
 

@@ -1,160 +1,205 @@
-"""A batch that does not fit the device: which setting to lower, and what would fit, as far as can be measured."""
+"""A batch that does not fit the device, before its first step: which setting to lower, and what would fit."""
 
 import re
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from efficient_mae.engine.free_memory import free_memory, refusing_more_than_is_free
+from efficient_mae.console import say
+from efficient_mae.data import TrainBatch
+from efficient_mae.engine.distributed import Processes, autocast
+from efficient_mae.engine.free_memory import free_memory
+from efficient_mae.engine.loop import Objective, step_generators
 from efficient_mae.engine.settings import RunConfig
+from efficient_mae.engine.step_memory import count_passes
 from efficient_mae.errors import InputError
 
 GIB = 2**30
 
-# Images of the two small batches whose difference is what an image takes; even, for mixup pairs them.
-_PROBES = (2, 4)
-# Share of the free memory that a plan may count on: the rest goes to fragments and to what wasn't measured.
-_USABLE = 0.9
+# What a step really takes of a device for each byte that is counted, at least and at most: its allocator has holes,
+# and its kernels room of their own (benchmarks/memory_estimate.py).
+_TAKEN = (1.0, 1.15)
+# Batches that a worker has at a time: those that wait, one that is being made, and its parts.
+_BATCHES_OF_A_WORKER = 4
+# What a worker takes for itself.
+_WORKER_BYTES = 100 * 2**20
+
+# Numbers that an optimiser keeps for each that is trained; others keep a momentum.
+_STATE: dict[type[torch.optim.Optimizer], int] = {torch.optim.AdamW: 2}
+
+# Numbers that a linear map's input and output, and what lies between it and the next, are kept in at most.
+_COPIES = 8
+# Share of the free memory that is too little to be looked at more closely.
+_LITTLE = 0.05
 
 # What PyTorch says, and oneDNN of an operation that it has (one that it lacks fails at its descriptor).
 _HOST_MESSAGES = re.compile("can't allocate memory|could not create a primitive(?! descriptor)")
 
 
-@contextmanager
-def explain_out_of_memory(
-    config: RunConfig,
-    world_size: int,
-    device: torch.device,
-    optimizer: torch.optim.Optimizer,
-    probe: Callable[[int], Tensor] | None,
-) -> Iterator[None]:
-    """Turn running out of memory, on a GPU or on the host, into advice.
-
-    On a CPU what is free now is all that may be taken within.
+class BatchMemory:
+    """Whether a run's micro-batches fit its device, with the weights on it.
 
     Args:
         config: of the run, with its batch size.
-        world_size: processes that share the batch.
-        device: that the run computes on.
+        processes: that share the batch.
         optimizer: of the parameters that are trained.
-        probe: the loss of a batch of so many images; None where it cannot be had from one process alone.
+        model: in its plain form, as :func:`hollow` copies it.
+        objective: what is minimised.
+        sample: makes a batch of so many images, on the host.
+        unit: images that the model takes at a time, where it doesn't take all: memory grows evenly beyond.
+        num_workers: processes that read images for this one.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        processes: Processes,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        objective: Objective,
+        sample: Callable[[int], TrainBatch],
+        unit: int,
+        num_workers: int,
+    ):
+        self._config, self._processes, self._optimizer = config, processes, optimizer
+        self._model, self._objective, self._sample = model, objective, sample
+        self._unit, self._num_workers = unit, num_workers
+        self._micro = (config.batch_size or 0) // (config.accum_iter * processes.world_size)
+        self._free: int | None = None
+        self._counts: dict[int, tuple[int, int]] = {}
+
+    def check(self) -> None:
+        """Say so if a step barely fits what is free now; every process calls this.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        device = self._processes.device
+        known = [free for free in self._processes.gather(free_memory(device)) if free is not None]
+        if not known:
+            return
+        free = self._free = min(known) // (self._processes.local_world_size if device.type == "cpu" else 1)
+        if self._most_at_all() < _LITTLE * free:
+            return
+        least, most = (self.needed(self._micro, factor) for factor in _TAKEN)
+        if least > free:
+            raise InputError(self.advice())
+        if most > free and self._processes.is_main:
+            say(f"memory may not do: {self._told(most)}; if it doesn't, {', or '.join(self._ways(self._micro - 1))}")
+
+    def advice(self) -> str:
+        """One line: what doesn't fit, and which settings would."""
+        fits = min(self._most_images(), self._micro - 1)
+        what = f"batch_size={self._config.batch_size}: {self._told(self.needed(self._micro, _TAKEN[1]))}"
+        if fits > 0:
+            return f"{what}: about {fits} would fit; {', or '.join(self._ways(fits))}"
+        return f"{what}, nor would a single image fit; {', or '.join(self._ways(0))}"
+
+    def _told(self, needed: float) -> str:
+        room = "" if self._free is None else f", and {self._processes.device} has {self._free / GIB:.1f} GiB"
+        return f"micro-batches of {self._micro} images take about {needed / GIB:.1f} GiB beside the weights{room}"
+
+    def _ways(self, fits: int) -> list[str]:
+        """Settings with which it would fit, or might."""
+        config, world_size = self._config, self._processes.world_size
+        batch_size = config.batch_size or 0
+        ways = []
+        for accum in range(config.accum_iter + 1, batch_size // world_size + 1):
+            images = batch_size // (accum * world_size)
+            if batch_size % (accum * world_size) == 0 and images <= min(fits, self._micro // 2):
+                ways.append(f"raise --accum_iter to {accum} (micro-batches of {images}, same result)")
+                break
+        if getattr(config, "grad_checkpointing", True) is False:
+            ways.append("pass --grad_checkpointing true")
+        if fits > 0:
+            return [*ways, "lower --batch_size"]
+        if world_size > 1 and config.parallel == "ddp":
+            ways.append("pass --parallel fsdp")
+        return ways or ["take a smaller model or more processes"]
+
+    def needed(self, images: int, factor: float = 1.0) -> float:
+        """Bytes that a step of a micro-batch takes, and, on the host, those who read its images."""
+        parallel, accumulates = self._config.parallel, self._config.accum_iter > 1
+        trained = sum(p.numel() * p.element_size() for p in self._model.parameters() if p.requires_grad)
+        gradients = trained // (self._processes.world_size if parallel == "fsdp" else 1)
+        state = 0 if self._optimizer.state else gradients * _STATE.get(type(self._optimizer), 1)
+        passes = max(self._passes(images))
+        # Those of the micro-batch before are there all the time.
+        step = gradients + passes if accumulates else max(gradients, passes)
+        return factor * (state + step) + self._reading(images)
+
+    def _passes(self, images: int) -> tuple[float, ...]:
+        """Most bytes in the forward and in the backward pass: counted, or where they grow evenly, inferred."""
+        first, second = 2 * self._unit, 4 * self._unit
+        if images <= second:
+            return self._counted(images)
+        pairs = zip(self._counted(first), self._counted(second), strict=True)
+        return tuple(few + (more - few) / (second - first) * (images - first) for few, more in pairs)
+
+    def _counted(self, images: int) -> tuple[int, int]:
+        if images not in self._counts:
+            self._counts[images] = self._count(images + images % 2)  # mixup pairs them
+        return self._counts[images]
+
+    def _count(self, images: int) -> tuple[int, int]:
+        device, precision = self._processes.device, self._config.precision
+
+        def loss(model: nn.Module, batch: TrainBatch) -> Tensor:
+            with step_generators(0, 0, 0), autocast(precision, device):
+                return self._objective.weighted_sum(model, batch.to(device))
+
+        return count_passes(loss, self._model, self._sample(images), device)
+
+    def _reading(self, images: int) -> float:
+        if self._processes.device.type != "cpu":
+            return 0.0
+        batches = 1 + self._num_workers * _BATCHES_OF_A_WORKER
+        return batches * images * self._image_bytes + self._num_workers * _WORKER_BYTES
+
+    def _most_images(self) -> int:
+        """Of a micro-batch that fits for certain, as far as is counted; 0 for none."""
+        if self._free is None:
+            return self._micro // 2
+        fewest, most = 0, self._micro
+        while fewest < most:  # it grows with their number
+            middle = (fewest + most + 1) // 2
+            fits = self.needed(middle, _TAKEN[1]) <= self._free
+            fewest, most = (middle, most) if fits else (fewest, middle - 1)
+        return fewest
+
+    def _most_at_all(self) -> float:
+        """More bytes than a step of this batch can take, for what is so little that it need not be counted.
+
+        No patch is smaller than a pixel, so no linear map sees more rows.
+        """
+        pixels = self._sample(1).images[0].numel()
+        widths = sum(sum(p.shape[:2]) for p in self._model.parameters() if p.ndim > 1)
+        weights = sum(p.numel() for p in self._model.parameters())
+        return 4 * (4 * weights + _COPIES * self._micro * pixels * widths)
+
+    @cached_property
+    def _image_bytes(self) -> float:
+        return self._sample(2).num_bytes / 2
+
+
+@contextmanager
+def explain_out_of_memory(memory: BatchMemory) -> Iterator[None]:
+    """Turn running out of memory after all, on a GPU or on the host, into advice.
 
     Raises:
         InputError: the memory ran out; says what is too large and what would fit.
     """
     try:
-        with refusing_more_than_is_free() if device.type == "cpu" else nullcontext():
-            yield
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # The failed step's tensors live in its frames.
-        traceback.clear_frames(error.__traceback__)
-    else:
-        return
-    optimizer.zero_grad(set_to_none=True)
-    free = free_memory(device)
-    fits = None if probe is None or free is None else largest_batch(free, optimizer, probe, device)
-    raise InputError(advice(config, world_size, device, free, fits))
+        raise InputError(memory.advice()) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a GPU's or the host's allocator that had no more to give."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_HOST_MESSAGES.search(str(error)))
-
-
-def advice(config: RunConfig, world_size: int, device: torch.device, free: int | None, fits: int | None) -> str:
-    """One line: what doesn't fit, and which settings would.
-
-    Args:
-        free: bytes beside the model's weights; None if that isn't known.
-        fits: images of the largest micro-batch that does; None if that isn't known.
-    """
-    batch_size = config.batch_size or 0
-    micro = batch_size // (config.accum_iter * world_size)
-    room = "the memory" if free is None else f"the {free / GIB:.1f} GiB"
-    what = (
-        f"batch_size={batch_size}: its micro-batches of {micro} images do not fit in {room} "
-        f"that {device} has beside the model's weights"
-    )
-    ways = []
-    if getattr(config, "grad_checkpointing", True) is False:
-        ways.append("pass --grad_checkpointing true")
-    if fits == 0:
-        if world_size > 1 and config.parallel == "ddp":
-            ways.append("pass --parallel fsdp")
-        return f"{what}, nor would a single image: {', or '.join(ways) or 'take a smaller model or more processes'}"
-    target = min(micro // 2, micro if fits is None else fits)
-    smaller = [
-        accum
-        for accum in range(config.accum_iter + 1, batch_size // world_size + 1)
-        if batch_size % (accum * world_size) == 0 and batch_size // (accum * world_size) <= target
-    ]
-    if smaller:
-        images = batch_size // (smaller[0] * world_size)
-        ways.insert(0, f"raise --accum_iter to {smaller[0]} (micro-batches of {images}, same result)")
-    about = "" if fits is None else f": about {min(fits, micro - 1)} would"
-    return f"{what}{about}; {', or '.join([*ways, 'lower --batch_size'])}"
-
-
-def largest_batch(
-    free: int, optimizer: torch.optim.Optimizer, probe: Callable[[int], Tensor], device: torch.device
-) -> int | None:
-    """Images whose training step takes no more than so many bytes, from the cost of a few; 0 if not even those fit.
-
-    Args:
-        free: bytes beside the model's weights.
-        optimizer: whose state is counted where it isn't there yet (two numbers a parameter, as AdamW keeps).
-        probe: the loss of a batch of so many images. A few are one part of the decoder's: what it keeps is counted
-            for every image, so more may fit where it works in parts.
-        device: that is computed on.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    fixed = weights * (1 if optimizer.state else 3)
-    try:
-        few, more = (step_bytes(probe, images, parameters, device) for images in _PROBES)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return 0
-    each = (more - few) / (_PROBES[1] - _PROBES[0])
-    rest = max(0.0, few - each * _PROBES[0])
-    return max(0, int((free * _USABLE - fixed - rest) / each)) if each > 0 else None
-
-
-def step_bytes(
-    probe: Callable[[int], Tensor], images: int, parameters: list[nn.Parameter], device: torch.device
-) -> int:
-    """Bytes that a forward and a backward pass over so many images take beside weights and gradients.
-
-    On a GPU the peak of its allocator, less the gradients; on a CPU, which keeps no such record, what the forward
-    pass keeps for the backward pass.
-    """
-    if device.type != "cuda":
-        return _kept_bytes(probe, images, parameters)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    # Gradients are returned, not accumulated: so nothing tells other processes of them.
-    torch.autograd.grad(probe(images), parameters, allow_unused=True)
-    gradients = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    return max(0, torch.cuda.max_memory_allocated(device) - before - gradients)
-
-
-def _kept_bytes(probe: Callable[[int], Tensor], images: int, parameters: list[nn.Parameter]) -> int:
-    kept = {}
-    held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = probe(images)
-    del loss  # only now may their addresses be used again
-    return sum(kept.values())

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.step_memory import hollow
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -116,7 +117,7 @@ class Skeleton:
     """
 
     def __init__(self, model: nn.Module):
-        self._empty = copy.deepcopy(model).to("meta")
+        self._empty = hollow(model, torch.device("meta"))
 
     def fill(self, sharded: nn.Module, wanted: bool = True) -> nn.Module:
         """A copy of a sharded module of this shape, with whole tensors, in the same mode.

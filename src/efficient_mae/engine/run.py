@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
 from efficient_mae.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, set_aside, step_of
 from efficient_mae.engine.checksums import last_whole
-from efficient_mae.engine.distributed import Processes, autocast
+from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.logging import MetricsLog
 from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
 from efficient_mae.engine.machine import describe_machine, usual_workers
-from efficient_mae.engine.memory import explain_out_of_memory
+from efficient_mae.engine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.nonfinite import SkipLog
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
@@ -32,6 +32,7 @@ from efficient_mae.engine.preemption import StopRequests
 from efficient_mae.engine.rollback import Rollbacks
 from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
+from efficient_mae.engine.step_memory import hollow
 from efficient_mae.errors import DivergedError, InputError
 
 
@@ -178,15 +179,11 @@ class Run(ABC):
 
     def _train(self, stop: StopRequests) -> None:
         damage = DamageLog(self.out, len(self.source), self.processes)
+        plain = hollow(self.model, torch.device("meta"))
         step = self.prepare()
-        with explain_out_of_memory(
-            self.config,
-            self.processes.world_size,
-            self.processes.device,
-            self._optimizer,
-            # A sharded model computes with all processes, and some may have found room.
-            probe=None if self.is_sharded else partial(self._probe, step.objective),
-        ):
+        memory = self._memory(plain, step.objective)
+        with explain_out_of_memory(memory):
+            memory.check()
             while True:
                 try:
                     self._train_from(self._resume(), step, damage, stop)
@@ -224,12 +221,23 @@ class Run(ABC):
             if self.metrics:
                 self.metrics.close()
 
-    def _probe(self, objective: Objective, images: int) -> Tensor:
-        """The loss of a few images on this process alone: in evaluation mode, which changes no statistics."""
-        indices = [index % len(self.source) for index in range(images)]
-        batch = self.dataset().__getitems__([(0, index) for index in indices]).to(self.processes.device)
-        with autocast(self.config.precision, self.processes.device):
-            return objective.weighted_sum(self.model.eval(), batch)
+    def _memory(self, plain: nn.Module, objective: Objective) -> BatchMemory:
+        def sample(images: int) -> TrainBatch:
+            # Of one image, which is read once; as of the last epoch, to which a curriculum leads.
+            return self.host_dataset().__getitems__([(self.config.epochs - 1 + n, 0) for n in range(images)])
+
+        return BatchMemory(
+            self.config, self.processes, self._optimizer, plain, objective, sample, self.unit, self.num_workers
+        )
+
+    def host_dataset(self) -> TrainDataset:
+        """The same as :meth:`dataset`, with batches that are made on the host to the end."""
+        return self.dataset()
+
+    @property
+    def unit(self) -> int:
+        """Images that the model takes at a time, if that isn't all of a micro-batch; else a few."""
+        return 8
 
     def _sampler(self, first_step: int) -> ResumableBatchSampler:
         config = self.config

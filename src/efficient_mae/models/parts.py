@@ -76,6 +76,7 @@ class _InParts(torch.autograd.Function):
             with torch.autocast(latent.device.type, enabled=False):  # as a backward pass is computed elsewhere
                 grad_piece, *found = torch.autograd.grad(total, [piece, *parameters])
             grads = [grad.add_(more) for grad, more in zip(grads, found, strict=True)] if grads else found
+            del found  # the next part's need room
             grad_latent.append(grad_piece)
             predictions.append(predicted.detach())
             errors.append(error.detach())
