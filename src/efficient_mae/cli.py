@@ -26,6 +26,7 @@ from efficient_mae.errors import (
     WorkerFailure,
     did_you_mean,
 )
+from efficient_mae.ranges import describe, shown
 
 # What a disk says that cannot be written to, by the system's numbers.
 _DISK = {
@@ -140,6 +141,9 @@ def _add_flags(parser: ArgumentParser, command: Command) -> None:
     names = ", ".join(recipes())
     parser.add_argument("--config", action="config", help=f"recipe ({names}) or YAML file; flags override")
     parser.add_class_arguments(config, as_group=False)
+    for action in parser._actions:
+        if declared := describe(config.ranges.get(action.dest)):
+            action.help = f"{action.help}; {declared}"
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
@@ -230,8 +234,7 @@ def explain(message: str, arguments: list[str]) -> str:
         types = {field.name: field.type for field in fields(COMMANDS[name].config)} if name else {}
         value = re.search(r"(?:Given|Got) value: (.*)", message)
         if key in types and value:
-            expected = getattr(types[key], "__name__", types[key]) if isinstance(types[key], type) else types[key]
-            return f"{where}{key}={value[1]}: must be {str(expected).replace('None', 'null')}"
+            return f"{where}{key}={value[1]}: must be {shown(types[key])}"
     return f"{where}{' '.join(message.split())}"
 
 

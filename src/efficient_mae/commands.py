@@ -10,13 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
+from efficient_mae.ranges import Settings
+
 
 @dataclass(frozen=True)
 class Command:
     """A subcommand; what it consists of is given as `module:name` within this package.
 
     Attributes:
-        settings: dataclass; each of its fields is a flag.
+        settings: dataclass of :class:`efficient_mae.ranges.Settings`; each of its fields is a flag.
         function: does it, and returns what `--json` prints.
         display: prints that for a person.
         help: one line.
@@ -28,7 +30,7 @@ class Command:
     help: str
 
     @property
-    def config(self) -> type:
+    def config(self) -> type[Settings]:
         """The dataclass of its settings."""
         return _resolve(self.settings)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from efficient_mae.console import say
 from efficient_mae.engine.durable import replace_file
+from efficient_mae.ranges import Settings
 from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report
 from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
@@ -20,7 +21,7 @@ from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Settings):
     """Settings of `emae demo`."""
 
     out: str = "runs/demo"

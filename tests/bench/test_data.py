@@ -61,7 +61,7 @@ def test_a_slow_step_never_waits_and_is_measured_if_not_given():
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"seconds": 0}, "seconds=0"),
-        ({"num_workers": (-1,)}, r"num_workers=\[-1\]"),
+        ({"num_workers": (-1,)}, r"num_workers\[0\]=-1"),
         ({"num_workers": ()}, r"num_workers=\[\]"),
         ({"step_images_per_second": 0}, "step_images_per_second=0"),
         ({"repeats": 3}, "repeats=3"),

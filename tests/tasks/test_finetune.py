@@ -174,7 +174,7 @@ def test_layer_decay():
         ({"batch_size": 6, "accum_iter": 2}, "mixup pairs images, but a micro-batch has 3"),
         ({"auto_augment": "augmix"}, "auto_augment='augmix': must be a RandAugment"),
         ({"in_chans": 4}, "works on 1 or 3 channels, not 4"),
-        ({"drop_path": 1.5}, "drop_path=1.5: must lie between 0 and 0.99"),
+        ({"drop_path": 1.5}, "drop_path=1.5: must be at least 0 and at most 0.99"),
         ({"mixup": -1.0}, "mixup=-1.0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"eval_every": 0}, "eval_every=0"),

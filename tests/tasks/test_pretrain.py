@@ -196,9 +196,8 @@ def test_no_readable_image_is_refused_before_anything_is_written(tmp_path: Path,
 def test_what_cannot_work_is_refused_before_anything_is_written(
     images: Path, tmp_path: Path, settings: dict, what: str
 ):
-    refused = dataclasses.replace(config(images, tmp_path / "run"), **settings)
     with pytest.raises(ValueError, match=what):
-        pretrain(refused)
+        pretrain(dataclasses.replace(config(images, tmp_path / "run"), **settings))
     assert not (tmp_path / "run").exists()
 
 

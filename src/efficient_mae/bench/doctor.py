@@ -18,8 +18,8 @@ from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECK
 from efficient_mae.console import say
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine import describe_machine, usual_workers
-from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
+from efficient_mae.ranges import NonNegativeInt, PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -33,11 +33,11 @@ class DoctorConfig(ModelSettings):
     """images that would be trained on, as for pretrain; they are read, and a step is timed beside (null: neither)"""
     out: str = "runs/run"
     """run directory that would be written; nothing stays in it"""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """images of a step of one process (null: 16 on a CPU, 128 on a GPU)"""
-    num_workers: int | None = None
+    num_workers: NonNegativeInt | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """checkpoints that would stay on the disk"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
@@ -54,12 +54,8 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
         and `notes`; and `machine`.
 
     Raises:
-        InputError: no such model, or a number below 1.
+        InputError: no such model.
     """
-    sizes = [name for name in ("batch_size", "keep_checkpoints") if getattr(config, name) is not None]
-    check_at_least_1(config, *sizes)
-    if config.num_workers is not None and config.num_workers < 0:
-        raise InputError(f"num_workers={config.num_workers}: must not be below 0")
     plan = _plan(config)
     checks = SOFTWARE_CHECKS | COMPUTING_CHECKS | MACHINE_CHECKS | DISK_CHECKS
     if config.data is not None:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs, paper_gmacs
-from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.models import MAEConfig, create_model
+from efficient_mae.ranges import PositiveInt, Settings
 
 # (table, size and patch size, mask ratio, Efficient MAE or MAE, the paper's GFLOPs). Table 4's columns DF and DM are
 # swapped in its third and fourth row (reading notes); what counts here is which row has decoder masking.
@@ -36,10 +36,10 @@ PAPER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchFlopsConfig:
+class BenchFlopsConfig(Settings):
     """Settings of `emae bench flops`."""
 
-    masks: int = 256
+    masks: PositiveInt = 256
     """random masks to average over: Efficient MAE's work differs from mask to mask"""
 
 
@@ -50,11 +50,7 @@ def bench_flops(config: BenchFlopsConfig) -> dict[str, Any]:
         `rows`, of each `table`, `model`, `mask_ratio`, `method`, and in GMACs (the paper's GFLOPs) of one image's
         forward pass: `paper`, `counted` as the paper counts, their relative `difference`, and what is `computed`
         here, where nobody computes what nobody reads (null for the encoder alone).
-
-    Raises:
-        InputError: a setting that cannot work.
     """
-    check_at_least_1(config, "masks")
     rows = []
     for table, name, ratio, efficient, paper in PAPER:
         model = _config(name, ratio, efficient)

@@ -23,10 +23,10 @@ from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
-from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
 from efficient_mae.masking import p2dist, plan_masks
 from efficient_mae.models.linear import linear
+from efficient_mae.ranges import PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 # Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
@@ -41,9 +41,9 @@ FLOPS_A_MAC = 3 * 2
 class BenchStepConfig(ModelSettings):
     """Settings of `emae bench step`."""
 
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """images of a step (null: 32 on a CPU, 256 on a GPU)"""
-    rounds: int = 5
+    rounds: PositiveInt = 5
     """times that every method is timed, in turn"""
     peers: bool = False
     """time other libraries' implementations too, those that are installed"""
@@ -74,7 +74,6 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     Raises:
         InputError: a setting that cannot work, or a batch that does not fit.
     """
-    check_at_least_1(config, "rounds", *(() if config.batch_size is None else ("batch_size",)))
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
     batch_size = config.batch_size or (32 if device.type == "cpu" else 256)

@@ -9,6 +9,7 @@ from efficient_mae.data.loader import DATA_TIMEOUT
 from efficient_mae.engine.distributed import resolve_precision
 from efficient_mae.engine.parallel import PARALLEL
 from efficient_mae.errors import InputError
+from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Settings
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (
@@ -30,26 +31,26 @@ _DEFAULT_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """Settings of a training run."""
 
     data: str
     """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
     out: str
     """run directory; the same command again resumes the run in it"""
-    epochs: int = 100
+    epochs: PositiveInt = 100
     """passes over the data"""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
-    accum_iter: int = 1
+    accum_iter: PositiveInt = 1
     """micro-batches that an optimiser step is cut into, to fit the memory"""
-    base_lr: float = 1e-3
+    base_lr: Positive = 1e-3
     """learning rate at batch size 256; scales with the batch"""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """epochs of linear warm-up (null: the task's usual number, or a fifth of the epochs where that is less)"""
-    clip_grad: float | None = None
+    clip_grad: Positive | None = None
     """largest norm of the gradient (null: no clipping)"""
-    seed: int = 0
+    seed: Seed = 0
     """of all that is random"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
@@ -59,19 +60,19 @@ class RunConfig:
     """how several processes share a model: ddp, each holds all of it, or fsdp, each a part, for what doesn't fit"""
     compile: bool = False
     """compile the transformer blocks with torch.compile: slower to start, faster after; on a CPU it needs g++"""
-    num_workers: int | None = None
+    num_workers: NonNegativeInt | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
-    data_timeout: float = DATA_TIMEOUT
+    data_timeout: NonNegative = DATA_TIMEOUT
     """seconds without a batch after which the run ends, and says what it waited for; 0 waits for ever"""
-    log_every: int = 20
+    log_every: PositiveInt = 20
     """steps between two lines of metrics.jsonl"""
-    checkpoint_every: int = 500
+    checkpoint_every: PositiveInt = 500
     """steps between two checkpoints"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """checkpoints that stay on the disk; one that `emae replay` needs stays besides"""
-    max_skipped_steps: int = 10
+    max_skipped_steps: PositiveInt = 10
     """steps in a row, skipped because the loss or the gradient is not finite, with which the run stops"""
-    rollbacks: int = 0
+    rollbacks: NonNegativeInt = 0
     """times that a run which would stop goes back to its last checkpoint instead, and passes over the images since"""
 
 
@@ -87,16 +88,10 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
     Raises:
         InputError: a setting that cannot work.
     """
-    operational = ("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
-    check_at_least_1(config, "epochs", "accum_iter", *operational)
-    if config.rollbacks < 0:
-        raise InputError(f"rollbacks={config.rollbacks}: must be 0 (none) or more")
-    if config.data_timeout < 0:
-        raise InputError(f"data_timeout={config.data_timeout}: must be at least 0 seconds")
     if config.parallel not in PARALLEL:
         raise InputError(f"parallel={config.parallel!r}: must be one of {', '.join(PARALLEL)}")
     warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs
-    if not 0 <= warmup <= config.epochs:
+    if warmup > config.epochs:
         raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
     largest = 1 << (num_samples.bit_length() - 1)  # power of two
     return {
@@ -132,10 +127,3 @@ def check_division(batch_size: int, accum_iter: int, world_size: int, num_sample
             f"batch_size={batch_size}: cannot be divided evenly among "
             f"accum_iter={accum_iter} x {world_size} processes; take {', or '.join(ways) or 'fewer processes'}"
         )
-
-
-def check_at_least_1(config: Any, *names: str) -> None:
-    """Raise InputError for the first of these settings that is less than 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")

@@ -14,6 +14,7 @@ from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
+from efficient_mae.ranges import Finite, Positive, Settings
 
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
@@ -23,11 +24,11 @@ _ENCODER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
-class ImageStatistics:
+class ImageStatistics(Settings):
     """Mean and standard deviation of each channel by which images are normalised, for pixels in 0 to 1."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Finite, ...]
+    std: tuple[Positive, ...]
 
 
 def file_metadata(config: MAEConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
@@ -104,22 +105,22 @@ def load_own(file: Path) -> MaskedAutoencoder | VisionTransformer:
     shapes = read_header(file)[1]
     whole = "mask_token" in shapes
     try:
-        _check_sizes(file, content, shapes, whole)
+        _check_sizes(content, shapes, whole)
         if whole:
             model = MaskedAutoencoder(MAEConfig.from_dict(content))
         else:
             names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
             arguments = {name: content[name] for name in names}
             model = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None
     load_model(file, model)
     return model
 
 
-def _check_sizes(file: Path, content: dict[str, Any], shapes: dict[str, torch.Size], whole: bool) -> None:
+def _check_sizes(content: dict[str, Any], shapes: dict[str, torch.Size], whole: bool) -> None:
     """Refuse a header that describes a model of another size than its tensors: built first, it could fill the memory.
 
     Raises:
@@ -140,11 +141,11 @@ def _check_sizes(file: Path, content: dict[str, Any], shapes: dict[str, torch.Si
     for name, shape in described.items():
         if tuple(shapes.get(name, ())) != shape:
             found = tuple(shapes[name]) if name in shapes else "missing"
-            raise InputError(f"{file}: weights of another architecture, {name} is {found} and not {shape}")
+            raise InputError(f"weights of another architecture, {name} is {found} and not {shape}")
     for name, depth in blocks.items():
         found = len({key.split(".")[1] for key in shapes if key.startswith(f"{name}.")})
         if found != depth:
-            raise InputError(f"{file}: weights of another architecture, {found} {name} and not {depth}")
+            raise InputError(f"weights of another architecture, {found} {name} and not {depth}")
 
 
 def read_metadata(file: Path) -> tuple[MAEConfig, ImageStatistics]:
@@ -158,6 +159,8 @@ def read_metadata(file: Path) -> tuple[MAEConfig, ImageStatistics]:
         raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
     try:
         return MAEConfig.from_dict(content), statistics
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     except (KeyError, TypeError):
         raise _foreign(file) from None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from efficient_mae.errors import InputError
 from efficient_mae.masking.p2dist import check_mask, p2dist, p2dist_exact
+from efficient_mae.ranges import PositiveInt, check_range
 
 
 def _visible_neighbours(mask: Tensor, patch_size: int) -> Tensor:
@@ -62,9 +63,10 @@ def difficulty(
         float32; 0 where visible, infinite where (a) or (b) see no visible patch. Pixels, but for (a).
 
     Raises:
-        InputError: an unknown metric, or an image without a visible or without a masked patch.
+        InputError: an unknown metric, a number below 1, or an image without a visible or without a masked patch.
     """
     if metric not in METRICS:
         raise InputError(f"metric={metric!r}: must be one of {', '.join(METRICS)}")
+    check_range("patch_size", patch_size, PositiveInt)
     measure = partial(p2dist, k=k) if metric == "p2dist" else METRICS[metric]
     return torch.where(mask, measure(mask, patch_size), 0.0)

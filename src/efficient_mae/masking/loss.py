@@ -27,7 +27,7 @@ def difficulty_flatten_loss(
         gamma: flattening parameter; 0 gives MAE's loss.
 
     Raises:
-        InputError: no patch, or gamma is negative.
+        InputError: no patch, or gamma is negative or not finite.
 
     Source: Eq. 2, with MAE's squared error.
     """

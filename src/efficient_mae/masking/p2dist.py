@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from efficient_mae.errors import InputError
+from efficient_mae.ranges import PositiveInt, check_range
 
 # Pixels and patches whose distances are worked on at a time, so that they stay in cache.
 _CHUNK_PIXELS = 1 << 18
@@ -45,9 +46,9 @@ def p2dist(mask: Bool[Tensor, "B H W"], patch_size: int = 16, k: int = 8) -> Flo
     Source: Algorithm 1; the positions of points and pixels as in the reading notes that reproduce Table 8.
     """
     check_mask(mask)
-    if k < 1 or patch_size < 1:
-        raise InputError(f"k={k}, patch_size={patch_size}: both must be at least 1")
-    images = max(1, _CHUNK_PATCHES // mask[0].numel())
+    check_range("k", k, PositiveInt)
+    check_range("patch_size", patch_size, PositiveInt)
+    images = max(1, _CHUNK_PATCHES // (mask.shape[1] * mask.shape[2]))
     return torch.cat([_algorithm_1(chunk, patch_size, k) for chunk in mask.split(images)])
 
 
@@ -154,8 +155,7 @@ def p2dist_exact(mask: Bool[Tensor, "B H W"], patch_size: int = 16) -> Float[Ten
     Source: Eq. 1.
     """
     check_mask(mask)
-    if patch_size < 1:
-        raise InputError(f"patch_size={patch_size}: must be at least 1")
+    check_range("patch_size", patch_size, PositiveInt)
     images = max(1, _CHUNK_PIXELS // (mask[0].numel() * patch_size**2))
     return torch.cat([_distance_transform(chunk, patch_size) for chunk in mask.split(images)])
 

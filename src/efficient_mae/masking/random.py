@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from efficient_mae.errors import InputError
+from efficient_mae.ranges import NonNegativeInt, PositiveInt, Ratio, check_range
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
@@ -13,8 +14,8 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     Raises:
         InputError: the ratio leaves no patch visible, or none masked.
     """
-    if not 0.0 < mask_ratio < 1.0:
-        raise InputError(f"mask_ratio={mask_ratio}: must lie between 0 and 1, both excluded")
+    check_range("mask_ratio", mask_ratio, Ratio)
+    check_range("num_patches", num_patches, PositiveInt)
     visible = int(num_patches * (1 - mask_ratio))
     if visible == 0:
         highest = 1 - 1 / num_patches
@@ -68,8 +69,10 @@ def random_masking(
         True = masked.
 
     Raises:
-        InputError: the ratio leaves nothing visible or nothing masked.
+        InputError: the ratio leaves nothing visible or nothing masked, or a size cannot be.
     """
+    check_range("batch_size", batch_size, NonNegativeInt)
+    check_range("grid_size", grid_size, tuple[PositiveInt, PositiveInt])
     height, width = grid_size
     num_visible(height * width, mask_ratio)
     device = generator.device if generator is not None else None

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from efficient_mae.errors import InputError
+from efficient_mae.ranges import NonNegative, Positive, PositiveInt, check_range
 
 # The patch size for which the paper states beta (Sec. 5.1); Table 3's ViT-H/14 cost shows that it scales.
 BETA_PATCH_SIZE = 16
@@ -21,10 +21,10 @@ def select_targets(
         beta: threshold in pixels at patch size 16, scaled as beta * P / 16; None keeps every masked patch.
 
     Raises:
-        InputError: beta is not positive.
+        InputError: beta or the patch size is not positive.
     """
-    if beta is not None and not beta > 0:
-        raise InputError(f"beta={beta}: must be positive, or none to reconstruct every masked patch")
+    check_range("beta", beta, Positive | None)
+    check_range("patch_size", patch_size, PositiveInt)
     masked = (difficulty > 0) & difficulty.isfinite()
     return masked if beta is None else masked & (difficulty <= beta * patch_size / BETA_PATCH_SIZE)
 
@@ -37,11 +37,10 @@ def flatten_weights(difficulty: Float[Tensor, "*shape"], gamma: float = 0.6) -> 
         gamma: flattening parameter; 0 weights every masked patch alike.
 
     Raises:
-        InputError: gamma is negative.
+        InputError: gamma is negative or not finite.
 
     Source: Eq. 2.
     """
-    if not gamma >= 0:
-        raise InputError(f"gamma={gamma}: must be 0 or more")
+    check_range("gamma", gamma, NonNegative)
     masked = (difficulty > 0) & difficulty.isfinite()
     return torch.where(masked, difficulty, 1.0).pow(-gamma) * masked

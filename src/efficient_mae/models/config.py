@@ -7,27 +7,28 @@ import torch
 
 from efficient_mae.errors import InputError
 from efficient_mae.masking import check_schedule, num_visible, p2dist
-from efficient_mae.masking.targets import BETA_PATCH_SIZE, flatten_weights
+from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.models.patches import as_pair
+from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Ratio, Settings
 
 
 @dataclass(frozen=True)
-class MAEConfig:
+class MAEConfig(Settings):
     """Everything that a model is made of; what a checkpoint records. See :func:`create_model`."""
 
-    img_size: tuple[int, int]
-    patch_size: int
-    in_chans: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    decoder_embed_dim: int
-    decoder_depth: int
-    decoder_num_heads: int
-    mask_ratio: float
-    gamma: float
-    beta: float | None
-    k: int
+    img_size: tuple[PositiveInt, PositiveInt]
+    patch_size: PositiveInt
+    in_chans: PositiveInt
+    embed_dim: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    decoder_embed_dim: PositiveInt
+    decoder_depth: PositiveInt
+    decoder_num_heads: PositiveInt
+    mask_ratio: Ratio
+    gamma: NonNegative
+    beta: Positive | None
+    k: PositiveInt
     norm_pix_loss: bool
     difficulty: str = "p2dist"
     schedule: str = "flatten"
@@ -57,10 +58,6 @@ def check_objective(config: MAEConfig) -> None:
     """Refuse at once what could only fail later."""
     rows, columns = config.grid_size
     num_visible(rows * columns, config.mask_ratio)
-    for name in ("decoder_depth", "k"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)}: must be at least 1")
-    flatten_weights(torch.ones(1), config.gamma)
     check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)
     # No patch is easier than one with eight visible neighbours, judged by all of their points.
     surrounded = torch.zeros(1, 3, 3, dtype=torch.bool, device="cpu")

@@ -6,10 +6,16 @@ from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
 from efficient_mae.models.linear import linear
+from efficient_mae.ranges import Pixels, PositiveInt, check_range
 
 
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or two."""
+    """(height, width) of an image's size given as one number or two.
+
+    Raises:
+        InputError: it is neither, or a number is below 1.
+    """
+    check_range("img_size", size, Pixels)
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
@@ -20,10 +26,9 @@ def grid_size(img_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     Raises:
         InputError: the patch size does not divide the image.
     """
-    if patch_size < 1:
-        raise InputError(f"patch_size={patch_size}: must be at least 1")
+    check_range("patch_size", patch_size, PositiveInt)
     height, width = img_size
-    if height < 1 or width < 1 or height % patch_size or width % patch_size:
+    if height % patch_size or width % patch_size:
         fit = [f"{max(1, side // patch_size) * patch_size}" for side in img_size]
         raise InputError(
             f"patch_size={patch_size} does not divide img_size={height}x{width}: "

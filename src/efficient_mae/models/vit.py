@@ -18,6 +18,7 @@ from efficient_mae.models.linear import Linear, linear
 from efficient_mae.models.packing import spread
 from efficient_mae.models.patches import PatchEmbed, as_pair, grid_size
 from efficient_mae.models.positions import sincos_position_embedding
+from efficient_mae.ranges import PositiveInt, check_range
 
 # MAE's and timm's epsilon; transformers' ViTMAE defaults to 1e-12.
 LAYER_NORM_EPS = 1e-6
@@ -119,7 +120,7 @@ class VisionTransformer(nn.Module):
         num_heads: heads of each block.
 
     Raises:
-        InputError: the patch size does not divide the image, or the heads the width.
+        InputError: a number below 1, or the patch size does not divide the image, or the heads the width.
     """
 
     def __init__(
@@ -132,9 +133,9 @@ class VisionTransformer(nn.Module):
         num_heads: int = 12,
     ):
         super().__init__()
-        for name, value in (("in_chans", in_chans), ("depth", depth)):
-            if value < 1:
-                raise InputError(f"{name}={value}: must be at least 1")
+        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+        for name, size in sizes.items():
+            check_range(name, size, PositiveInt)
         self.img_size = as_pair(img_size)
         self.patch_size = patch_size
         self.in_chans = in_chans

@@ -8,13 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from efficient_mae.interop import load_snippet, read_metadata
+from efficient_mae.ranges import Settings
 from efficient_mae.report.report import write_report
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Settings):
     """Settings of `emae report`."""
 
     weights: str

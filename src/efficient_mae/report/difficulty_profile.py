@@ -14,6 +14,7 @@ from torch import Tensor
 from efficient_mae.errors import InputError
 from efficient_mae.masking import flatten_weights, p2dist, plan_masks, random_masking
 from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.ranges import PositiveInt, check_range
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def loss_by_difficulty(
     Raises:
         InputError: no image, or no mask.
     """
-    if masks < 1:
-        raise InputError(f"masks={masks}: must be at least 1")
+    check_range("masks", masks, PositiveInt)
     masking = replace(model.config, beta=None, difficulty="p2dist", schedule="flatten").masking
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -137,8 +137,7 @@ def difficulty_edges(
     Raises:
         InputError: fewer than one bin.
     """
-    if bins < 1:
-        raise InputError(f"bins={bins}: must be at least 1")
+    check_range("bins", bins, PositiveInt)
     distances = _sample_distances(config, config.mask_ratio, masks, seed)
     lowest, highest = float(distances.min()), float(np.quantile(distances, 0.999))
     # On a grid of few patches all may be equally hard.

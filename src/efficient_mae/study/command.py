@@ -16,8 +16,8 @@ from efficient_mae.data import open_labelled, open_source
 from efficient_mae.engine.distributed import find_device
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.machine import describe_machine
-from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.ranges import PositiveInt, Settings
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import duration, estimate, list_studies, measure_speed, seeds_of
@@ -29,7 +29,7 @@ from efficient_mae.study.write import write_study
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(Settings):
     """Settings of `emae study`."""
 
     name: str | None = None
@@ -44,9 +44,9 @@ class StudyConfig:
     """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
     only: str | None = None
     """cells to run now, separated by commas (null: all of the study's); the table shows all that is done"""
-    seeds: int | None = None
+    seeds: PositiveInt | None = None
     """runs of each cell, with seeds from 0 on (null: the preset's number)"""
-    jobs: int = 1
+    jobs: PositiveInt = 1
     """runs at a time"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
@@ -68,7 +68,6 @@ def study(config: StudyConfig) -> dict[str, Any]:
         return list_studies(preset, seeds=config.seeds, images=images, jobs=config.jobs, device=config.device)
     chosen = _find_study(config.name)
     cells = _choose_cells(chosen, preset, config.only)
-    check_at_least_1(config, "jobs", *(() if config.seeds is None else ("seeds",)))
     if config.out is None:
         raise InputError("out must be given: the directory of the studies (emae study --help)")
     out, seeds = Path(config.out), range(seeds_of(chosen, preset, config.seeds))

@@ -21,7 +21,6 @@ from efficient_mae.engine.distributed import Processes, join_processes
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.plain_files import parse_json
 from efficient_mae.engine.run import Run
-from efficient_mae.engine.settings import check_at_least_1
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.models import VisionTransformer
@@ -183,7 +182,6 @@ def run_classifier(
         DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
         OSError: the disk is full; the last checkpoint is intact.
     """
-    check_at_least_1(config, "seeds")
     check_start(config)
     out = Path(config.out)
     with join_processes(config.device) as processes:
@@ -192,8 +190,11 @@ def run_classifier(
             make_run(config, data, processes).execute()
         else:
             _refuse_other_contents(out)
-            for seed in range(config.seed, config.seed + config.seeds):
-                single = dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
+            singles = [
+                dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
+                for seed in range(config.seed, config.seed + config.seeds)
+            ]
+            for single in singles:
                 make_run(single, data, processes).execute()
             if processes.is_main:
                 replace_file(out / RESULTS, json.dumps(_summary(config, out), indent=1).encode())

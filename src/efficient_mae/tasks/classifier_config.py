@@ -8,11 +8,12 @@ import torch
 
 from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
-from efficient_mae.engine.settings import RunConfig, check_at_least_1, settle
+from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statistics, load, load_statistics
 from efficient_mae.models import VisionTransformer
 from efficient_mae.models.sizes import parse_name
+from efficient_mae.ranges import Pixels, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "eval_every")
@@ -34,23 +35,23 @@ class ClassifierConfig(RunConfig):
     """start from random weights of `model` instead of trained ones; --from scratch says the same"""
     model: str | None = None
     """from scratch: mae_vit_{tiny,small,base,large,huge}_patch{P} (null: mae_vit_base_patch16)"""
-    depth: int | None = None
+    depth: PositiveInt | None = None
     """from scratch: encoder blocks (null: the model's)"""
-    img_size: int | tuple[int, int] | None = None
+    img_size: Pixels | None = None
     """pixels, one number or [height, width] (null: what the encoder was trained with; from scratch 224)"""
-    in_chans: int | None = None
+    in_chans: PositiveInt | None = None
     """channels that images are converted to (null: what the encoder was trained with; from scratch 3)"""
     channels: str | None = None
     """what becomes of the weights if in_chans changes: mean, repeat or first (see emae export)"""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """share of the image's area that a random crop covers, from and to"""
     hflip: bool = True
     """flip every other image horizontally"""
-    eval_every: int = 5
+    eval_every: PositiveInt = 5
     """epochs between two evaluations on the held-out images; the last epoch ends with one too"""
-    seed: int = 0
+    seed: Seed = 0
     """of the head's weights, order, crops and all that is random"""
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """runs with successive seeds, in seed-0, seed-1, ... of the run directory; their mean and 95 % interval"""
 
 
@@ -63,7 +64,6 @@ def resolve(config: Config, num_samples: int, device: torch.device, usual_warmup
     Raises:
         InputError: a setting that cannot work.
     """
-    check_at_least_1(config, "eval_every")
     return dataclasses.replace(config, **settle(config, num_samples, device, usual_warmup))
 
 

@@ -34,6 +34,7 @@ from efficient_mae.interop.graphs import require_onnx, run_onnx, save_onnx, save
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.interop.vit_mae import quiet, save_hf
 from efficient_mae.models import MaskedAutoencoder, VisionTransformer
+from efficient_mae.ranges import Pixels, PositiveInt, Settings
 
 # Largest difference that passes, relative to the largest output where that is beyond 1. Kernels sum in other orders.
 TOLERANCE = 1e-4
@@ -43,7 +44,7 @@ _IMAGES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Settings of `emae export`."""
 
     weights: str
@@ -52,11 +53,11 @@ class ExportConfig:
     """folder to write; must not exist, or be empty"""
     format: str = "timm"
     """timm, transformers (with the decoder), safetensors, onnx or torch-export"""
-    img_size: int | tuple[int, int] | None = None
+    img_size: Pixels | None = None
     """pixels, one number or [height, width] (null: as trained)"""
-    patch_size: int | None = None
+    patch_size: PositiveInt | None = None
     """pixels of a patch's side (null: as trained)"""
-    in_chans: int | None = None
+    in_chans: PositiveInt | None = None
     """channels (null: as trained)"""
     channels: str | None = None
     """what becomes of the weights if in_chans changes: mean, repeat or first (then zeros)"""

@@ -1,10 +1,11 @@
 """Fine-tuning: the whole encoder and a linear head on its mean token, as MAE does it, in timm's VisionTransformer."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import timm.models.vision_transformer as timm_vit
 import torch
+from annotated_types import Ge, Le, Lt
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
@@ -18,6 +19,7 @@ from efficient_mae.engine.optim import adamw
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.models import VisionTransformer
+from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
 from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
 from efficient_mae.tasks.classifier_config import ClassifierConfig
 
@@ -30,29 +32,29 @@ HEAD_STD = 2e-5
 class FinetuneConfig(ClassifierConfig):
     """Settings of `emae finetune`; the defaults are MAE's for ViT-B (He et al. 2022, Table 9)."""
 
-    epochs: int = 100
+    epochs: PositiveInt = 100
     """passes over the data"""
-    base_lr: float = 5e-4
+    base_lr: Positive = 5e-4
     """learning rate at batch size 256; scales with the batch"""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """epochs of linear warm-up (null: 5, or a fifth of the epochs where that is less)"""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """AdamW's, on weight matrices alone"""
-    layer_decay: float = 0.65
+    layer_decay: Probability = 0.65
     """factor by which the learning rate falls from each layer to the one before it"""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Ge(0), Le(0.99)] = 0.1
     """share of the images for which the last block is skipped; grows from 0 in the first block"""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's description of a RandAugment (null: none)"""
-    random_erasing: float = 0.25
+    random_erasing: Probability = 0.25
     """probability that a rectangle of an image is filled with noise"""
-    mixup: float = 0.8
+    mixup: NonNegative = 0.8
     """alpha of mixup (0: none); it and cutmix are used for every other batch each"""
-    cutmix: float = 1.0
+    cutmix: NonNegative = 1.0
     """alpha of cutmix (0: none)"""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Ge(0), Le(0.99)] = 0.1
     """share of the target that is spread over all classes"""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Ge(0), Lt(1)] | None = None
     """judge and export the average of the weights that decays by this factor a step (null: the weights themselves)"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more work"""
@@ -72,7 +74,6 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
     model: timm_vit.VisionTransformer
 
     def __init__(self, config: FinetuneConfig, data: LabelledData, processes: Processes):
-        _check(config)
         super().__init__(config, data, processes)
         micro = self.batch_size // (config.accum_iter * processes.world_size)
         if micro % 2 and (config.mixup or config.cutmix):
@@ -174,14 +175,3 @@ def layer_decay_groups(
     return param_groups_layer_decay(
         model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
     )
-
-
-def _check(config: FinetuneConfig) -> None:
-    for name, top in (("layer_decay", 1), ("drop_path", 0.99), ("random_erasing", 1), ("label_smoothing", 0.99)):
-        if not 0 <= getattr(config, name) <= top:
-            raise InputError(f"{name}={getattr(config, name)}: must lie between 0 and {top}")
-    for name in ("mixup", "cutmix"):
-        if getattr(config, name) < 0:
-            raise InputError(f"{name}={getattr(config, name)}: must be 0 (none) or more")
-    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
-        raise InputError(f"ema_decay={config.ema_decay}: must be at least 0 and less than 1")

@@ -15,6 +15,7 @@ from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.models import VisionTransformer
+from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed, Settings
 from efficient_mae.tasks.features import encode, load_labelled
 
 # Scale of the similarities in a neighbour's vote (Wu et al. 2018, as DINO uses it).
@@ -25,26 +26,26 @@ _CHUNK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig:
+class KnnConfig(Settings):
     """Settings of `emae knn`."""
 
     weights: str
     """run directory, checkpoint or exported weights"""
     data: str | None = None
     """labelled images with a held-out part (null: the run's own data)"""
-    k: int = 20
+    k: PositiveInt = 20
     """neighbours that vote"""
     pool: str = "avg"
     """feature of an image: avg, the mean of its patches' tokens, or token, its class token"""
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """images encoded at a time"""
-    seed: int = 0
+    seed: Seed = 0
     """of the untrained encoder's weights"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     precision: str = "auto"
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
-    num_workers: int = 1
+    num_workers: NonNegativeInt = 1
     """processes that read images"""
 
 
@@ -70,7 +71,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             source, encoder.img_size, encoder.in_chans, config.batch_size, config.num_workers
         )
     (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
-    if not 1 <= config.k <= len(train_images):
+    if config.k > len(train_images):
         raise InputError(f"k={config.k}: must lie between 1 and the {len(train_images)} training images")
     torch.manual_seed(config.seed)
     untrained = VisionTransformer(

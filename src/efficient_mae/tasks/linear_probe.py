@@ -16,6 +16,7 @@ from efficient_mae.data import LabelledData, PretrainTransform
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.errors import InputError
 from efficient_mae.models import VisionTransformer
+from efficient_mae.ranges import NonNegative, Positive, PositiveInt
 from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
 from efficient_mae.tasks.features import POOLS, extract_features
@@ -34,11 +35,11 @@ class LinearProbeConfig(ClassifierConfig):
 
     pool: str = "token"
     """feature of an image: token, its class token, or avg, the mean of its patches' tokens"""
-    epochs: int = 90
+    epochs: PositiveInt = 90
     """passes over the data"""
-    base_lr: float = 0.1
+    base_lr: Positive = 0.1
     """LARS's rate at batch size 256; scales with the batch (ImageNet's; a data set of few steps wants 10 or more)"""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """epochs of linear warm-up (null: 10, or a fifth of the epochs where that is less)"""
 
 

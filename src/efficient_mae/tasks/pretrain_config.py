@@ -8,37 +8,38 @@ import torch
 
 from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
-from efficient_mae.engine.settings import RunConfig, check_at_least_1, settle
+from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.models import MaskedAutoencoder, create_model
+from efficient_mae.ranges import Finite, NonNegative, Pixels, Positive, PositiveInt, Ratio, Seed, Settings, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "panel_every", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Settings):
     """Settings that make a model and its objective; see :func:`efficient_mae.models.create_model`."""
 
     model: str = "mae_vit_base_patch16"
     """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
-    img_size: int | tuple[int, int] = 224
+    img_size: Pixels = 224
     """pixels, one number or [height, width]"""
-    in_chans: int = 3
+    in_chans: PositiveInt = 3
     """channels that images are converted to: 1 grey, 3 RGB, 4 RGBA"""
-    depth: int | None = None
+    depth: PositiveInt | None = None
     """encoder blocks (null: the model's)"""
-    decoder_depth: int = 8
+    decoder_depth: PositiveInt = 8
     """decoder blocks"""
-    decoder_embed_dim: int | None = None
+    decoder_embed_dim: PositiveInt | None = None
     """decoder width (null: the model's)"""
-    mask_ratio: float = 0.85
+    mask_ratio: Ratio = 0.85
     """share of patches hidden from the encoder"""
-    gamma: float = 0.6
+    gamma: NonNegative = 0.6
     """exponent of the Difficulty-Flatten Loss; 0 weights all patches alike"""
-    beta: float | None = 26.0
+    beta: Positive | None = 26.0
     """P2Dist, in pixels at patch size 16, beyond which a patch is not reconstructed (null: reconstruct all)"""
-    k: int = 8
+    k: PositiveInt = 8
     """points that P2Dist looks at"""
     difficulty: str = "p2dist"
     """p2dist, p2dist_exact, visible_neighbours, inverse_distance_sum or nearest_patch (Table 5)"""
@@ -52,34 +53,34 @@ class ModelSettings:
 class PretrainConfig(ModelSettings, RunConfig):
     """Settings of a pre-training run; the defaults are the paper's (Sec. 5.1) where it has one."""
 
-    seed: int = 0
+    seed: Seed = 0
     """of weights, order, crops and masks"""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
     """share of the image's area that a random crop covers, from and to"""
     hflip: bool = True
     """flip every other image horizontally"""
-    repeats: int = 1
+    repeats: PositiveInt = 1
     """crops, each with its mask, that an image gives whenever it is read; epochs count crops, so a pass over the data
     takes this many epochs"""
     decode_device: str = "cpu"
     """what decodes and crops JPEGs: cpu, in the loader's processes, or cuda, the GPU that trains (nvJPEG)"""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Finite, ...] | None = None
     """mean of each channel, of pixels in 0 to 1 (null: ImageNet's for RGB, else 0.5)"""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """standard deviation of each channel (null: ImageNet's for RGB, else 0.5)"""
-    epochs: int = 200
+    epochs: PositiveInt = 200
     """passes over the data"""
-    base_lr: float = 1.5e-4
+    base_lr: Positive = 1.5e-4
     """learning rate at batch size 256; scales with the batch"""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """AdamW's, on weight matrices alone"""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """epochs of linear warm-up (null: 40, or a fifth of the epochs where that is less)"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more work"""
-    panel_every: int = 10
+    panel_every: PositiveInt = 10
     """epochs between two pictures of reconstructions; the last epoch draws one too"""
-    knn_every: int | None = None
+    knn_every: PositiveInt | None = None
     """epochs between two k-NN accuracies of the encoder, for labelled data with a held-out part (null: none)"""
 
 
@@ -87,10 +88,10 @@ class PretrainConfig(ModelSettings, RunConfig):
 class ResolvedConfig(PretrainConfig):
     """The settings with everything settled that depends on the data and the machine; what `config.yaml` holds."""
 
-    batch_size: int = field()
-    warmup_epochs: float = field()
-    mean: tuple[float, ...] = field()
-    std: tuple[float, ...] = field()
+    batch_size: PositiveInt = field()
+    warmup_epochs: NonNegative = field()
+    mean: tuple[Finite, ...] = field()
+    std: tuple[Positive, ...] = field()
 
 
 def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> ResolvedConfig:
@@ -99,7 +100,6 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
     Raises:
         InputError: a setting that cannot work.
     """
-    check_at_least_1(config, "panel_every", *(() if config.knn_every is None else ("knn_every",)))
     if config.decode_device not in ("cpu", "cuda"):
         raise InputError(f"decode_device={config.decode_device!r}: must be cpu or cuda")
     if config.decode_device == "cuda" and device.type != "cuda":

@@ -12,11 +12,12 @@ from efficient_mae.data.decode import decode
 from efficient_mae.engine.distributed import find_device
 from efficient_mae.errors import InputError
 from efficient_mae.interop import load_autoencoder, load_statistics
+from efficient_mae.ranges import PositiveInt, Seed, Settings
 from efficient_mae.tasks.panels import draw_panel
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig:
+class ReconstructConfig(Settings):
     """Settings of `emae reconstruct`."""
 
     weights: str
@@ -25,9 +26,9 @@ class ReconstructConfig:
     """image file, in any format that PIL reads"""
     out: str = "reconstruction.png"
     """picture to write"""
-    masks: int = 3
+    masks: PositiveInt = 3
     """random masks to try, a row each"""
-    seed: int = 0
+    seed: Seed = 0
     """of the masks"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
@@ -42,8 +43,6 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     Raises:
         InputError: no such weights or image, weights without a decoder, or an image smaller than a patch.
     """
-    if config.masks < 1:
-        raise InputError(f"masks={config.masks}: must be at least 1")
     model = load_autoencoder(config.weights)
     statistics = load_statistics(config.weights)
     device = find_device(config.device)

@@ -17,6 +17,7 @@ from efficient_mae.engine.replay import replay_step
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.run_directory import read_settings
 from efficient_mae.errors import InputError
+from efficient_mae.ranges import PositiveInt, Settings
 from efficient_mae.tasks.classifier import ClassifierRun
 from efficient_mae.tasks.finetune import FinetuneConfig, FinetuneRun
 from efficient_mae.tasks.linear_probe import LinearProbeConfig, LinearProbeRun
@@ -28,12 +29,12 @@ _MOST_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
+class ReplayConfig(Settings):
     """Settings of `emae replay`."""
 
     run: str
     """run directory, of pre-training, fine-tuning or linear probing; nothing in it is changed"""
-    step: int | None = None
+    step: PositiveInt | None = None
     """which of the steps in its skipped.jsonl (null: the first)"""
     device: str | None = None
     """auto, cpu, cuda or cuda:N (null: as the run was told)"""

@@ -1,0 +1,149 @@
+"""Numbers within bounds: each setting declares its own in its type, and is checked when it is made.
+
+`base_lr: Positive = 1e-3` is a float to the parser, to its help and to whoever reads the field; that it is greater
+than 0 holds for the command line, for recipes and for Python alike.
+"""
+
+import inspect
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from functools import reduce
+from itertools import repeat
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from efficient_mae.errors import InputError
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+# What PyTorch's generators take, and a signed integer of 64 bits holds.
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+# One number, or (height, width).
+Pixels = PositiveInt | tuple[PositiveInt, PositiveInt]
+
+# Infinity and NaN are within no bounds but those that say so.
+Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
+Probability = Annotated[float, Ge(0), Le(1)]
+# A part of a whole: some of it, not none.
+Share = Annotated[float, Gt(0), Le(1)]
+# A part that leaves something of the whole, and takes something.
+Ratio = Annotated[float, Gt(0), Lt(1)]
+
+_BOUNDS = {
+    Gt: ("greater than", operator.gt),
+    Ge: ("at least", operator.ge),
+    Lt: ("less than", operator.lt),
+    Le: ("at most", operator.le),
+}
+_KINDS: dict[Any, Any] = {int: Integral, float: Real}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of dataclasses of settings.
+
+    Attributes:
+        ranges: the type of each field that holds numbers, with their bounds. The fields' own types are without.
+
+    Raises:
+        InputError: a number of another kind than its field's, or out of its bounds; when an instance is made.
+    """
+
+    ranges = dict[str, Any]()  # no annotation: it is no field
+
+    def __init_subclass__(cls) -> None:
+        declared = inspect.get_annotations(cls, eval_str=True)
+        inherited = [vars(base).get("ranges", {}) for base in reversed(cls.__mro__)]
+        known = reduce(operator.or_, [*inherited, declared])
+        cls.ranges = {name: kind for name, kind in known.items() if _holds_numbers(kind)}
+        cls.__annotations__ = {name: _plain(kind) for name, kind in declared.items()}
+
+    def __post_init__(self) -> None:
+        for name, declared in self.ranges.items():
+            check_range(name, getattr(self, name), declared)
+
+
+def check_range(name: str, value: Any, declared: Any) -> None:
+    """Refuse a number, or numbers, out of bounds.
+
+    Args:
+        name: what the user calls it.
+        declared: its type with the bounds, such as :data:`Positive`, `Seed | None` or `tuple[Finite, ...]`.
+
+    Raises:
+        InputError: with what would be accepted.
+    """
+    for place, number, bounds in _numbers(name, value, declared):
+        for bound in bounds:
+            (limit,) = astuple(bound)
+            if not _BOUNDS[type(bound)][1](number, limit):
+                wanted = "finite" if math.isinf(limit) else describe(declared)
+                raise InputError(f"{place}={number}: must be {wanted}{_or_null(declared)}")
+
+
+def describe(declared: Any) -> str:
+    """The bounds in words: `at least 1`; empty where nothing is bounded but by infinity."""
+    if get_origin(declared) is not Annotated:
+        return " or ".join(dict.fromkeys(filter(None, map(describe, get_args(declared)))))
+    limits = [(_BOUNDS[type(bound)][0], *astuple(bound)) for bound in declared.__metadata__]
+    return " and ".join(f"{words} {limit}" for words, limit in limits if not math.isinf(limit))
+
+
+def shown(kind: Any) -> str:
+    """A type as the user reads it."""
+    return (kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)).replace("None", "null")
+
+
+def _or_null(declared: Any) -> str:
+    return ", or null" if NoneType in get_args(declared) else ""
+
+
+def _numbers(name: str, value: Any, declared: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Where each number stands, the number, and its bounds.
+
+    Raises:
+        InputError: the value is of another kind.
+    """
+    choices = get_args(declared) if _is_union(declared) else (declared,)
+    chosen = next((choice for choice in choices if _fits(value, choice)), None)
+    if chosen is None:
+        raise InputError(f"{name}={value!r}: must be {shown(_plain(declared))}")
+    if get_origin(chosen) is Annotated:
+        yield name, value, chosen.__metadata__
+    elif get_origin(chosen) is tuple:
+        kinds = get_args(chosen)
+        for place, (one, kind) in enumerate(zip(value, repeat(kinds[0]) if ... in kinds else kinds)):
+            yield from _numbers(f"{name}[{place}]", one, kind)
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a value is of this kind, which is no union."""
+    kind = _plain(declared)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple | list) and (... in get_args(kind) or len(value) == len(get_args(kind)))
+    return isinstance(value, _KINDS.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
+
+
+def _plain(declared: Any) -> Any:
+    """The type without bounds."""
+    if get_origin(declared) is Annotated:
+        return declared.__origin__
+    if _is_union(declared):
+        return reduce(operator.or_, map(_plain, get_args(declared)))
+    return tuple[*map(_plain, get_args(declared))] if get_origin(declared) is tuple else declared
+
+
+def _is_union(declared: Any) -> bool:
+    return get_origin(declared) in (Union, UnionType)
+
+
+def _holds_numbers(declared: Any) -> bool:
+    kind = _plain(declared)
+    return kind in _KINDS or any(_holds_numbers(part) for part in get_args(kind))
