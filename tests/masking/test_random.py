@@ -44,7 +44,8 @@ def test_the_generator_decides():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "what"), [(0.0, "between"), (1.0, "between"), (0.99, "visible"), (1e-17, "masks none")]
+    ("ratio", "what"),
+    [(0.0, "greater than 0 and less than 1"), (1.0, "less than 1"), (0.99, "visible"), (1e-17, "masks none")],
 )
 def test_ratios_that_leave_nothing(ratio: float, what: str):
     with pytest.raises(ValueError, match=what):
