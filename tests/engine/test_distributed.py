@@ -1,12 +1,20 @@
 """Devices, and how processes find each other."""
 
 import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
+from efficient_mae.engine import distributed
 from efficient_mae.engine.distributed import find_device, join_processes, slurm_environment
+from efficient_mae.errors import LostProcessError
 from tests.processes import free_port, spawn
 
 STEP = {
@@ -123,3 +131,53 @@ def test_processes_may_join_again():
         spawn(2, join_again_and_again, shared)
         found = dict(shared)
     assert found == {(rank, number): [10 * number, 10 * number + 1] for rank in range(2) for number in range(3)}
+
+
+def limits_of_silence() -> dict[int, int]:
+    """Milliseconds after which each TCP socket of this process gives up its other end, 0 for TCP's own limit."""
+    found = {}
+    for descriptor in Path("/dev/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as held:
+            if held.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP:
+                asks = held.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                limit = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                found[os.fstat(held.fileno()).st_ino] = limit if asks else 0
+    return found
+
+
+def wait_for_one_that_is_busy(rank: int, results) -> None:
+    distributed.OUT_OF_REACH = timedelta(seconds=1)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        own = limits_of_silence()
+        with join_processes("cpu") as processes:
+            joined = limits_of_silence()
+            if rank == 1:
+                time.sleep(4)  # as one may that draws, judges or writes
+            # More than the system takes in for a process that doesn't read.
+            total = processes.sum(torch.ones(2**24))
+            results[rank] = total.unique().tolist(), own, joined
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+def test_a_silent_host_is_given_up_and_a_busy_process_is_not():
+    """And the program's own connections stay as they are. Links are cut in tests/hosts."""
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        spawn(2, wait_for_one_that_is_busy, shared)
+        found = dict(shared)
+    for total, own, joined in found.values():
+        assert total == [2.0]
+        assert len(own) >= 2 and {joined[number] for number in own} == set(own.values()) == {0}
+        assert 1000 in joined.values()
+
+
+def test_a_first_process_that_does_not_come_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+    environment = {
+        "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostProcessError, match=r"^cannot join the other processes: .*127\.0\.0\.1.*[^.\n]$"):
+        join_processes("cpu").__enter__()

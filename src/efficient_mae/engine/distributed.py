@@ -5,11 +5,15 @@ import gc
 import itertools
 import os
 import re
+import socket
+import stat
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +29,9 @@ from efficient_mae.errors import InputError, LostProcessError
 # judging or writing. Of one that has died the host hears at its next step, by gloo, which waits half an hour for the
 # living.
 TIMEOUT = timedelta(minutes=10)
+# How long another host may be out of reach: longer than it takes to plug a cable in again. TCP tries to reach it at
+# growing intervals, so that up to a minute more passes before it is given up.
+OUT_OF_REACH = timedelta(minutes=2)
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -138,12 +145,46 @@ def _store(on_one_machine: bool) -> tuple[Store, int]:
 
 
 @contextmanager
+def _hosts_watched() -> Iterator[None]:
+    """On Linux, connections that are opened within end when the other host is silent for :data:`OUT_OF_REACH`.
+
+    One that is gone, or that a cut cable keeps away, doesn't say so, and gloo waits for it as for a process that is
+    at work. Here the systems ask each other, so that a process may take the time that it needs.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = _sockets()
+    yield
+    seconds = int(OUT_OF_REACH.total_seconds())
+    for descriptor, _ in _sockets() - before:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                    connection.setsockopt(socket.IPPROTO_TCP, option, max(1, seconds // 12))
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds)
+
+
+def _sockets() -> set[tuple[int, int]]:
+    """Descriptors of this process' sockets, and which sockets they are."""
+    found = set()
+    for descriptor in Path("/dev/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile, as the one that lists them
+            status = os.fstat(int(descriptor.name))
+            if stat.S_ISSOCK(status.st_mode):
+                found.add((int(descriptor.name), status.st_ino))
+    return found
+
+
+@contextmanager
 def join_processes(device_name: str) -> Iterator[Processes]:
     """Join the processes that torchrun or srun started, or stand alone; leave them at the end.
 
     Raises:
         InputError: no such device here, or not one for each process.
-        LostProcessError: another process ended while this one was at work.
+        LostProcessError: another process didn't come, or ended while this one was at work, or its host is out of
+            reach.
     """
     if "WORLD_SIZE" not in os.environ:
         os.environ |= slurm_environment(os.environ)
@@ -159,15 +200,22 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    store, rank = _store(local_world_size == world_size)
-    # A name of this time's own: those who joined before have left their addresses.
-    store = PrefixStore(f"joined {next(_JOINED)}", store)
-    shared = {"store": store, "rank": rank, "world_size": world_size}
-    if device.type == "cuda":
-        # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=TIMEOUT, **shared)
-    else:
-        dist.init_process_group("gloo", **shared)
+    try:
+        store, rank = _store(local_world_size == world_size)
+        # A name of this time's own: those who joined before have left their addresses.
+        store = PrefixStore(f"joined {next(_JOINED)}", store)
+        shared = {"store": store, "rank": rank, "world_size": world_size}
+        with _hosts_watched():
+            if device.type == "cuda":
+                # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
+                dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=TIMEOUT, **shared)
+            else:
+                dist.init_process_group("gloo", **shared)
+    except RuntimeError as error:
+        if not _is_of_another(error):
+            raise
+        way = "; on each host, GLOO_SOCKET_IFNAME=eth0 names the device to use" if "/gloo/" in str(error) else ""
+        raise LostProcessError(f"cannot join the other processes: {_reason(error)}{way}") from error
     lost = False
     try:
         yield Processes(rank, world_size, device, local_world_size)
@@ -175,17 +223,16 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         lost = _is_of_another(error)
         if not lost:
             raise
-        raise LostProcessError(
-            f"process {rank} of {world_size} lost another: {_REASON.sub('', str(error))}"
-        ) from error
+        raise LostProcessError(f"process {rank} of {world_size} lost another: {_reason(error)}") from error
     finally:
         # NCCL would first wait for what the lost one doesn't send.
         if not (lost and device.type == "cuda"):
             dist.destroy_process_group()
 
 
-# Where in gloo's sources a failure was noticed.
-_REASON = re.compile(r"^\[\S+\] ")
+def _reason(error: RuntimeError) -> str:
+    """What it says first, without the place in gloo's sources where it was noticed."""
+    return re.sub(r"\[\S+/gloo/\S+\] ", "", str(error)).split(". ")[0].rstrip(".")
 
 
 def _is_of_another(error: RuntimeError) -> bool:

@@ -1,0 +1,1 @@
+"""Training on two hosts, which network namespaces are taken for."""
