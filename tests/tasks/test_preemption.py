@@ -152,13 +152,21 @@ BATCH = Path(__file__).parents[2] / "docs" / "slurm" / "pretrain.sbatch"
 
 @pytest.mark.parametrize(
     ("statuses", "ends", "requeued"),
-    [([0], 0, False), ([75], 0, True), ([2], 2, False), ([137, 1, 75], 0, True), ([1, 1, 1, 1], 1, False)],
-    ids=["done", "preempted", "to be mended", "crashed, then preempted", "crashes"],
-)
-def test_the_slurm_script_understands_the_exit_status(tmp_path: Path, statuses: list[int], ends: int, requeued: bool):
+    [
+        ([0], 0, False), ([75], 0, True), ([2], 2, False), ([137, 1, 75], 0, True), ([1, 1, 1, 1], 1, False),
+        ([138], 0, True), ([143], 0, True), (["cancelled"], 143, False),
+    ],
+    ids=[
+        "done", "preempted", "to be mended", "crashed, then preempted", "crashes", "warned while it started",
+        "ended while it started", "cancelled",
+    ],
+)  # fmt: skip
+def test_the_slurm_script_understands_the_exit_status(tmp_path: Path, statuses: list, ends: int, requeued: bool):
     (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))
     programs = {
-        "srun": 'status=$(head -n 1 statuses); sed -i 1d statuses; echo "$@" >> started; exit "$status"',
+        "srun": 'status=$(head -n 1 statuses); sed -i 1d statuses; echo "$@" >> started\n'
+        # scancel signals the script and the step, which saves.
+        '[ "$status" = cancelled ] && kill -TERM $PPID && sleep 0.2 && echo saved && exit 75; exit "$status"',
         "scontrol": 'echo "$@" >> asked',
     }
     for name, body in programs.items():
@@ -167,6 +175,7 @@ def test_the_slurm_script_understands_the_exit_status(tmp_path: Path, statuses: 
     environment = {"PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}", "SLURM_JOB_ID": "7", "DATA": "/d", "OUT": "/o"}
     done = subprocess.run(["bash", BATCH], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, (tmp_path / "statuses").read_text()) == (ends, ""), done.stderr
+    assert done.stdout == ("saved\n" if statuses == ["cancelled"] else "")
     asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
     assert asked == ("requeue 7\n" if requeued else "")
     assert len((tmp_path / "started").read_text().splitlines()) == len(statuses)
