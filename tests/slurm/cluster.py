@@ -150,7 +150,7 @@ def slurm_cluster(tracking: str = "linuxproc") -> Iterator[Cluster]:
             host=socket.gethostname().split(".")[0], folder=folder, node=NODE, requeue_seconds=REQUEUE_SECONDS,
             controller_port=free_port(), node_port=free_port(), tracking=tracking,
             task="cgroup" if by_groups else "none",
-            sampling="" if by_groups else "JobAcctGatherParams=OverMemoryKill,UsePss",
+            sampling="" if by_groups else "JobAcctGatherParams=OverMemoryKill,NoShared",
         )  # fmt: skip
         (folder / "slurm.conf").write_text(configuration)
         (folder / "cgroup.conf").write_text(_GROUP_CONFIGURATION)
