@@ -167,7 +167,7 @@ def test_cancelled(slurm: Cluster, alone: Path, tmp_path: Path):
 
 # Of these images, micro-batches of 8 take little beside PyTorch itself, and 256 at once a gigabyte more.
 LARGE = TINY | {
-    "img_size": 64, "decoder_depth": 8, "epochs": 4, "warmup_epochs": 0, "batch_size": 256, "log_every": 1,
+    "img_size": 64, "decoder_depth": 8, "epochs": 5, "warmup_epochs": 0, "batch_size": 256, "log_every": 1,
     "panel_every": 50,
 }  # fmt: skip
 MEGABYTES = 1200
