@@ -44,6 +44,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 SchedulerParameters=sched_interval=5
 {sampling}
+# From SIGTERM to SIGKILL: Slurm's own half a minute may be too short for a step and a checkpoint of a busy machine.
+KillWait=120
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 MpiDefault=none
@@ -193,7 +195,7 @@ def _end(cluster: Cluster, daemons: list[subprocess.Popen]) -> dict[int, str]:
     with suppress(OSError, subprocess.SubprocessError):  # TimeoutError is an OSError
         cluster.ask("scancel", "--user=root", check=False)
         # A job that hears of it saves first.
-        _await(cluster, "jobs", lambda: not cluster.ask("squeue", "--noheader", check=False), 90)
+        _await(cluster, "jobs", lambda: not cluster.ask("squeue", "--noheader", check=False), 180)
     for daemon in reversed(daemons):
         daemon.terminate()
         with suppress(subprocess.TimeoutExpired):
