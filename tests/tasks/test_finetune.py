@@ -201,6 +201,8 @@ def test_from_scratch_on_the_command_line(data: Path, tmp_path: Path, capsys: py
     given = ["--data", str(data), "--out", str(tmp_path / "run"), "--model", "mae_vit_tiny_patch8", "--depth", "1"]
     small = ["--img_size", "16", "--in_chans", "1", "--batch_size", "32", "--epochs", "1", "--num_workers", "0"]
     assert main(["finetune", "--from", "scratch", *given, *small, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["train_images"] == 120
+    out, err = capsys.readouterr()
+    assert json.loads(out)["train_images"] == 120
+    assert len([line for line in err.splitlines() if line.startswith("images of ")]) == 1
     assert main(["finetune", "--from", "memory", *given]) == 2
     assert "from='memory': only --from scratch" in capsys.readouterr().err

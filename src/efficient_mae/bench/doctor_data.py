@@ -5,7 +5,7 @@ import math
 
 from efficient_mae.bench.data import BenchDataConfig, bench_data
 from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
-from efficient_mae.data import UnreadableImage, open_source, spread
+from efficient_mae.data import UnreadableImage, describe_images, open_source, spread
 from efficient_mae.engine.machine import available_cores
 from efficient_mae.engine.run_directory import MOST_DAMAGED
 from efficient_mae.tasks.pretrain_config import ModelSettings
@@ -20,7 +20,7 @@ _MUCH_WAITING = 0.05
 
 
 def check_images(plan: Plan) -> Finding:
-    """Some images, spread over the data, read and decoded."""
+    """Some images, spread over the data, read and decoded; and what would be made of them."""
     source = open_source(plan.data or "", "train")
     sample, damaged = spread(source, _READ), []
     for index in range(len(sample)):
@@ -29,12 +29,21 @@ def check_images(plan: Plan) -> Finding:
         except UnreadableImage as error:
             damaged.append(str(error))
     found = f"{len(source):,} images; {len(sample) - len(damaged)} of {len(sample)} that were read are whole"
+    made = describe_images(source, plan.img_shape)
+    found += f"; {made.text}"
+    advice = []
+    if made.enlarged:
+        advice.append(
+            "what they don't hold is not learned: take a smaller --img_size, with a --model of smaller patches"
+        )
+    if made.made_up:
+        advice.append("--in_chans says how many channels are made of them")
     if not damaged:
-        return ok(found)
+        return note(found, "; ".join(advice)) if advice else ok(found)
     found += f"; damaged: {'; '.join(damaged[:_NAMED])}{' ...' if len(damaged) > _NAMED else ''}"
     if len(damaged) > max(1, MOST_DAMAGED * len(sample)):
         return problem(found, f"mend or remove them: a run stops at more than {MOST_DAMAGED:.0%}")
-    return note(found, "a run skips and names them")
+    return note(found, "; ".join(["a run skips and names them", *advice]))
 
 
 def check_waiting(plan: Plan) -> Finding:

@@ -4,6 +4,7 @@ from efficient_mae.data.augment import AugmentTransform
 from efficient_mae.data.batch import EvalBatch, TrainBatch
 from efficient_mae.data.datasets import TrainDataset
 from efficient_mae.data.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
+from efficient_mae.data.describe import ImageSummary, describe_images
 from efficient_mae.data.device_decode import DeviceDecodeDataset
 from efficient_mae.data.labelled import LabelledData, open_labelled
 from efficient_mae.data.loader import make_eval_loader, make_train_loader
@@ -17,6 +18,7 @@ __all__ = [
     "DeviceDecodeDataset",
     "EvalBatch",
     "EvalTransform",
+    "ImageSummary",
     "LabelledData",
     "OpenedImage",
     "PretrainTransform",
@@ -28,6 +30,7 @@ __all__ = [
     "UnreadableImage",
     "decode",
     "default_mean_std",
+    "describe_images",
     "make_eval_loader",
     "make_train_loader",
     "normalize",

@@ -17,6 +17,7 @@ from torch import nn
 
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
+from efficient_mae.data.describe import describe_images
 from efficient_mae.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, set_aside, step_of
 from efficient_mae.engine.checksums import last_whole
 from efficient_mae.engine.distributed import Processes
@@ -76,6 +77,11 @@ class Run(ABC):
     @abstractmethod
     def title(self) -> str:
         """What is done, for the first line that the user reads: `pre-training ... on ...`."""
+
+    @property
+    @abstractmethod
+    def img_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the model takes."""
 
     @abstractmethod
     def dataset(self) -> TrainDataset:
@@ -290,6 +296,7 @@ class Run(ABC):
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
             )
+            say(describe_images(self.source, self.img_shape).text)
         if checkpoint is None:
             return 0
         step = self.restore(checkpoint)

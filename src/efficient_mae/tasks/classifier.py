@@ -114,6 +114,10 @@ class ClassifierRun(Run, Generic[Config]):
         start = "scratch" if self.config.weights is None else self.config.weights
         return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"
 
+    @property
+    def img_shape(self) -> tuple[int, int, int]:
+        return self.in_chans, *self.img_size
+
     def dataset(self) -> TrainDataset:
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from efficient_mae.data import open_source
+from efficient_mae.console import say
+from efficient_mae.data import describe_images, open_source
 from efficient_mae.engine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
@@ -67,6 +68,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     parts = {}
     for split in ("train", "test"):
         source = open_source(data, split)
+        if split == "train":
+            say(describe_images(source, (encoder.in_chans, *encoder.img_size)).text)
         parts[split] = load_labelled(
             source, encoder.img_size, encoder.in_chans, config.batch_size, config.num_workers
         )

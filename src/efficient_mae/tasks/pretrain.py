@@ -133,6 +133,10 @@ class PretrainRun(Run):
     def title(self) -> str:
         return f"pre-training {self.config.model} on {len(self.source):,} images"
 
+    @property
+    def img_shape(self) -> tuple[int, int, int]:
+        return self.transform.shape
+
     def dataset(self) -> TrainDataset:
         return self._dataset(DeviceDecodeDataset if self.config.decode_device == "cuda" else TrainDataset)
 
