@@ -1,6 +1,9 @@
 """The step over a global batch: the same gradient however the batch is cut."""
 
+import itertools
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,9 @@ import torch.multiprocessing as mp
 
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
+from efficient_mae.engine import loop
 from efficient_mae.engine.distributed import ALONE, Processes, join_processes
+from efficient_mae.engine.logging import MetricsLog, Stopwatch, read_metrics
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.optim import build_adamw, learning_rate
 from efficient_mae.engine.parallel import parallelize, whole_tensor
@@ -41,7 +46,7 @@ def gradients_of_a_step(
     optimizer = build_adamw(model, 0.05)
     optimizer.register_step_pre_hook(lambda *_: seen.extend(whole_tensor(p.grad).clone() for p in model.parameters()))
     rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
-    objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
+    objective = Reconstruction(STATISTICS)
     step = Step(trained, optimizer, objective, processes, rate, clip_grad=clip_grad)
     size = 8 // (accum_iter * processes.world_size)
     parts = [(part * processes.world_size + processes.rank) * size for part in range(accum_iter)]
@@ -59,6 +64,8 @@ class _Double(torch.nn.Module):
     def forward(self, images, masks):
         return self.model(images.double(), masks)
 
+
+STATISTICS = ImageStatistics((0.5,), (0.5,))
 
 # Micro-batches of a step, largest norm of the gradient, and how the model is spread.
 CASES = [(1, None), (2, None), (2, 0.01)]
@@ -119,3 +126,53 @@ def test_the_gradient_is_clipped_to_the_norm():
     assert norm > 0.02
     for ours, theirs in zip(clipped, expected):
         torch.testing.assert_close(ours, theirs * (0.01 / norm), rtol=1e-4, atol=1e-9)
+
+
+class Paced(Step):
+    """Changes nothing, and takes a second of a clock's time."""
+
+    now = 0.0
+
+    def __call__(self, index: int, micro_batches: list[TrainBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.now += 1
+        return torch.ones(()), torch.ones(())
+
+    def pass_time(self, seconds: float) -> Callable[..., None]:
+        """A function, of any arguments, that takes so long."""
+
+        def work(*_: object) -> None:
+            self.now += seconds
+
+        return work
+
+
+def test_what_is_no_training_counts_in_no_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Checkpoints, evaluations, and what is written of damage and skipped steps, in or at the end of a window."""
+    model = torch.nn.Linear(1, 1)
+    step = Paced(model, torch.optim.SGD(model.parameters()), Reconstruction(STATISTICS), ALONE, lambda _: 0.1)
+    monkeypatch.setattr(loop, "Stopwatch", lambda: Stopwatch(lambda: step.now))
+    loop.Loop(
+        step=step,
+        batches=itertools.repeat(batch_of(0, 8)),
+        total_steps=12,
+        steps_per_epoch=3,
+        accum_iter=1,
+        batch_size=8,
+        log_every=2,
+        checkpoint_every=5,
+        save=step.pass_time(100),
+        on_damaged=step.pass_time(10),
+        on_skipped=step.pass_time(20),
+        on_epoch_end=step.pass_time(1000),
+        stop_requested=lambda: 0,
+        metrics=(metrics := MetricsLog(tmp_path, 0)),
+    ).run(0)
+    metrics.close()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 5, 6, 8, 10, 12]
+    assert {row["images_per_second"] for row in rows} == {8.0}
+    # A second for each step to come.
+    expected = [f"ETA 0:00:{12 - row['step']:02}" for row in rows]
+    assert [line[-len("ETA 0:00:00") :] for line in capsys.readouterr().err.splitlines()] == expected

@@ -3,11 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from efficient_mae.console import console
 from efficient_mae.engine.durable import replace_file
@@ -68,15 +69,15 @@ class ProgressDisplay:
         total: steps of the whole run.
         done: steps already done.
         show: whether this process speaks.
+        clock: seconds spent in training since those steps.
     """
 
-    def __init__(self, total: int, done: int, show: bool):
-        self.total, self.first, self.started = total, done, time.monotonic()
-        self._show = show
+    def __init__(self, total: int, done: int, show: bool, clock: Callable[[], float]):
+        self.total, self.first = total, done
+        self._show, self._clock = show, clock
         self._bar: Progress | None = None
         if show and console.is_terminal:
-            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console)
+            self._bar = Progress(BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
             self._task = self._bar.add_task("starting", total=total, completed=done)
             self._bar.start()
 
@@ -86,21 +87,21 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=step)
 
     def report(self, row: dict[str, float]) -> None:
-        """Show the figures of a logged step."""
+        """Show the figures of a logged step, and how long the steps to come will take."""
         if not self._show:
             return
         step = int(row["step"])
         loss = f"loss {row['loss']:.4f}" if "loss" in row else "all steps skipped"
+        left = int(self._clock() / max(1, step - self.first) * (self.total - step))
         text = (
             f"step {step}/{self.total}  epoch {row['epoch']:.2f}  {loss}  "
-            f"{row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}"
+            f"{row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}  "
+            f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         )
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
         else:
-            rate = (time.monotonic() - self.started) / max(1, step - self.first)
-            left = int(rate * (self.total - step))
-            print(f"{text}  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -112,14 +113,27 @@ class Stopwatch:
     """Images a second and the share of the time spent waiting for data, since the last reading."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
-        self._started, self._waited, self._images = clock(), 0.0, 0
+        self._clock, self._begin = clock, clock()
+        self._started, self._waited, self._images = 0.0, 0.0, 0
+
+    def time(self) -> float:
+        """Seconds since it was made, less those in which it was stopped."""
+        return self._clock() - self._begin
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within, no time passes for it: what is done there is no training."""
+        stopped_at = self.time()
+        try:
+            yield
+        finally:
+            self._begin = self._clock() - stopped_at
 
     def wait_for(self, get: Callable[[], Any]) -> Any:
         """Call a function that may wait for data, and count how long it took."""
-        begin = self._clock()
+        begin = self.time()
         value = get()
-        self._waited += self._clock() - begin
+        self._waited += self.time() - begin
         return value
 
     def count(self, images: int) -> None:
@@ -128,7 +142,7 @@ class Stopwatch:
 
     def read(self) -> dict[str, float]:
         """`images_per_second` and `data_wait` (0 to 1); starts anew."""
-        now = self._clock()
+        now = self.time()
         elapsed = max(now - self._started, 1e-9)
         figures = {"images_per_second": self._images / elapsed, "data_wait": self._waited / elapsed}
         self._started, self._waited, self._images = now, 0.0, 0

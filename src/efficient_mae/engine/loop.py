@@ -185,8 +185,8 @@ class Loop:
         Raises:
             Stopped: asked to stop, after the checkpoint of the last step that was done.
         """
-        display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None)
         watch = Stopwatch()
+        display = ProgressDisplay(self.total_steps, first_step, show=self.metrics is not None, clock=watch.time)
         device = self.step.processes.device
         window = Window(self.step.processes)
         prefetcher = DevicePrefetcher(self.batches, device, self.accum_iter)
@@ -206,21 +206,29 @@ class Loop:
                 if logs:
                     figures, skipped = window.read()
                     row = self._row(done, figures, watch)
-                    if self.metrics:
-                        self.metrics.write(row)
                     display.report(row)
-                    self.on_damaged(self._damaged)
-                    self._damaged = []
-                    self.on_skipped(skipped)
+                    with watch.stopped():
+                        self._write(row, skipped)
                 display.advance(done)
                 if done % self.steps_per_epoch == 0:
-                    self.on_epoch_end(done // self.steps_per_epoch)
+                    if device.type == "cuda" and not logs:
+                        torch.cuda.synchronize(device)  # what it still computes is training, what follows is none
+                    with watch.stopped():
+                        self.on_epoch_end(done // self.steps_per_epoch)
                 if saves:
-                    self.save(done)
+                    with watch.stopped():
+                        self.save(done)
                 if stop and done < self.total_steps:
                     raise Stopped(stop, done)
         finally:
             display.close()
+
+    def _write(self, row: dict[str, float], skipped: list[SkippedStep]) -> None:
+        if self.metrics:
+            self.metrics.write(row)
+        self.on_damaged(self._damaged)
+        self._damaged = []
+        self.on_skipped(skipped)
 
     def _taken(self, micro_batches: list[Any]) -> list[Any]:
         """Note the damage of the batches that a step is given; one that was decoded on its way knows of more."""
