@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from efficient_mae.masking import Sequences
+from efficient_mae.models.operators import versioned
 
 # On a CPU, PyTorch's fused bfloat16 backward is several times slower than two matrix products and a softmax
 # (benchmarks/attention_cpu.py). Beyond this length the scores would no longer fit the cache.
@@ -61,7 +62,7 @@ def packed_attention(
     return grouped_attention(q, k, v, queries.lengths, keys.lengths, keys.max_seqlen)[0]
 
 
-@torch.library.custom_op("efficient_mae::grouped_attention", mutates_args=())
+@torch.library.custom_op(versioned("grouped_attention", __name__), mutates_args=())
 def grouped_attention(
     q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, max_seqlen: int
 ) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ def grouped_attention(
     return out, kept
 
 
-@torch.library.custom_op("efficient_mae::grouped_attention_backward", mutates_args=())
+@torch.library.custom_op(versioned("grouped_attention_backward", __name__), mutates_args=())
 def grouped_attention_backward(
     grad: Tensor,
     q: Tensor,
@@ -243,7 +244,7 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
 grouped_attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-@register_flop_formula(torch.ops.efficient_mae.grouped_attention, get_raw=True)
+@register_flop_formula(grouped_attention._opoverload.overloadpacket, get_raw=True)
 def _(q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, *_: Any, **__: Any) -> int:
     pairs = int((query_lengths * key_lengths).sum())
     return 2 * pairs * q.shape[1] * (q.shape[2] + v.shape[2])

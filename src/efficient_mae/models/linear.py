@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from efficient_mae.models.operators import versioned
+
 # Multiply-accumulates from which a product is worth an operator of Python's and a compiled product's memory.
 _LARGE = 1 << 27
 
@@ -56,7 +58,7 @@ def _is_large_float32(x: Tensor, weight: Tensor) -> bool:
     return x.numel() * len(weight) >= _LARGE and not torch.is_autocast_enabled("cpu")
 
 
-@torch.library.custom_op("efficient_mae::onednn_linear", mutates_args=())
+@torch.library.custom_op(versioned("onednn_linear", __name__), mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -85,6 +87,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 onednn_linear.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-@register_flop_formula(torch.ops.efficient_mae.onednn_linear, get_raw=True)
+@register_flop_formula(onednn_linear._opoverload.overloadpacket, get_raw=True)
 def _(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     return 2 * x.numel() * len(weight)
