@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch._dynamo
+import torch._dynamo.utils
 
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
@@ -18,6 +18,7 @@ from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import MaskLayout
 from efficient_mae.models import MaskedAutoencoder
 from efficient_mae.tasks.pretrain import Reconstruction
+from tests.processes import spawn
 
 
 def small_model() -> MaskedAutoencoder:
@@ -39,6 +40,11 @@ def layouts(model: MaskedAutoencoder, number: int) -> list[MaskLayout]:
 
 @pytest.mark.slow
 def test_blocks_are_not_recompiled_as_packed_lengths_change():
+    spawn(1, _compile_for_several_lengths)
+
+
+def _compile_for_several_lengths(_: int) -> None:
+    """In a process of its own: the checks of shapes and types that tests switch on would be compiled too."""
     model = small_model()
     plain = copy.deepcopy(model)
     compile_blocks(model)
@@ -51,61 +57,78 @@ def test_blocks_are_not_recompiled_as_packed_lengths_change():
             loss = model(images, layout).loss
             loss.backward()
             torch.testing.assert_close(loss, plain(images, layout).loss, rtol=1e-5, atol=0)
+    assert_compiled_once()
+
+
+def assert_compiled_once() -> None:
+    """Of a block of the encoder one graph, and of the decoder's its first, its last and one between; none broken."""
+    counted = torch._dynamo.utils.counters
+    assert counted["stats"]["unique_graphs"] == 4, counted["stats"]
+    assert not counted["graph_break"], counted["graph_break"]
+    assert not counted["recompiles"], counted["recompiles"]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 class TestStep:
-    def test_nothing_waits_for_the_device(self, compiled, precision):
-        step, batches = self.prepared(compiled, precision)
-        for index in range(2):
-            step(index, [batches[index]])
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch._dynamo.config.patch(error_on_recompile=True):
-                for index in range(2, 4):
-                    step(index, [batches[index]])
-                weights = step.model.get_parameter("cls_token")
-                with torch.no_grad():
-                    weights[..., 0] = float("nan")
-                    before = weights.clone()
-                norms = [step(index, [batches[index]])[1] for index in (4, 5)]  # which are skipped
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert not any(norm.isfinite() for norm in norms)
-        torch.testing.assert_close(weights, before, rtol=0, atol=0, equal_nan=True)
+    def test_nothing_waits_for_the_device(self, compiled: bool, precision: str):
+        spawn(1, _step_without_waiting, compiled, precision)
 
-    def test_loss_and_gradients_are_a_cpus(self, compiled, precision):
-        model = small_model()
-        layout = layouts(model, 1)[0]
-        images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(1))
-        other = copy.deepcopy(model).cuda()
-        if compiled:
-            compile_blocks(other)
-        expected = model(images, layout).loss
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            loss = other(images.cuda(), layout).loss
-        expected.backward()
-        loss.backward()
-        tolerance = 1e-3 if precision == "fp32" else 5e-2
-        assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-        for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
-            assert mine.grad is not None and theirs.grad is not None
-            difference = (mine.grad.cpu() - theirs.grad).norm()
-            assert difference <= tolerance * theirs.grad.norm() + 1e-6
+    def test_loss_and_gradients_are_a_cpus(self, compiled: bool, precision: str):
+        spawn(1, _compare_with_a_cpu, compiled, precision)
 
-    def prepared(self, compiled: bool, precision: str) -> tuple[Step, list[TrainBatch]]:
-        processes = Processes(0, 1, torch.device("cuda"))
-        model = small_model()
-        batches = [
-            TrainBatch(torch.zeros(4, 1, 24, 24, dtype=torch.uint8), torch.arange(4), None, [], Flat.of(layout)).to(
-                "cuda"
-            )
-            for layout in layouts(model, 6)
-        ]
-        trained = parallelize(model, processes, precision=precision, compile=compiled)
-        rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
-        objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
-        return Step(trained, build_adamw(model, 0.05), objective, processes, rate, precision, clip_grad=1.0), batches
+
+def _step_without_waiting(_: int, compiled: bool, precision: str) -> None:
+    step, batches = prepared(compiled, precision)
+    for index in range(2):
+        step(index, [batches[index]])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for index in range(2, 4):
+                step(index, [batches[index]])
+            weights = step.model.get_parameter("cls_token")
+            with torch.no_grad():
+                weights[..., 0] = float("nan")
+                before = weights.clone()
+            norms = [step(index, [batches[index]])[1] for index in (4, 5)]  # which are skipped
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not any(norm.isfinite() for norm in norms)
+    torch.testing.assert_close(weights, before, rtol=0, atol=0, equal_nan=True)
+    if compiled:
+        assert_compiled_once()
+
+
+def _compare_with_a_cpu(_: int, compiled: bool, precision: str) -> None:
+    model = small_model()
+    layout = layouts(model, 1)[0]
+    images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    other = copy.deepcopy(model).cuda()
+    if compiled:
+        compile_blocks(other)
+    expected = model(images, layout).loss
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+        loss = other(images.cuda(), layout).loss
+    expected.backward()
+    loss.backward()
+    tolerance = 1e-3 if precision == "fp32" else 5e-2
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        difference = (mine.grad.cpu() - theirs.grad).norm()
+        assert difference <= tolerance * theirs.grad.norm() + 1e-6
+
+
+def prepared(compiled: bool, precision: str) -> tuple[Step, list[TrainBatch]]:
+    processes = Processes(0, 1, torch.device("cuda"))
+    model, images = small_model(), torch.zeros(4, 1, 24, 24, dtype=torch.uint8)
+    batches = [
+        TrainBatch(images, torch.arange(4), None, [], Flat.of(layout)).to("cuda") for layout in layouts(model, 6)
+    ]
+    trained = parallelize(model, processes, precision=precision, compile=compiled)
+    rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
+    objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
+    return Step(trained, build_adamw(model, 0.05), objective, processes, rate, precision, clip_grad=1.0), batches
