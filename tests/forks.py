@@ -103,7 +103,12 @@ class ForkServer:
         return json.loads(self._process.stdout.readline())
 
     def start(
-        self, arguments: Sequence[str], processes: int = 1, slow_disk: float = 0.0, largest_file: int | None = None
+        self,
+        arguments: Sequence[str],
+        processes: int = 1,
+        slow_disk: float = 0.0,
+        largest_file: int | None = None,
+        folders: Sequence[Path] = (),
     ) -> Run:
         """Start `emae` with these arguments.
 
@@ -111,6 +116,7 @@ class ForkServer:
             processes: as many as torchrun would start.
             slow_disk: seconds that the disk takes to flush a file: a kill is then more likely to come in between.
             largest_file: bytes beyond which the system lets no file grow.
+            folders: in which the processes start, by rank; none for the server's own.
         """
         logs, pids, port = [], [], free_port()
         for rank in range(processes):
@@ -122,6 +128,7 @@ class ForkServer:
                 "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
             disk = {"slow_disk": slow_disk, "largest_file": largest_file}
+            disk["folder"] = str(folders[rank]) if folders else None
             request = {"start": list(arguments), "environment": environment, "log": str(logs[-1]), **disk}
             pids.append(self.ask(request))
         return Run(self, pids, logs)
@@ -159,6 +166,8 @@ def _become(request: dict) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor, stream in ((nothing, 0), (nothing, 1), (log, 2)):
         os.dup2(descriptor, stream)
+    if request["folder"] is not None:
+        os.chdir(request["folder"])
     if request["largest_file"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["slow_disk"]:

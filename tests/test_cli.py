@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from efficient_mae.cli import main
 from efficient_mae.commands import COMMANDS
+from efficient_mae.errors import broken_library
 from tests.tasks.conftest import TINY, flags, write_images
 
 EMAE = [sys.executable, "-m", "efficient_mae"]
@@ -64,7 +66,7 @@ def test_help_names_every_flag_with_its_default(command: str, capsys: pytest.Cap
         (["bench", "step", "--roundz", "3"], "bench step: unknown flag --roundz; did you mean --rounds?"),
         (["info", "--model", "mae_vit_bse_patch16"], "did you mean mae_vit_base_patch16?"),
         (["knn", "--weights", "/nowhere"], "/nowhere: no such file or directory"),
-        (["report", "--weights", "/nowhere"], "/nowhere"),
+        (["report", "--run", "/nowhere"], "/nowhere"),
         (["reconstruct", "--weights", "/nowhere", "--image", "a.png"], "/nowhere: no such file or directory"),
     ],
 )
@@ -83,26 +85,71 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(
 
 
 @pytest.fixture
-def without_torch(tmp_path: Path) -> dict[str, str]:
-    """The environment of a Python whose torch is damaged."""
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
-    return os.environ | {"PYTHONPATH": str(tmp_path)}
+def broken(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `emae` where a library is what this says."""
+
+    def run_with(library: str, content: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / library).mkdir()
+        (tmp_path / library / "__init__.py").write_text(content)
+        path = os.pathsep.join((str(tmp_path), *filter(None, (os.environ.get("PYTHONPATH"),))))
+        return subprocess.run(
+            [*EMAE, *arguments], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+
+    return run_with
 
 
-def test_help_is_there_before_torch_is(without_torch: dict[str, str]):
-    done = subprocess.run([*EMAE, "--help"], env=without_torch, capture_output=True, text=True)
+def test_help_is_there_before_torch_is(broken):
+    done = broken("torch", "raise OSError('libcudart.so: cannot open shared object file')", "--help")
     assert done.returncode == 0 and done.stderr == ""
     assert all(command.split()[0] in done.stdout for command in COMMANDS)
 
 
-def test_a_library_that_cannot_be_imported_is_one_line(without_torch: dict[str, str]):
-    done = subprocess.run([*EMAE, "doctor"], env=without_torch, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("library", "content", "said"),
+    [
+        ("torch", "raise OSError('libcudart.so: no such file')", "torch: libcudart.so: no such file"),
+        ("torch", "", "cannot import name 'Tensor' from 'torch' ("),
+        ("torch", "raise AttributeError('no attribute')", "torch: AttributeError: no attribute"),
+        ("torch", "raise ValueError('dtype size\\nchanged')", "torch: ValueError: dtype size changed"),
+        ("torch", "def cut_short(", "SyntaxError: "),
+        ("torchvision", "raise RuntimeError('operator nms')", "torchvision: RuntimeError: operator nms"),
+        ("timm", "import torch; torch.nothing", "AttributeError: module 'torch' has no attribute 'nothing'"),
+        # What the command line itself is made of.
+        ("jsonargparse", "raise ImportError('half installed')", "jsonargparse: half installed"),
+        ("rich", "", "No module named 'rich."),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_one_line(library: str, content: str, said: str, broken):
+    done = broken(library, content, "doctor")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "emae: a library cannot be imported (libcudart.so: cannot open shared object file): "
-        "install it again; torch and torchvision must match\n"
-    )
+    assert done.stderr.startswith("emae: a library cannot be imported (") and said in done.stderr
+    assert done.stderr.endswith("): install it again; torch and torchvision must match\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_library_that_is_imported_when_it_is_used(broken, tmp_path: Path):
+    settings = {**TINY, "num_workers": 0, "data": "fashion-mnist-sample", "out": tmp_path / "run"}
+    done = broken("tensorboard", "raise ImportError('half installed')", "pretrain", *flags(**settings))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "emae: a library cannot be imported (tensorboard: half installed)" in done.stderr.splitlines()[-1]
+
+
+def test_our_own_faults_are_not_a_librarys():
+    with pytest.raises(ImportError) as ours:
+        from efficient_mae.errors import nothing  # noqa: F401 # pyright: ignore
+    with pytest.raises(NameError) as name:
+        exec("nothing", {"__name__": "efficient_mae.data"})
+    assert broken_library(ours.value) is None and broken_library(name.value) is None
+
+
+def test_report_is_still_told_its_run_by_weights(trained: Path, capsys: pytest.CaptureFixture[str]):
+    for given in (["--weights", str(trained)], [f"--weights={trained}"]):
+        status, out, err = run(capsys, "report", *given, "--json")
+        assert status == 0 and json.loads(out) == {"report": str(trained / "report.html")}
+        assert err == "emae: report --weights is now called --run, as in emae replay; the old name still works\n"
+    status, out, err = run(capsys, "report", "--run", str(trained), "--json")
+    assert (status, json.loads(out), err) == (0, {"report": str(trained / "report.html")}, "")
 
 
 def test_unknown_keys_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -169,13 +216,3 @@ def test_reconstruct(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     encoder = trained / "encoder.safetensors"
     status, _, err = run(capsys, "reconstruct", *flags(weights=encoder, image=photo, out=picture))
     assert status == 2 and "a decoder is needed" in err
-
-
-def test_a_process_that_fails_alone_tells_torchrun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    assert run(capsys, "info", "--weights", "/nowhere") == (2, "", "")
-    told = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
-    assert "/nowhere: no such file or directory" in told

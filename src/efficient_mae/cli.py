@@ -16,14 +16,16 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
 from efficient_mae.commands import COMMANDS, GROUPS, Command
-from efficient_mae.console import PlainConsole, printable
+from efficient_mae.console import PlainConsole, printable, say
 from efficient_mae.engine.plain_files import parse_yaml
+from efficient_mae.engine.spokesman import may_say, see_out
 from efficient_mae.errors import (
     DivergedError,
     InputError,
     LostProcessError,
     Stopped,
     WorkerFailure,
+    broken_library,
     did_you_mean,
 )
 from efficient_mae.ranges import describe, shown
@@ -70,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerFailure as error:
         print(f"emae: {error}", file=sys.stderr)  # only the process whose worker it is knows of it
         return 1
+    except ImportError as error:  # of what is imported when it is used
+        if (reason := broken_library(error)) is not None:
+            return _fail(reason, 2)
+        traceback.print_exc()
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
@@ -78,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = build_parser(called(arguments))
     try:
-        parsed = parser.parse_args(_with_recipe_paths(_with_scratch(_with_study_name(arguments))))
+        parsed = parser.parse_args(_with_recipe_paths(_with_scratch(_with_run(_with_study_name(arguments)))))
     except ArgumentError as error:
         raise InputError(explain(str(error), arguments)) from None
     name, own = parsed.subcommand, parsed[parsed.subcommand]
@@ -131,13 +138,10 @@ def build_parser(name: str | None) -> ArgumentParser:
 def _add_flags(parser: ArgumentParser, command: Command) -> None:
     try:
         config, _ = command.config, command.run
-    # What a library that is missing, half installed or built for another version of torch says.
-    except (ImportError, OSError, RuntimeError) as error:
-        if isinstance(error, ImportError) and (error.name or "").startswith("efficient_mae"):
+    except Exception as error:  # one that is half installed, or was built for another version, raises anything
+        if (reason := broken_library(error)) is None:
             raise
-        raise InputError(
-            f"a library cannot be imported ({error}): install it again; torch and torchvision must match"
-        ) from None
+        raise InputError(reason) from None
     names = ", ".join(recipes())
     parser.add_argument("--config", action="config", help=f"recipe ({names}) or YAML file; flags override")
     parser.add_class_arguments(config, as_group=False)
@@ -179,6 +183,15 @@ def _with_study_name(arguments: list[str]) -> list[str]:
     spelt = [part for argument, value in zip(arguments, given, strict=True) for part in (argument, value) if part]
     named = len(spelt) > 1 and not spelt[1].startswith("-")
     return ["study", "--name", *spelt[1:]] if named else spelt
+
+
+def _with_run(arguments: list[str]) -> list[str]:
+    """The arguments with `report --weights`, as `report --run` was called before, turned into that."""
+    spelt = [re.sub(r"^--weights(?=$|=)", "--run", argument) for argument in arguments]
+    if arguments[:1] != ["report"] or spelt == arguments:
+        return arguments
+    say("emae: report --weights is now called --run, as in emae replay; the old name still works")
+    return spelt
 
 
 def _split_from(argument: str) -> list[str]:
@@ -239,12 +252,9 @@ def explain(message: str, arguments: list[str]) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    """One line on stderr, of one process of a machine; what the others meet alone, torchrun says in its summary."""
+    """One line on stderr, of one of the processes that have it to say."""
     line = printable(" ".join(message.split()))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(f"emae: {line}", file=sys.stderr)
-    elif "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(RuntimeError(line))
+    if may_say(line):
+        print(f"emae: {line}", file=sys.stderr, flush=True)
+    see_out(line)
     return status

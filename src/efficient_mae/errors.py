@@ -2,12 +2,15 @@
 
 import difflib
 import signal
+import traceback
 from collections.abc import Iterable
 
 # sysexits.h's EX_TEMPFAIL, "try again later": what a scheduler takes for a reason to start the run again.
 PREEMPTED = 75
 # What a shell makes of a program that Ctrl-C ended.
 INTERRUPTED = 128 + signal.SIGINT
+# This package, as its modules' names begin.
+_OWN = __name__.partition(".")[0]
 
 
 class InputError(ValueError):
@@ -56,6 +59,23 @@ class Stopped(Exception):  # noqa: N818 - no error: it did as it was asked
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         super().__init__(f"stopped by {name}; step {step} is saved, and the same command again resumes after it")
         self.status = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+
+
+def broken_library(error: Exception) -> str | None:
+    """What to say of a library whose import raised this, on one line; None if the fault is this package's own."""
+    # What an ImportError could not import, or import from; the file that a SyntaxError is in.
+    missing = str(getattr(error, "name", None) or getattr(error, "filename", None) or "")
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in frames if "importlib" not in name and name != "pkgutil"]
+    library = packages[-1] if packages else _OWN
+    asked_by_us = library in (_OWN, "__main__")
+    lacking = isinstance(error, ImportError | AttributeError | SyntaxError)
+    if missing.partition(".")[0] == _OWN or f"/{_OWN}/" in missing or (asked_by_us and not lacking):
+        return None
+    kind = "" if isinstance(error, ImportError | OSError) else type(error).__name__
+    parts = ("" if asked_by_us else library, kind, " ".join(str(error).split()))
+    said = ": ".join(part for part in parts if part)
+    return f"a library cannot be imported ({said}): install it again; torch and torchvision must match"
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,14 @@ def test_libraries_that_do_not_fit_each_other(capsys: pytest.CaptureFixture[str]
     assert "torchvision needs torch==2.11.0, here is 2.12.0+cu130" in checks["libraries"]["found"]
 
 
+def test_libraries_that_are_half_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Their versions are right; a run would find out when it first uses them."""
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    _, checks = examine(capsys)
+    assert checks["libraries"]["found"].startswith("tensorboard cannot be imported: ModuleNotFoundError: ")
+    assert checks["libraries"]["advice"] == "pip install --force-reinstall tensorboard"
+
+
 def test_extras_are_optional(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     with_versions(monkeypatch, onnx=None)
     status, checks = examine(capsys, "--device", "cpu")
@@ -208,6 +217,18 @@ def test_images_and_waiting(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert images["status"] == "note" and "004.jpg" in images["found"]
     assert "19 of 20 that were read are whole" in images["found"]
     assert "a worker reads" in checks["waiting"]["found"]
+
+
+def test_images_that_are_enlarged_or_made_coloured(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    for size, channels, status, said in (
+        (8, "3", "note", "grey and RGB, are enlarged 2.0 times to 16 x 16 and made RGB where they are grey"),
+        (16, "1", "ok", "grey and RGB, are left in their size and made grey where they are RGB"),
+    ):
+        data = write_images(tmp_path / str(size), 6, size=(size, size))
+        _, checks = examine(capsys, "--data", str(data), "--batch_size", "4", "--in_chans", channels)
+        images = checks["images"]
+        assert images["status"] == status and f"images of {size} x {size}, {said}" in images["found"]
+        assert all((flag in images["advice"]) == (status == "note") for flag in ("--img_size", "--in_chans"))
 
 
 def test_data_that_is_damaged(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -1,6 +1,7 @@
 """Checks of `emae doctor`: libraries, the device, and whether it computes rightly."""
 
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ _EXTRAS = {
     "hub": "Hugging Face data sets (--data hf:...) and transformers exports",
     "onnx": "emae export --format onnx",
 }
+# Libraries that are imported by another name than they are installed by.
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
 # Largest error of a product of random matrices, as a share of its norm: some units in the last place (2 ** -24 and
 # 2 ** -9). TensorFloat-32 misses float32's by far.
 _LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -34,13 +37,16 @@ def check_python(_: Plan) -> Finding:
 
 
 def check_libraries(_: Plan) -> Finding:
-    """Versions against what the package asks for, and what those libraries ask of each other."""
+    """Versions against what the package asks for and what those libraries ask of each other; each is imported."""
     names = [requirement.name for requirement in _requirements(_PACKAGE)]
     unmet = {text: wanted for name in (_PACKAGE, *names) for text, wanted in _unmet(name).items()}
     if unmet:
         wanted = " ".join(f"'{requirement}'" for requirement in dict.fromkeys(unmet.values()))
         return problem("; ".join(unmet), f"pip install --upgrade {wanted}")
-    import torchvision  # raises where its operators were built for another torch
+    broken = {name: reason for name in names if (reason := _broken(name))}
+    if broken:
+        return problem("; ".join(broken.values()), f"pip install --force-reinstall {' '.join(broken)}")
+    import torchvision
 
     main = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     main |= {name: version(name) for name in names if name in ("timm", "numpy", "pillow", "safetensors")}
@@ -161,6 +167,15 @@ def _unmet(package: str, extra: str = "") -> dict[str, str]:
         if not requirement.specifier.contains(found, prereleases=True):
             unmet[f"{package} needs {wanted}, here is {found}"] = wanted
     return unmet
+
+
+def _broken(name: str) -> str:
+    """Why a library cannot be imported; empty where it can."""
+    try:
+        import_module(_MODULES.get(name, name.replace("-", "_")))
+    except Exception as error:  # half installed, or built for another version, it raises anything
+        return f"{name} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
 
 
 def _built_for(capability: tuple[int, int]) -> bool:

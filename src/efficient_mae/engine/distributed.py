@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from efficient_mae.engine import spokesman
 from efficient_mae.engine.machine import keep_freed_memory
 from efficient_mae.errors import InputError, LostProcessError
 
@@ -202,6 +203,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         return
     try:
         store, rank = _store(local_world_size == world_size)
+        spokesman.meet(store, rank, world_size)
         # A name of this time's own: those who joined before have left their addresses.
         store = PrefixStore(f"joined {next(_JOINED)}", store)
         shared = {"store": store, "rank": rank, "world_size": world_size}
