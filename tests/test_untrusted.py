@@ -104,7 +104,7 @@ def test_configurations(kind: str, base: Path, run: Path, trace: Path, tmp_path:
     file.replace(run / "config.yaml")
     if "number" not in kind:  # a run's own settings are compared, not used
         refused("knn", "--weights", run, "--num_workers", 0)
-        refused("report", "--weights", run)
+        refused("report", "--run", run)
     refused("pretrain", *flags(data=base / "data", out=run, **SMALL))
 
 
@@ -191,7 +191,7 @@ def test_weights(kind: str, run: Path, tmp_path: Path, refused):
     refused("export", "--weights", file, "--out", tmp_path / "out")
     refused("info", "--weights", file)
     file.replace(next((run / "checkpoints").iterdir()) / "model.safetensors")
-    refused("report", "--weights", run)
+    refused("report", "--run", run)
     assert not (tmp_path / "out").exists()
 
 
@@ -228,10 +228,10 @@ def test_a_runs_records(kind: str, base: Path, run: Path, tmp_path: Path, refuse
     for name in ("damaged.json", "knn.json", "machine.json"):
         before = (run / name).read_bytes() if (run / name).exists() else None
         (run / name).write_bytes(content)
-        assert name in refused("report", "--weights", run)
+        assert name in refused("report", "--run", run)
         (run / name).unlink() if before is None else (run / name).write_bytes(before)
     (run / "metrics.jsonl").write_bytes(content)
-    assert main(["report", "--weights", str(run)]) == 0  # rows that can't be read are left out
+    assert main(["report", "--run", str(run)]) == 0  # rows that can't be read are left out
     (run / "encoder.safetensors").unlink()  # so that the run goes on
     (run / "damaged.json").write_bytes(content)
     assert "damaged.json" in refused("pretrain", *flags(data=base / "data", out=run, **SMALL))
@@ -241,7 +241,7 @@ def test_a_runs_records(kind: str, base: Path, run: Path, tmp_path: Path, refuse
 @pytest.mark.parametrize("row", [{"step": 1, "loss": "<b>"}, {"step": 1, "loss": 1, "epoch": 1, "lr": float("nan")}])
 def test_rows_without_figures(row: dict, run: Path, refused):
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    assert "metrics.jsonl: the row of step 1" in refused("report", "--weights", run)
+    assert "metrics.jsonl: the row of step 1" in refused("report", "--run", run)
 
 
 @pytest.mark.parametrize(
@@ -356,14 +356,14 @@ def test_markup_in_names_settings_and_figures(base: Path, run: Path, capsys: pyt
     (run / "knn.json").write_text(
         json.dumps(knn | {"accuracy": {"raw_pixels": 0.1, "untrained": 0.2, "trained": 0.3}, script: script})
     )
-    assert main(["report", "--weights", str(run)]) == 0
+    assert main(["report", "--run", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert not any(part in page for part in ("<script>", "<img src=x", "1337"))
     hostile_folder = run.with_name("[red]x[bold]\x1b[2J<b>")
     run.rename(hostile_folder)
     capsys.readouterr()
-    assert main(["report", "--weights", str(hostile_folder)]) == 0
+    assert main(["report", "--run", str(hostile_folder)]) == 0
     out, _ = capsys.readouterr()
     assert "[red]x[bold]" in out and "\x1b" not in out
     assert "<b>" not in (hostile_folder / "report.html").read_text()
@@ -412,7 +412,7 @@ def test_nothing_calls_home(base: Path, tmp_path: Path, network: list):
         ["knn", *flags(weights=tmp_path / "hf", data=data, k=3, num_workers=0)],
         ["linear-probe", *flags(data=data, out=tmp_path / "probe", epochs=1, batch_size=8, **probe)],
         ["info", *flags(weights=run)],
-        ["report", *flags(weights=run)],
+        ["report", *flags(run=run)],
     ):
         assert main(command) == 0, command
     assert network == []

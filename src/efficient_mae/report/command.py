@@ -18,8 +18,8 @@ from efficient_mae.tasks.pretrain_config import PretrainConfig
 class ReportConfig(Settings):
     """Settings of `emae report`."""
 
-    weights: str
-    """run directory"""
+    run: str
+    """run directory, of pre-training"""
 
 
 def report(config: ReportConfig) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     Raises:
         InputError: not a run directory, or one without weights.
     """
-    return {"report": str(write_report(Path(config.weights)))}
+    return {"report": str(write_report(Path(config.run)))}
 
 
 def show_report(result: dict[str, Any], console: Console) -> None:
