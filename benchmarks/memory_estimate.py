@@ -20,7 +20,7 @@ import torch
 
 from efficient_mae.engine.distributed import join_processes
 from efficient_mae.engine.machine import describe_machine
-from efficient_mae.engine.memory import GIB
+from efficient_mae.engine.memory import GIB, BatchMemory
 from efficient_mae.engine.step_memory import hollow
 from efficient_mae.tasks.pretrain import make_pretrain_run
 from efficient_mae.tasks.pretrain_config import PretrainConfig
@@ -54,7 +54,8 @@ def measure(settings: dict[str, Any]) -> tuple[float, float]:
             run = make_pretrain_run(config, processes)
             plain = hollow(run.model, torch.device("meta"))
             step = run.prepare()
-            memory = run._memory(plain, step.objective)
+            data = (run.host_dataset(), run.unit, 0)
+            memory = BatchMemory(config, processes, step.optimizer, plain, step.objective, *data)
             micro = run.batch_size // config.accum_iter
             counted = memory.needed(micro)
             before = _resident()

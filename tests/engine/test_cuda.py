@@ -34,7 +34,7 @@ def layouts(model: MaskedAutoencoder, number: int) -> list[MaskLayout]:
     generator = torch.Generator().manual_seed(0)
     while len(found) < number:
         layout = model.plan(4, generator=generator)
-        found.setdefault(len(layout.ids_predict), layout)
+        found.setdefault(len(layout.ids_predict), Flat.of(layout).value)  # as it comes from a worker
     return list(found.values())
 
 

@@ -1,6 +1,5 @@
 """A batch that does not fit: what is said before the first step, and whether what is proposed does fit."""
 
-import math
 import re
 from pathlib import Path
 
@@ -9,12 +8,11 @@ import torch
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.data import TrainBatch
+from efficient_mae.data import PretrainTransform, TrainDataset, open_source
 from efficient_mae.engine import memory
 from efficient_mae.engine.distributed import ALONE, Processes
 from efficient_mae.engine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.optim import build_adamw
-from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking import plan_masks
 from efficient_mae.models import part_size
@@ -36,19 +34,22 @@ def memory_of(
     masks = {"mask_ratio": settings.pop("mask_ratio", 0.85), "beta": settings.pop("beta", 26.0)}
     config = PretrainConfig(data="x", out="y", **{"batch_size": 4096, "precision": "fp32"} | settings)
     with torch.device("meta"):
-        model = emae.create_model(name, **masks, depth=4)
+        model = emae.create_model(name, **masks, depth=3, decoder_depth=2)
     model.set_grad_checkpointing(config.grad_checkpointing)
     unit = part_size(model.config, ALONE.device)
 
-    def sample(images: int) -> TrainBatch:
-        noise = torch.rand(images, math.prod(model.grid_size), generator=torch.Generator().manual_seed(0))
-        layout = Flat.of(plan_masks(noise, **model.config.masking, part_size=unit))
-        return TrainBatch(torch.zeros(images, 3, 224, 224, dtype=torch.uint8), torch.arange(images), None, [], layout)
-
+    rows, columns = model.grid_size
+    dataset = TrainDataset(
+        open_source("fashion-mnist-sample"),
+        PretrainTransform((224, 224), 3),
+        seed=0,
+        num_patches=rows * columns,
+        make_masks=lambda noise, _: plan_masks(noise, **model.config.masking, part_size=unit),
+    )
     monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.world_size)
     objective = Reconstruction(ImageStatistics((0.5,) * 3, (0.5,) * 3))
     processes = Processes(0, world_size, ALONE.device)
-    return BatchMemory(config, processes, build_adamw(model, 0.05), model, objective, sample, unit, num_workers=8)
+    return BatchMemory(config, processes, build_adamw(model, 0.05), model, objective, dataset, unit, num_workers=8)
 
 
 def refusal(checked: BatchMemory) -> str:
@@ -93,10 +94,10 @@ def test_what_is_proposed_is_not_refused_and_what_barely_fits_is_said(
 
 def test_a_few_images_are_not_taken_for_all_that_gradients_cost(monkeypatch: pytest.MonkeyPatch):
     """ViT-L at ratio 0.25: of 2 or 4 images the gradients are the peak, and an image would seem to cost nothing."""
-    room = 40 * GIB
+    room = 6 * GIB
     found = memory_of("mae_vit_large_patch16", room, monkeypatch, batch_size=8192, mask_ratio=0.25, beta=None)
     fits = int(re.search(r"about (\d+) would", refusal(found))[1])
-    assert 100 < fits < 2000
+    assert 20 < fits < 600
     # Counted as a whole: what is proposed fits, and not many more would.
     whole = max(found._count(fits)) + 3 * 4 * sum(parameter.numel() for parameter in found._model.parameters())
     assert 0.8 * room < memory._TAKEN[1] * whole < 1.05 * room
@@ -108,7 +109,7 @@ def test_sharded_gradients_and_state_are_shared_out(monkeypatch: pytest.MonkeyPa
         settings = {"batch_size": 4, "world_size": 2, "parallel": parallel}
         said = refusal(memory_of("mae_vit_huge_patch14", GIB, monkeypatch, **settings))
         needed.append(float(re.search(LINE, said)[3]))
-    assert needed[0] > 1.5 * needed[1]
+    assert needed[0] > 1.3 * needed[1]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A batch that does not fit the device, before its first step: which setting to lower, and what would fit."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efficient_mae.console import say
-from efficient_mae.data import TrainBatch
+from efficient_mae.data import TrainBatch, TrainDataset
 from efficient_mae.engine.distributed import Processes, autocast
 from efficient_mae.engine.free_memory import free_memory
 from efficient_mae.engine.loop import Objective, step_generators
@@ -48,7 +48,7 @@ class BatchMemory:
         optimizer: of the parameters that are trained.
         model: in its plain form, as :func:`hollow` copies it.
         objective: what is minimised.
-        sample: makes a batch of so many images, on the host.
+        dataset: makes the batches, on the host.
         unit: images that the model takes at a time, where it doesn't take all: memory grows evenly beyond.
         num_workers: processes that read images for this one.
     """
@@ -60,12 +60,12 @@ class BatchMemory:
         optimizer: torch.optim.Optimizer,
         model: nn.Module,
         objective: Objective,
-        sample: Callable[[int], TrainBatch],
+        dataset: TrainDataset,
         unit: int,
         num_workers: int,
     ):
         self._config, self._processes, self._optimizer = config, processes, optimizer
-        self._model, self._objective, self._sample = model, objective, sample
+        self._model, self._objective, self._dataset = model, objective, dataset
         self._unit, self._num_workers = unit, num_workers
         self._micro = (config.batch_size or 0) // (config.accum_iter * processes.world_size)
         self._free: int | None = None
@@ -179,6 +179,10 @@ class BatchMemory:
         widths = sum(sum(p.shape[:2]) for p in self._model.parameters() if p.ndim > 1)
         weights = sum(p.numel() for p in self._model.parameters())
         return 4 * (4 * weights + _COPIES * self._micro * pixels * widths)
+
+    def _sample(self, images: int) -> TrainBatch:
+        """A batch: of one image, which is read once; as of the last epoch, to which a curriculum leads."""
+        return self._dataset.__getitems__([(self._config.epochs - 1 + number, 0) for number in range(images)])
 
     @cached_property
     def _image_bytes(self) -> float:

@@ -23,7 +23,7 @@ from efficient_mae.engine.checksums import last_whole
 from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.logging import MetricsLog
-from efficient_mae.engine.loop import Loop, Objective, Step, TaskObjective
+from efficient_mae.engine.loop import Loop, Step, TaskObjective
 from efficient_mae.engine.machine import describe_machine, usual_workers
 from efficient_mae.engine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.nonfinite import SkipLog
@@ -187,7 +187,8 @@ class Run(ABC):
         damage = DamageLog(self.out, len(self.source), self.processes)
         plain = hollow(self.model, torch.device("meta"))
         step = self.prepare()
-        memory = self._memory(plain, step.objective)
+        data = (self.host_dataset(), self.unit, self.num_workers)
+        memory = BatchMemory(self.config, self.processes, self._optimizer, plain, step.objective, *data)
         with explain_out_of_memory(memory):
             memory.check()
             while True:
@@ -227,17 +228,8 @@ class Run(ABC):
             if self.metrics:
                 self.metrics.close()
 
-    def _memory(self, plain: nn.Module, objective: Objective) -> BatchMemory:
-        def sample(images: int) -> TrainBatch:
-            # Of one image, which is read once; as of the last epoch, to which a curriculum leads.
-            return self.host_dataset().__getitems__([(self.config.epochs - 1 + n, 0) for n in range(images)])
-
-        return BatchMemory(
-            self.config, self.processes, self._optimizer, plain, objective, sample, self.unit, self.num_workers
-        )
-
     def host_dataset(self) -> TrainDataset:
-        """The same as :meth:`dataset`, with batches that are made on the host to the end."""
+        """:meth:`dataset`, whose batches are made on the host to the end."""
         return self.dataset()
 
     @property
