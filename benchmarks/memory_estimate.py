@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from efficient_mae.children import end_with_main_process
 from efficient_mae.engine.distributed import join_processes
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.engine.memory import GIB, BatchMemory
@@ -72,7 +73,8 @@ def _resident() -> int:
 def main() -> None:
     rows = []
     for settings in SETTINGS:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_main_process) as process:
             counted, taken = process.submit(measure, settings).result()
         figures = {"counted": round(counted / GIB, 3), "taken": round(taken / GIB, 3)}
         rows.append({**settings, **figures, "ratio": round(taken / counted, 3)})

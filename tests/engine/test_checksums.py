@@ -95,7 +95,7 @@ def test_the_last_whole_one_is_taken(tmp_path: Path):
         last_whole([one, two, three], ALONE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InThread(Processes):
     """A thread that stands for a process."""
 
@@ -125,7 +125,7 @@ def test_processes_share_the_reading_and_agree(tmp_path: Path, monkeypatch: pyte
     found: dict[int, Any] = {}
 
     def look(rank: int) -> None:
-        found[rank] = last_whole([one, two], InThread(rank, 2, cpu, values, all_there))
+        found[rank] = last_whole([one, two], InThread(rank, 2, cpu, values=values, all_there=all_there))
 
     threads = [threading.Thread(target=look, args=(rank,), name=str(rank)) for rank in range(2)]
     for thread in threads:

@@ -89,7 +89,7 @@ def test_what_is_proposed_is_not_refused_and_what_barely_fits_is_said(
     memory_of("mae_vit_base_patch16", 20 * GIB, monkeypatch, batch_size=int(fits * 1.06)).check()
     rest = LINE.removeprefix(r"batch_size=(\d+): ")
     assert re.match(rf"memory may not do: {rest}; if it doesn't, raise --accum_iter", capsys.readouterr().err)
-    assert "about" in refusal(memory_of("mae_vit_base_patch16", 20 * GIB, monkeypatch, batch_size=int(fits * 1.4)))
+    assert "about" in refusal(memory_of("mae_vit_base_patch16", 20 * GIB, monkeypatch, batch_size=int(fits * 1.6)))
 
 
 def test_a_few_images_are_not_taken_for_all_that_gradients_cost(monkeypatch: pytest.MonkeyPatch):
@@ -100,7 +100,7 @@ def test_a_few_images_are_not_taken_for_all_that_gradients_cost(monkeypatch: pyt
     assert 20 < fits < 600
     # Counted as a whole: what is proposed fits, and not many more would.
     whole = max(found._count(fits)) + 3 * 4 * sum(parameter.numel() for parameter in found._model.parameters())
-    assert 0.8 * room < memory._TAKEN[1] * whole < 1.05 * room
+    assert 0.8 * room < found._at_most * whole < 1.05 * room
 
 
 def test_sharded_gradients_and_state_are_shared_out(monkeypatch: pytest.MonkeyPatch):

@@ -34,7 +34,7 @@ def study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     """Runs the command with its cells in this process, which saves them their start; returns status and JSON."""
 
     def in_process(command: list[str], **_) -> CompletedProcess:
-        return CompletedProcess(command, main(command[3:]))
+        return CompletedProcess(command, main(command[command.index("efficient_mae") + 1 :]))
 
     monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=in_process))
 

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 import efficient_mae as emae
 from efficient_mae.cli import main
@@ -264,7 +265,8 @@ def gone_back(two_white: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     seen = []
 
     def noting(self, model, batch):
-        seen.append(batch.indices.tolist())
+        if not detect_fake_mode():  # where memory is counted nothing is trained
+            seen.append(batch.indices.tolist())
         return weighted_sum(self, model, batch)
 
     weighted_sum = pretrain.Reconstruction.weighted_sum

@@ -20,8 +20,8 @@ from efficient_mae.errors import InputError
 GIB = 2**30
 
 # What a step really takes of a device for each byte that is counted, at least and at most: its allocator has holes,
-# and its kernels room of their own (benchmarks/memory_estimate.py).
-_TAKEN = (1.0, 1.15)
+# and its kernels room of their own. Measured on a host (benchmarks/memory_estimate.py), supposed of a GPU.
+_TAKEN = {"cpu": (1.0, 1.45), "cuda": (1.0, 1.15)}
 # Batches that a worker has at a time: those that wait, one that is being made, and its parts.
 _BATCHES_OF_A_WORKER = 4
 # What a worker takes for itself.
@@ -84,7 +84,7 @@ class BatchMemory:
         free = self._free = min(known) // (self._processes.local_world_size if device.type == "cpu" else 1)
         if self._most_at_all() < _LITTLE * free:
             return
-        least, most = (self.needed(self._micro, factor) for factor in _TAKEN)
+        least, most = (self.needed(self._micro, factor) for factor in _TAKEN[device.type])
         if least > free:
             raise InputError(self.advice())
         if most > free and self._processes.is_main:
@@ -93,10 +93,14 @@ class BatchMemory:
     def advice(self) -> str:
         """One line: what doesn't fit, and which settings would."""
         fits = min(self._most_images(), self._micro - 1)
-        what = f"batch_size={self._config.batch_size}: {self._told(self.needed(self._micro, _TAKEN[1]))}"
+        what = f"batch_size={self._config.batch_size}: {self._told(self.needed(self._micro, self._at_most))}"
         if fits > 0:
             return f"{what}: about {fits} would fit; {', or '.join(self._ways(fits))}"
         return f"{what}, nor would a single image fit; {', or '.join(self._ways(0))}"
+
+    @property
+    def _at_most(self) -> float:
+        return _TAKEN[self._processes.device.type][1]
 
     def _told(self, needed: float) -> str:
         room = "" if self._free is None else f", and {self._processes.device} has {self._free / GIB:.1f} GiB"
@@ -166,7 +170,7 @@ class BatchMemory:
         fewest, most = 0, self._micro
         while fewest < most:  # it grows with their number
             middle = (fewest + most + 1) // 2
-            fits = self.needed(middle, _TAKEN[1]) <= self._free
+            fits = self.needed(middle, self._at_most) <= self._free
             fewest, most = (middle, most) if fits else (fewest, middle - 1)
         return fewest
 
