@@ -83,6 +83,7 @@ def test_a_process_of_a_pool(started: list[Started]):
 def test_a_program_and_what_it_has_started(started: list[Started], tmp_path: Path):
     out, folder = tmp_path / "run", write_images(tmp_path / "images", 40)
     settings = {"data": folder, "out": out, "epochs": 2000, "batch_size": 8, "log_every": 1, **TINY}
+    settings["checkpoint_every"] = 100_000  # one that is there was made at the end
     line = emae("pretrain", **settings)
     command = start(started, [sys.executable, "-m", "tests.test_children", "run", *line])
     wait_for_steps(out)

@@ -38,7 +38,8 @@ def stop_with_parent() -> None:
 
 def stopping_with_this_process(command: Sequence[str]) -> list[str]:
     """The command line of a program, extended so that it is sent SIGTERM when this process ends; on Linux alone."""
-    return [sys.executable, "-m", __name__, str(os.getpid()), *command]
+    watching = [sys.executable, "-m", __name__, str(os.getpid())] if sys.platform == "linux" else []
+    return [*watching, *command]
 
 
 if __name__ == "__main__":

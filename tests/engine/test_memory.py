@@ -31,6 +31,7 @@ def memory_of(
 ) -> BatchMemory:
     """Of a model whose run would have so many bytes."""
     monkeypatch.setattr(memory, "free_memory", lambda _: int(free))
+    batching = {name: settings.pop(name) for name in ("multiple", "accumulates") if name in settings}
     masks = {"mask_ratio": settings.pop("mask_ratio", 0.85), "beta": settings.pop("beta", 26.0)}
     config = PretrainConfig(data="x", out="y", **{"batch_size": 4096, "precision": "fp32"} | settings)
     with torch.device("meta"):
@@ -49,7 +50,8 @@ def memory_of(
     monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.world_size)
     objective = Reconstruction(ImageStatistics((0.5,) * 3, (0.5,) * 3))
     processes = Processes(0, world_size, ALONE.device)
-    return BatchMemory(config, processes, build_adamw(model, 0.05), model, objective, dataset, unit, num_workers=8)
+    optimizer = build_adamw(model, 0.05)
+    return BatchMemory(config, processes, optimizer, model, objective, dataset, unit=unit, num_workers=8, **batching)
 
 
 def refusal(checked: BatchMemory) -> str:
@@ -61,13 +63,13 @@ def refusal(checked: BatchMemory) -> str:
 def test_advice(monkeypatch: pytest.MonkeyPatch):
     said = refusal(memory_of("mae_vit_base_patch16", 20 * GIB, monkeypatch))
     assert re.fullmatch(
-        rf"{LINE}: about \d+ would fit; raise --accum_iter to \d+ \(micro-batches of \d+, same result\), "
+        rf"{LINE}: about \d+ would fit; raise --accum_iter to \d+ \(micro-batches of \d+\), "
         "or pass --grad_checkpointing true, or lower --batch_size",
         said,
     ), said
     fits, accum, images = (
         int(re.search(pattern, said)[1])
-        for pattern in (r"about (\d+) would", r"accum_iter to (\d+)", r"micro-batches of (\d+), same")
+        for pattern in (r"about (\d+) would", r"accum_iter to (\d+)", r"\(micro-batches of (\d+)")
     )
     assert images * accum == 4096 and fits / 2 < images <= fits
 
@@ -100,7 +102,7 @@ def test_a_few_images_are_not_taken_for_all_that_gradients_cost(monkeypatch: pyt
     assert 20 < fits < 600
     # Counted as a whole: what is proposed fits, and not many more would.
     whole = max(found._count(fits)) + 3 * 4 * sum(parameter.numel() for parameter in found._model.parameters())
-    assert 0.8 * room < found._at_most * whole < 1.05 * room
+    assert 0.8 * room < found._taken[1] * whole < 1.05 * room
 
 
 def test_sharded_gradients_and_state_are_shared_out(monkeypatch: pytest.MonkeyPatch):
@@ -110,6 +112,26 @@ def test_sharded_gradients_and_state_are_shared_out(monkeypatch: pytest.MonkeyPa
         said = refusal(memory_of("mae_vit_huge_patch14", GIB, monkeypatch, **settings))
         needed.append(float(re.search(LINE, said)[3]))
     assert needed[0] > 1.3 * needed[1]
+
+
+def test_a_micro_batch_of_one_image_is_counted_as_one(monkeypatch: pytest.MonkeyPatch):
+    found = memory_of("mae_vit_base_patch16", GIB, monkeypatch, batch_size=1)
+    assert found.needed(1) < found.needed(2)
+    memory_of("mae_vit_base_patch16", 1.01 * found.needed(1), monkeypatch, batch_size=1).check()
+    assert "nor would a single image" in refusal(
+        memory_of("mae_vit_base_patch16", 0.99 * found.needed(1), monkeypatch, batch_size=1)
+    )
+
+
+def test_what_is_proposed_is_taken_by_the_run(monkeypatch: pytest.MonkeyPatch):
+    def said(**batching) -> str:
+        found = memory_of("mae_vit_tiny_patch16", GIB, monkeypatch, batch_size=4098, **batching)
+        monkeypatch.setattr(memory, "free_memory", lambda _: int(0.8 * found.needed(4098)))
+        return refusal(found)
+
+    assert "raise --accum_iter to 2 (micro-batches of 2049)" in said()
+    assert "raise --accum_iter to 3 (micro-batches of 1366)" in said(multiple=2)
+    assert "accum_iter" not in (probe := said(accumulates=False)) and "lower --batch_size" in probe
 
 
 @pytest.mark.parametrize(

@@ -186,14 +186,19 @@ def decode(data: bytes | io.BufferedIOBase, name: str) -> Image.Image:
     return open_image(data if isinstance(data, bytes) else data.read(), name).decode().image
 
 
+def check_channels(in_chans: int) -> None:
+    """Raise InputError unless images can be read as so many channels."""
+    if in_chans not in MODES:
+        raise InputError(f"in_chans={in_chans}: images can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
+
+
 def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
     """The image with 1 (grey), 3 (RGB) or 4 (RGBA) channels of 8 bits; transparency is laid on white for 1 and 3.
 
     Raises:
         InputError: for any other number of channels.
     """
-    if in_chans not in MODES:
-        raise InputError(f"in_chans={in_chans}: images can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
+    check_channels(in_chans)
     mode = MODES[in_chans]
     image = _plain(image)
     if image.mode == mode:

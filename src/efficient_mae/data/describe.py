@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 
-from efficient_mae.data.decode import MODES, UnreadableImage
+from efficient_mae.data.decode import MODES, UnreadableImage, check_channels
 from efficient_mae.data.sources import Source
 from efficient_mae.data.subset import spread
 
@@ -29,12 +29,19 @@ class ImageSummary:
     made_up: bool
 
 
-def describe_images(source: Source, shape: tuple[int, int, int]) -> ImageSummary:
+def describe_images(
+    source: Source, shape: tuple[int, int, int], crop_scale: tuple[float, float] | None = None
+) -> ImageSummary:
     """Look at some images of a source.
 
     Args:
-        shape: channels, height and width of what the model takes; crops of the images are brought to it.
+        shape: channels, height and width of what the model takes.
+        crop_scale: share of an image's area that random crops of it cover, where such are taken.
+
+    Raises:
+        InputError: images can't be read as so many channels.
     """
+    check_channels(shape[0])
     sample, sizes, kinds = spread(source, _LOOKED_AT), [], Counter[str]()
     for index in range(len(sample)):
         try:
@@ -53,6 +60,8 @@ def describe_images(source: Source, shape: tuple[int, int, int]) -> ImageSummary
     text = f"images of {_span(sizes)}, {_listed(names)}, {_resizing(factors, larger, f'{width:,} x {height:,}')}"
     if others := [name for name in names if name != kind]:
         text += f" and made {kind}" + (f" where they are {_listed(others)}" if kind in names else "")
+    if crop_scale is not None and crop_scale[0] < 1:
+        text += f"; crops of {crop_scale[0]:.0%} to {crop_scale[1]:.0%} of their area are brought to that size"
     invented = channels > 1 and any(name == "grey" or channels == 4 for name in others)
     return ImageSummary(text, len(larger) / len(factors), invented)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._guards import detect_fake_mode
 
 from efficient_mae.data.crops import Crop, cut, random_resized_crop_box, to_tensor
-from efficient_mae.data.decode import MODES, OpenedImage, to_channels
+from efficient_mae.data.decode import OpenedImage, check_channels, to_channels
 from efficient_mae.errors import InputError
 
 # timm.data.constants, IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD.
@@ -155,6 +155,5 @@ def _affine(
 
 
 def _shape(img_size: tuple[int, int], in_chans: int) -> tuple[int, int, int]:
-    if in_chans not in MODES:
-        raise InputError(f"in_chans={in_chans}: images can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
+    check_channels(in_chans)
     return in_chans, *img_size

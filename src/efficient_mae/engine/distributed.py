@@ -202,12 +202,12 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         yield Processes(0, 1, device)
         return
     try:
-        store, rank = _store(local_world_size == world_size)
-        spokesman.meet(store, rank, world_size)
-        # A name of this time's own: those who joined before have left their addresses.
-        store = PrefixStore(f"joined {next(_JOINED)}", store)
-        shared = {"store": store, "rank": rank, "world_size": world_size}
         with _hosts_watched():
+            store, rank = _store(local_world_size == world_size)
+            spokesman.meet(store, rank, world_size)
+            # A name of this time's own: those who joined before have left their addresses.
+            store = PrefixStore(f"joined {next(_JOINED)}", store)
+            shared = {"store": store, "rank": rank, "world_size": world_size}
             if device.type == "cuda":
                 # What is on the host, objects among it, travels by gloo: NCCL would take it through the GPU.
                 dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=TIMEOUT, **shared)

@@ -86,6 +86,8 @@ def release_freed_memory() -> int:
     if libc is None:
         return 0
     libc.malloc_trim(0)
+    if not hasattr(libc, "mallinfo2"):  # before glibc 2.33
+        return 0
     libc.mallinfo2.restype = _MallocInfo
     return libc.mallinfo2().fordblks
 

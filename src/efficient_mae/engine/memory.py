@@ -1,6 +1,7 @@
 """A batch that does not fit the device, before its first step: which setting to lower, and what would fit."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -50,7 +51,9 @@ class BatchMemory:
         objective: what is minimised.
         dataset: makes the batches, on the host.
         unit: images that the model takes at a time, where it doesn't take all: memory grows evenly beyond.
+        multiple: what the number of a micro-batch's images is a multiple of.
         num_workers: processes that read images for this one.
+        accumulates: whether `accum_iter` may be proposed: where it changes nothing that is learned.
     """
 
     def __init__(
@@ -61,12 +64,16 @@ class BatchMemory:
         model: nn.Module,
         objective: Objective,
         dataset: TrainDataset,
-        unit: int,
-        num_workers: int,
+        *,
+        unit: int = 8,
+        multiple: int = 1,
+        num_workers: int = 0,
+        accumulates: bool = True,
     ):
         self._config, self._processes, self._optimizer = config, processes, optimizer
         self._model, self._objective, self._dataset = model, objective, dataset
-        self._unit, self._num_workers = unit, num_workers
+        self._unit, self._multiple, self._num_workers = unit + -unit % multiple, multiple, num_workers
+        self._accumulates = accumulates
         self._micro = (config.batch_size or 0) // (config.accum_iter * processes.world_size)
         self._free: int | None = None
         self._counts: dict[int, tuple[int, int]] = {}
@@ -78,13 +85,14 @@ class BatchMemory:
             InputError: it does not fit.
         """
         device = self._processes.device
-        known = [free for free in self._processes.gather(free_memory(device)) if free is not None]
-        if not known:
+        own, sharing = free_memory(device), self._processes.local_world_size if device.type == "cpu" else 1
+        known = self._processes.gather(None if own is None else own // sharing)
+        if None in known:
             return
-        free = self._free = min(known) // (self._processes.local_world_size if device.type == "cpu" else 1)
+        free = self._free = min(known)
         if self._most_at_all() < _LITTLE * free:
             return
-        least, most = (self.needed(self._micro, factor) for factor in _TAKEN[device.type])
+        least, most = (self.needed(self._micro, factor) for factor in self._taken)
         if least > free:
             raise InputError(self.advice())
         if most > free and self._processes.is_main:
@@ -92,15 +100,15 @@ class BatchMemory:
 
     def advice(self) -> str:
         """One line: what doesn't fit, and which settings would."""
-        fits = min(self._most_images(), self._micro - 1)
-        what = f"batch_size={self._config.batch_size}: {self._told(self.needed(self._micro, self._at_most))}"
+        fits = next((fits for factor in reversed(self._taken) if (fits := self._most_images(factor))), 0)
+        what = f"batch_size={self._config.batch_size}: {self._told(self.needed(self._micro, self._taken[1]))}"
         if fits > 0:
             return f"{what}: about {fits} would fit; {', or '.join(self._ways(fits))}"
         return f"{what}, nor would a single image fit; {', or '.join(self._ways(0))}"
 
     @property
-    def _at_most(self) -> float:
-        return _TAKEN[self._processes.device.type][1]
+    def _taken(self) -> tuple[float, float]:
+        return _TAKEN[self._processes.device.type]
 
     def _told(self, needed: float) -> str:
         room = "" if self._free is None else f", and {self._processes.device} has {self._free / GIB:.1f} GiB"
@@ -111,10 +119,10 @@ class BatchMemory:
         config, world_size = self._config, self._processes.world_size
         batch_size = config.batch_size or 0
         ways = []
-        for accum in range(config.accum_iter + 1, batch_size // world_size + 1):
-            images = batch_size // (accum * world_size)
-            if batch_size % (accum * world_size) == 0 and images <= min(fits, self._micro // 2):
-                ways.append(f"raise --accum_iter to {accum} (micro-batches of {images}, same result)")
+        for accum in range(config.accum_iter + 1, batch_size // world_size + 1) if self._accumulates else ():
+            images, rest = divmod(batch_size, accum * world_size)
+            if rest == 0 and images % self._multiple == 0 and images <= min(fits, self._micro // 2):
+                ways.append(f"raise --accum_iter to {accum} (micro-batches of {images})")
                 break
         if getattr(config, "grad_checkpointing", True) is False:
             ways.append("pass --grad_checkpointing true")
@@ -126,13 +134,19 @@ class BatchMemory:
 
     def needed(self, images: int, factor: float = 1.0) -> float:
         """Bytes that a step of a micro-batch takes, and, on the host, those who read its images."""
-        parallel, accumulates = self._config.parallel, self._config.accum_iter > 1
+        config, processes = self._config, self._processes
+        on_gpu, several = processes.device.type == "cuda", processes.world_size > 1
+        sharded = several and config.parallel == "fsdp"
         trained = sum(p.numel() * p.element_size() for p in self._model.parameters() if p.requires_grad)
-        gradients = trained // (self._processes.world_size if parallel == "fsdp" else 1)
-        state = 0 if self._optimizer.state else gradients * _STATE.get(type(self._optimizer), 1)
+        state = trained * _STATE.get(type(self._optimizer), 1) // (processes.world_size if sharded else 1)
         passes = max(self._passes(images))
-        # Those of the micro-batch before are there all the time.
-        step = gradients + passes if accumulates else max(gradients, passes)
+        if sharded and on_gpu and config.precision == "bf16":
+            # Autocast's copies of the weights were counted, where a block's weights are gathered in bf16.
+            passes -= sum(2 * p.numel() for p in self._model.parameters())
+        # Between micro-batches gradients are whole. Those of DDP lie in its buckets, which are on the GPU already.
+        gradients = trained // (processes.world_size if sharded and config.accum_iter == 1 else 1)
+        gradients = 0 if several and on_gpu and not sharded else gradients
+        step = gradients + passes if config.accum_iter > 1 else max(gradients, passes)
         return factor * (state + step) + self._reading(images)
 
     def _passes(self, images: int) -> tuple[float, ...]:
@@ -145,7 +159,7 @@ class BatchMemory:
 
     def _counted(self, images: int) -> tuple[int, int]:
         if images not in self._counts:
-            self._counts[images] = self._count(images + images % 2)  # mixup pairs them
+            self._counts[images] = self._count(images)
         return self._counts[images]
 
     def _count(self, images: int) -> tuple[int, int]:
@@ -163,16 +177,13 @@ class BatchMemory:
         batches = 1 + self._num_workers * _BATCHES_OF_A_WORKER
         return batches * images * self._image_bytes + self._num_workers * _WORKER_BYTES
 
-    def _most_images(self) -> int:
-        """Of a micro-batch that fits for certain, as far as is counted; 0 for none."""
+    def _most_images(self, factor: float) -> int:
+        """Of a smaller micro-batch that fits, as far as is counted; 0 for none."""
+        most = (self._micro - 1) // self._multiple
         if self._free is None:
             return self._micro // 2
-        fewest, most = 0, self._micro
-        while fewest < most:  # it grows with their number
-            middle = (fewest + most + 1) // 2
-            fits = self.needed(middle, self._at_most) <= self._free
-            fewest, most = (middle, most) if fits else (fewest, middle - 1)
-        return fewest
+        sizes = range(self._multiple, self._multiple * most + 1, self._multiple)  # what they need grows
+        return self._multiple * bisect_right(sizes, self._free, key=lambda images: self.needed(images, factor))
 
     def _most_at_all(self) -> float:
         """More bytes than a step of this batch can take, for what is so little that it need not be counted.

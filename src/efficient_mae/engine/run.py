@@ -43,6 +43,8 @@ class Run(ABC):
     Attributes:
         operational: settings that may differ when the run is resumed.
         results: files that are written when the run is finished, besides the last checkpoint.
+        unit: images that the model takes at a time, if that isn't all of a micro-batch; else a few.
+        multiple: what the number of a micro-batch's images is a multiple of.
         source: training images.
         model: what is trained, or holds what is trained.
         companions: modules that are saved and resumed beside the model, by name.
@@ -52,6 +54,8 @@ class Run(ABC):
 
     operational: ClassVar[Collection[str]] = OPERATIONAL
     results: ClassVar[Collection[str]] = ()
+    unit: int = 8
+    multiple: int = 1
 
     def __init__(self, config: RunConfig, source: Source, model: nn.Module, processes: Processes):
         """
@@ -187,8 +191,9 @@ class Run(ABC):
         damage = DamageLog(self.out, len(self.source), self.processes)
         plain = hollow(self.model, torch.device("meta"))
         step = self.prepare()
-        data = (self.host_dataset(), self.unit, self.num_workers)
-        memory = BatchMemory(self.config, self.processes, self._optimizer, plain, step.objective, *data)
+        data = {"dataset": self.host_dataset(), "num_workers": self.num_workers}
+        batch = {"unit": self.unit, "multiple": self.multiple, "accumulates": "accum_iter" in self.operational}
+        memory = BatchMemory(self.config, self.processes, self._optimizer, plain, step.objective, **data, **batch)
         with explain_out_of_memory(memory):
             memory.check()
             while True:
@@ -231,11 +236,6 @@ class Run(ABC):
     def host_dataset(self) -> TrainDataset:
         """:meth:`dataset`, whose batches are made on the host to the end."""
         return self.dataset()
-
-    @property
-    def unit(self) -> int:
-        """Images that the model takes at a time, if that isn't all of a micro-batch; else a few."""
-        return 8
 
     def _sampler(self, first_step: int) -> ResumableBatchSampler:
         config = self.config
@@ -288,7 +288,7 @@ class Run(ABC):
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
             )
-            say(describe_images(self.source, self.img_shape).text)
+            say(describe_images(self.source, self.img_shape, getattr(self.config, "crop_scale", None)).text)
         if checkpoint is None:
             return 0
         step = self.restore(checkpoint)

@@ -76,7 +76,8 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
     def __init__(self, config: FinetuneConfig, data: LabelledData, processes: Processes):
         super().__init__(config, data, processes)
         micro = self.batch_size // (config.accum_iter * processes.world_size)
-        if micro % 2 and (config.mixup or config.cutmix):
+        self.multiple = 2 if config.mixup or config.cutmix else 1
+        if micro % self.multiple:
             raise InputError(f"batch_size={self.batch_size}: mixup pairs images, but a micro-batch has {micro}")
         self._ema = None
         if config.ema_decay is not None:

@@ -120,6 +120,7 @@ class PretrainRun(Run):
     def __init__(self, config: ResolvedConfig, source: Source, model: MaskedAutoencoder, processes: Processes):
         super().__init__(config, source, model, processes)
         model.set_grad_checkpointing(config.grad_checkpointing)
+        self.unit, self.multiple = part_size(model.config, processes.device), config.repeats
         self.statistics = ImageStatistics(config.mean, config.std)
         self.transform = PretrainTransform(
             model.img_size, config.in_chans, scale=config.crop_scale, hflip=config.hflip
@@ -142,10 +143,6 @@ class PretrainRun(Run):
 
     def host_dataset(self) -> TrainDataset:
         return self._dataset(TrainDataset)
-
-    @property
-    def unit(self) -> int:
-        return part_size(self.model.config, self.processes.device)
 
     def _dataset(self, kind: type[TrainDataset]) -> TrainDataset:
         model = self.model
