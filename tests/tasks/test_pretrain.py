@@ -145,7 +145,10 @@ def test_a_full_disk_leaves_a_run_that_resumes(images: Path, tmp_path: Path, mon
 def test_a_run_says_what_is_made_of_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = write_images(tmp_path / "data", 9, size=(8, 8))
     pretrain(config(data, tmp_path / "run", in_chans=3, epochs=1))
-    said = "images of 8 x 8, grey and RGB, are enlarged 2.0 times to 16 x 16 and made RGB where they are grey"
+    said = (
+        "images of 8 x 8, grey and RGB, are enlarged 2.0 times to 16 x 16 and made RGB where they are grey; "
+        "crops of 20% to 100% of their area are brought to that size"
+    )
     assert capsys.readouterr().err.splitlines().count(said) == 1
 
 

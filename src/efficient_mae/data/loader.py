@@ -153,10 +153,10 @@ def _loader(
 
 
 def _start_worker(images: Any, number: int) -> None:
+    leave_signals_to_the_main_process()  # before there is a thread, which would hear them
     end_with_main_process()
     enter_worker(images, number)
     torch.set_num_threads(1)
-    leave_signals_to_the_main_process()
 
 
 def _as_is(batch: Any) -> Any:
