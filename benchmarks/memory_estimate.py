@@ -55,8 +55,8 @@ def measure(settings: dict[str, Any]) -> tuple[float, float]:
             run = make_pretrain_run(config, processes)
             plain = hollow(run.model, torch.device("meta"))
             step = run.prepare()
-            data = (run.host_dataset(), run.unit, 0)
-            memory = BatchMemory(config, processes, step.optimizer, plain, step.objective, *data)
+            data = run.host_dataset()
+            memory = BatchMemory(run.config, processes, step.optimizer, plain, step.objective, data, unit=run.unit)
             micro = run.batch_size // config.accum_iter
             counted = memory.needed(micro)
             before = _resident()

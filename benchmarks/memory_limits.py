@@ -54,10 +54,9 @@ def needed(settings: dict[str, Any]) -> tuple[float, float]:
     """Bytes of the weights, and what is counted for a step."""
     given = {name: None if value == "null" else value for name, value in (COMMON | settings).items()}
     run = make_pretrain_run(PretrainConfig(**given, out="unused"), ALONE)
-    data = (run.host_dataset(), run.unit, 0)
-    plain = run.model
-    memory = BatchMemory(run.config, ALONE, run.build_optimizer(), plain, run.objective(), *data)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in plain.parameters())
+    optimizer, data = run.build_optimizer(), run.host_dataset()
+    memory = BatchMemory(run.config, ALONE, optimizer, run.model, run.objective(), data, unit=run.unit)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
     return weights, memory.needed(run.batch_size // run.config.accum_iter)
 
 
