@@ -179,14 +179,14 @@ class BatchMemory:
 
     def _most_images(self, factor: float) -> int:
         """Of a smaller micro-batch that fits, as far as is counted; 0 for none."""
-        most = (self._micro - 1) // self._multiple
         if self._free is None:
             return self._micro // 2
+        most = (self._micro - 1) // self._multiple
         sizes = range(self._multiple, self._multiple * most + 1, self._multiple)  # what they need grows
         return self._multiple * bisect_right(sizes, self._free, key=lambda images: self.needed(images, factor))
 
     def _most_at_all(self) -> float:
-        """More bytes than a step of this batch can take, for what is so little that it need not be counted.
+        """More bytes than the weights and linear maps of a step can take: what is so little need not be counted.
 
         No patch is smaller than a pixel, so no linear map sees more rows.
         """
