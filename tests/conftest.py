@@ -1,6 +1,11 @@
 """Every test runs with the shapes and types in the package's signatures checked."""
 
+import os
 import random
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores test already: threads of theirs, and of what they start, would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -32,10 +32,11 @@ def memory_of(
     """Of a model whose run would have so many bytes."""
     monkeypatch.setattr(memory, "free_memory", lambda _: int(free))
     batching = {name: settings.pop(name) for name in ("multiple", "accumulates") if name in settings}
+    depths = {"depth": settings.pop("depth", 2), "decoder_depth": settings.pop("decoder_depth", 1)}
     masks = {"mask_ratio": settings.pop("mask_ratio", 0.85), "beta": settings.pop("beta", 26.0)}
     config = PretrainConfig(data="x", out="y", **{"batch_size": 4096, "precision": "fp32"} | settings)
     with torch.device("meta"):
-        model = emae.create_model(name, **masks, depth=3, decoder_depth=2)
+        model = emae.create_model(name, **masks, **depths)
     model.set_grad_checkpointing(config.grad_checkpointing)
     unit = part_size(model.config, ALONE.device)
 
@@ -96,8 +97,9 @@ def test_what_is_proposed_is_not_refused_and_what_barely_fits_is_said(
 
 def test_a_few_images_are_not_taken_for_all_that_gradients_cost(monkeypatch: pytest.MonkeyPatch):
     """ViT-L at ratio 0.25: of 2 or 4 images the gradients are the peak, and an image would seem to cost nothing."""
-    room = 6 * GIB
-    found = memory_of("mae_vit_large_patch16", room, monkeypatch, batch_size=8192, mask_ratio=0.25, beta=None)
+    room, depths = 6 * GIB, {"depth": 3, "decoder_depth": 2}
+    batch = {"batch_size": 8192, "mask_ratio": 0.25, "beta": None}
+    found = memory_of("mae_vit_large_patch16", room, monkeypatch, **batch, **depths)
     fits = int(re.search(r"about (\d+) would", refusal(found))[1])
     assert 20 < fits < 600
     # Counted as a whole: what is proposed fits, and not many more would.
@@ -116,11 +118,11 @@ def test_sharded_gradients_and_state_are_shared_out(monkeypatch: pytest.MonkeyPa
 
 def test_a_micro_batch_of_one_image_is_counted_as_one(monkeypatch: pytest.MonkeyPatch):
     found = memory_of("mae_vit_base_patch16", GIB, monkeypatch, batch_size=1)
-    assert found.needed(1) < found.needed(2)
-    memory_of("mae_vit_base_patch16", 1.01 * found.needed(1), monkeypatch, batch_size=1).check()
-    assert "nor would a single image" in refusal(
-        memory_of("mae_vit_base_patch16", 0.99 * found.needed(1), monkeypatch, batch_size=1)
-    )
+    least = found.needed(1, found._taken[0])
+    assert least < found.needed(2, found._taken[0])
+    memory_of("mae_vit_base_patch16", 1.01 * least, monkeypatch, batch_size=1).check()
+    refused = refusal(memory_of("mae_vit_base_patch16", 0.99 * least, monkeypatch, batch_size=1))
+    assert "nor would a single image" in refused
 
 
 def test_what_is_proposed_is_taken_by_the_run(monkeypatch: pytest.MonkeyPatch):
@@ -166,19 +168,22 @@ def test_what_is_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch
 SETTINGS = {
     "data": "fashion-mnist-sample", "model": "mae_vit_small_patch16", "img_size": 224, "in_chans": 1,
     "num_workers": 0, "epochs": 1, "precision": "fp32", "device": "cpu", "mask_ratio": 0.75, "log_every": 1,
+    "depth": 2, "decoder_depth": 1,
 }  # fmt: skip
 
 
 def test_a_batch_that_does_not_fit_the_host_is_refused_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(memory, "free_memory", lambda _: GIB)
+    monkeypatch.setattr(memory, "free_memory", lambda _: GIB // 4)
     flags = [f"--{name}={value}" for name, value in {**SETTINGS, "batch_size": 512, "out": tmp_path / "run"}.items()]
     assert main(["pretrain", *flags]) == 2
     *_, line = capsys.readouterr().err.splitlines()
     found = re.match(rf"emae: {LINE}: about (\d+) would fit; raise --accum_iter", line)
     assert found and 8 <= int(found[5]) < 512, line
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert main(["pretrain", *flags, "--batch_size=500"]) == 2  # the directory is still anybody's
+    assert "micro-batches of 500 images" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.gpu

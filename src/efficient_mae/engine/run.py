@@ -31,7 +31,7 @@ from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.parallel import Skeleton, parallelize, shard
 from efficient_mae.engine.preemption import StopRequests
 from efficient_mae.engine.rollback import Rollbacks
-from efficient_mae.engine.run_directory import DamageLog, claim_run_directory
+from efficient_mae.engine.run_directory import MACHINE, DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.engine.step_memory import hollow
 from efficient_mae.errors import DivergedError, InputError
@@ -158,13 +158,8 @@ class Run(ABC):
         """Put the model, its companions and its optimiser where they are trained; return what does a step."""
         config, processes = self.config, self.processes
         self._skeleton = Skeleton(self.model) if self.is_sharded else None
-        model = parallelize(
-            self.model.train(),
-            processes,
-            parallel=config.parallel,
-            precision=config.precision,
-            compile=config.compile,
-        )
+        settings = {"parallel": config.parallel, "precision": config.precision, "compile": config.compile}
+        model = parallelize(self.model.train(), processes, **settings)
         for companion in self.companions.values():
             companion.to(processes.device)
             if self.is_sharded:
@@ -281,9 +276,9 @@ class Run(ABC):
     def _resume(self) -> int:
         """Load the last checkpoint that is whole, if there is any; return the number of steps done."""
         checkpoint, damaged = last_whole(find_checkpoints(self.out / "checkpoints"), self.processes)
-        if self.processes.is_main:
+        if self.processes.is_main and self.metrics is None:  # the first time
             machine = describe_machine(self.processes.device)
-            replace_file(self.out / "machine.json", json.dumps(machine, indent=1).encode())
+            replace_file(self.out / MACHINE, json.dumps(machine, indent=1).encode())
             say(
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"

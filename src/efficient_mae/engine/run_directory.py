@@ -17,6 +17,9 @@ from efficient_mae.errors import InputError
 # Where nothing can be made, by the system's numbers: another user's folder, a disk that can only be read, /proc.
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
+# The settings that a run was made with, and what it ran on last.
+SETTINGS, MACHINE = "config.yaml", "machine.json"
+
 # Share of unreadable images beyond which a run stops; a single one never stops it.
 MOST_DAMAGED = 0.01
 
@@ -24,7 +27,7 @@ MOST_DAMAGED = 0.01
 def claim_run_directory(
     folder: Path, settings: dict[str, Any], operational: Collection[str], processes: Processes
 ) -> None:
-    """Make the directory this run's, or find that it is already.
+    """Make the directory this run's, or find that it is already. One in which nothing was done is anybody's.
 
     Args:
         folder: of the run.
@@ -35,21 +38,22 @@ def claim_run_directory(
     Raises:
         InputError: the directory holds something else, or a run of other settings; the differences are named.
     """
-    file = folder / "config.yaml"
+    file = folder / SETTINGS
     # YAML knows no tuples; what is compared is what will be read.
     plain = yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(settings))))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out={folder}: is a file; name a directory")
-    if file.exists():
-        held = read_settings(folder)
+    held = {path.name for path in folder.iterdir() if not path.name.startswith(PARTIAL)} if folder.exists() else set()
+    if SETTINGS in held and not held <= {SETTINGS, MACHINE}:
+        theirs = read_settings(folder)
         different = [
-            f"{name} {held.get(name)!r} there, {plain.get(name)!r} here"
-            for name in sorted(held.keys() | plain.keys())
-            if name not in operational and held.get(name) != plain.get(name)
+            f"{name} {theirs.get(name)!r} there, {plain.get(name)!r} here"
+            for name in sorted(theirs.keys() | plain.keys())
+            if name not in operational and theirs.get(name) != plain.get(name)
         ]
         if different:
             raise InputError(f"out={folder} holds a run of another configuration: {'; '.join(different)}")
-    elif folder.exists() and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
+    elif held and SETTINGS not in held:
         raise InputError(f"out={folder} is neither empty nor a run directory; name another")
     processes.barrier()  # nobody writes before all have looked
     if processes.is_main:
@@ -69,7 +73,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there are none, or they cannot be read.
     """
-    file = folder / "config.yaml"
+    file = folder / SETTINGS
     try:
         content = file.read_bytes()
     except FileNotFoundError:
