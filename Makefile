@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## pre-train a small model on bundled images (6 minute
 	$(BIN)/emae demo
 
 test: $(VENV)/.installed  ## run the linters, the type checker and the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed  ## run only the linters and the type checker
 	$(BIN)/python -m pytest tests/test_house.py

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores test already: threads of theirs, and of what they start, would wait for one another.
@@ -10,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from tests.forks import ForkServer
 
 # To look at one item of a list, beartype draws from Python's generator, which tests watch: it gets one of its own.
 with pytest.MonkeyPatch.context() as patch:
@@ -36,8 +39,20 @@ def own_index_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts `emae` at once."""
+    with ForkServer(tmp_path_factory.mktemp("said")) as server:
+        yield server
+
+
+# Files of long tests: were one of them begun last, the other processes would wait for its end.
+LONG = ("test_kill", "test_pretrain_processes", "test_preemption", "test_same_results", "test_children", "test_house")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU are skipped where there is none, even if asked for."""
+    """Long tests come first; those that need a GPU are skipped where there is none, even if asked for."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -114,7 +114,7 @@ class Full:
 
 
 def load(method: str) -> None:
-    """Have two workers wait to hand over batches that nobody takes."""
+    """Have a worker wait to hand over batches that nobody takes."""
     from efficient_mae.data import (
         PretrainTransform,
         ResumableBatchSampler,
@@ -126,7 +126,7 @@ def load(method: str) -> None:
     source = open_source("fashion-mnist-sample")
     data = TrainDataset(source, PretrainTransform((8, 8), 1), 0, num_patches=4, make_masks=Full)
     batches = ResumableBatchSampler(len(source), 16, 0)
-    loader = iter(make_train_loader(data, batches, num_workers=2, multiprocessing_context=method))
+    loader = iter(make_train_loader(data, batches, num_workers=1, multiprocessing_context=method))
     next(loader)
     time.sleep(2)  # time enough to fill the queue
     print("full", flush=True)

@@ -1,7 +1,6 @@
 """What ends several processes is said, and said once, whether one of them meets it or all do."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ from tests.tasks.conftest import TINY, flags, run, write_images
 
 COMMAND = ["pretrain", *flags(**TINY | {"num_workers": 0}, data="data", out="run", batch_size=8, epochs=1)]
 SAID = "emae: no such folder: 'data'"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("said")) as server:
-        yield server
 
 
 @pytest.fixture(params=["alone", "all", "another"])

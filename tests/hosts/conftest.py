@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.conftest import alone, images, server
+from tests.tasks.conftest import alone, images
 
 from .network import Network, two_hosts
 
-__all__ = ["alone", "images", "server"]
+__all__ = ["alone", "images"]
 
 
 @pytest.fixture(scope="session", autouse=True)

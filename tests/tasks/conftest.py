@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,6 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 43 small images."""
     return write_images(tmp_path_factory.mktemp("images"), 43)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Starts `emae` at once."""
-    with ForkServer(tmp_path_factory.mktemp("said")) as server:
-        yield server
 
 
 # 43 images in batches of 8: 5 steps an epoch, so most checkpoints lie in mid-epoch, and rows between them.

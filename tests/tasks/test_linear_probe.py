@@ -10,9 +10,9 @@ import efficient_mae as emae
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.models import VisionTransformer
 from efficient_mae.tasks.linear_probe import LinearProbe, LinearProbeConfig, linear_probe
+from tests.forks import ForkServer
 
-from .conftest import emae as command
-from .conftest import run as run_command
+from .conftest import flags
 from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
 
 
@@ -62,13 +62,13 @@ def test_interrupted_and_resumed_is_bit_identical(
         assert file.read_bytes() == (Path(cut.out) / file.relative_to(alone.out)).read_bytes(), file
 
 
-def test_two_processes_do_what_one_does(data: Path, tmp_path: Path, encoder: Path):
+def test_two_processes_do_what_one_does(server: ForkServer, data: Path, tmp_path: Path, encoder: Path):
     found = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
         given = {"weights": encoder, "data": data, "epochs": 2, "batch_size": 24, "num_workers": 0, "base_lr": 200.0}
-        done = run_command(command("linear-probe", processes=processes, out=out, precision="fp32", **given))
-        assert done.returncode == 0, done.stderr
+        ended = server.start(["linear-probe", *flags(out=out, precision="fp32", **given)], processes).wait()
+        assert all(one.status == 0 for one in ended), ended
         weights = load_file(max((out / "checkpoints").iterdir()) / "model.safetensors")
         found[processes] = weights, json.loads((out / "results.json").read_text())
     for name, tensor in found[1][0].items():

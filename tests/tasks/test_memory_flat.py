@@ -1,5 +1,7 @@
 """Host memory stays where it is while a run goes on; benchmarks/memory.py gives the slope of 5,000 steps."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from efficient_mae.engine.logging import read_metrics
+from efficient_mae.tasks.linear_probe import LinearProbeConfig, LinearProbeRun, linear_probe
 
 from .conftest import ENVIRONMENT, TINY, emae, write_images
+from .labelled import QUICK, SMALL_ENCODER, write_labelled
 
 # What a batch takes: 16 grey images of 64 x 64 pixels, as floats. A leak of one a step is 31 MB between the readings.
 BATCH, SIDE = 16, 64
@@ -29,6 +33,22 @@ def held(pid: int) -> int:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Anonymous:", "Pss_Shmem:")))
     return total
+
+
+def test_a_run_that_is_done_leaves_nothing(tmp_path: Path):
+    """Neither itself nor its workers: not even until memory is looked through for what refers to itself."""
+    gc.disable()
+    try:
+        linear_probe(
+            LinearProbeConfig(
+                data=str(write_labelled(tmp_path / "data")), out=str(tmp_path / "run"),
+                **SMALL_ENCODER | QUICK | {"num_workers": 1, "epochs": 1},
+            )
+        )  # fmt: skip
+        assert multiprocessing.active_children() == []
+        assert not [one for one in gc.get_objects() if type(one) is LinearProbeRun]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel doesn't tell")

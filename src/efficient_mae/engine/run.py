@@ -205,7 +205,8 @@ class Run(ABC):
     def _train_from(self, first_step: int, step: Step, damage: DamageLog, stop: StopRequests) -> None:
         config, processes = self.config, self.processes
         self.metrics = MetricsLog(self.out, first_step) if processes.is_main else None
-        self._skips = SkipLog(first_step, config, self.source, self.pairs, self.rollbacks, processes)
+        # Not kept: it would keep this run, and its workers until memory is next looked through.
+        skips = SkipLog(first_step, config, self.source, self.pairs, self.rollbacks, processes)
         loop = Loop(
             step=step,
             batches=self.batches(first_step),
@@ -215,9 +216,9 @@ class Run(ABC):
             batch_size=self.batch_size,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
-            save=self._save,
+            save=partial(self._save, skips),
             on_damaged=damage.add,
-            on_skipped=self._skips.add,
+            on_skipped=skips.add,
             on_epoch_end=self.epoch_ended,
             stop_requested=stop.agreed,
             metrics=self.metrics,
@@ -307,8 +308,8 @@ class Run(ABC):
             )
         return state["step"]
 
-    def _save(self, steps_done: int) -> None:
-        self._skips.check_weights(steps_done, {"model": self.model, **self.companions}, self._optimizer)
+    def _save(self, skips: SkipLog, steps_done: int) -> None:
+        skips.check_weights(steps_done, {"model": self.model, **self.companions}, self._optimizer)
         save_checkpoint(
             self.out / "checkpoints",
             steps_done,
@@ -319,6 +320,6 @@ class Run(ABC):
             keep=self.config.keep_checkpoints,
             companions=self.companions,
             processes=self.processes,
-            spared=self._skips.spared,
+            spared=skips.spared,
         )
         self.processes.barrier()
