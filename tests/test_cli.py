@@ -54,6 +54,7 @@ def test_help_names_every_flag_with_its_default(command: str, capsys: pytest.Cap
             ["pretrain", "--data", "x", "--out", "y", "--mask_ration", "0.9"],
             "--mask_ration; did you mean --mask_ratio?",
         ),
+        (["pretrain", "--data", "x", "--out", "y", "--lr", "0.1"], "unknown flag --lr; did you mean --base_lr?"),
         (["pretrain", "--out", "y"], "pretrain: --data must be given"),
         (["pretrain", "--data", "x", "--out", "y", "--epochs", "few"], "epochs=few: must be int"),
         (["pretrain", "--data", "x", "--out", "y", "--beta", "big"], "beta=big: must be float | null"),
@@ -216,3 +217,23 @@ def test_reconstruct(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     encoder = trained / "encoder.safetensors"
     status, _, err = run(capsys, "reconstruct", *flags(weights=encoder, image=photo, out=picture))
     assert status == 2 and "a decoder is needed" in err
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (["--img_size", "32,64"], ["--img_size", "[32, 64]"]),
+        (["--img_size=32,64"], ["--img_size", "[32, 64]"]),
+        (["--norm_pix_loss", "--gamma", "0.5"], ["--norm_pix_loss", "true", "--gamma", "0.5"]),
+        (["--gamma", "0.5", "--norm_pix_loss"], ["--gamma", "0.5", "--norm_pix_loss", "true"]),
+    ],
+)
+def test_values_as_people_write_them(capsys: pytest.CaptureFixture[str], written: list[str], meant: list[str]):
+    model = ["info", "--model", "mae_vit_tiny_patch16", "--json"]
+    assert run(capsys, *model, *written) == run(capsys, *model, *meant)
+
+
+@pytest.mark.parametrize("shown", [["--list"], ["--list", "true"], ["--list=true"]])
+def test_a_switch_alone_is_on(capsys: pytest.CaptureFixture[str], shown: list[str]):
+    status, out, _ = run(capsys, "study", *shown, "--preset", "smoke", "--json")
+    assert status == 0 and json.loads(out)["studies"]

@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = build_parser(called(arguments))
     try:
-        parsed = parser.parse_args(_with_recipe_paths(_with_scratch(_with_run(_with_study_name(arguments)))))
+        spelt = _with_plain_values(_with_scratch(_with_run(_with_study_name(arguments))))
+        parsed = parser.parse_args(_with_recipe_paths(spelt))
     except ArgumentError as error:
         raise InputError(explain(str(error), arguments)) from None
     name, own = parsed.subcommand, parsed[parsed.subcommand]
@@ -176,13 +177,26 @@ def _with_scratch(arguments: list[str]) -> list[str]:
 
 
 def _with_study_name(arguments: list[str]) -> list[str]:
-    """The arguments with `study NAME` and `study --list` turned into the flags they stand for."""
-    if arguments[:1] != ["study"]:
-        return arguments
-    given = ["true" if before == "--list" else "" for before in arguments]
-    spelt = [part for argument, value in zip(arguments, given, strict=True) for part in (argument, value) if part]
-    named = len(spelt) > 1 and not spelt[1].startswith("-")
-    return ["study", "--name", *spelt[1:]] if named else spelt
+    """The arguments with `study NAME` turned into the flag it stands for."""
+    named = arguments[:1] == ["study"] and len(arguments) > 1 and not arguments[1].startswith("-")
+    return ["study", "--name", *arguments[1:]] if named else arguments
+
+
+def _with_plain_values(arguments: list[str]) -> list[str]:
+    """The arguments with values as people write them: a switch alone is on, and `0.2,1.0` are several numbers."""
+    name = called(arguments)
+    types = {f"--{field.name}": field.type for field in fields(COMMANDS[name].config)} if name else {}
+    resolved = []
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        resolved.append(argument)
+        if types.get(argument) is bool and following.startswith("--"):
+            resolved.append("true")
+    for number, argument in enumerate(resolved):
+        flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        several = "tuple" in str(types.get(flag or resolved[number - 1]))
+        if several and re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value):
+            resolved[number] = f"{flag}{equals}[{value}]"
+    return resolved
 
 
 def _with_run(arguments: list[str]) -> list[str]:

@@ -82,7 +82,9 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """A suggestion to append to an error about an unknown name; empty if no known one is near.
 
     Args:
+        known: names; one of which the unknown one is a word (`lr` of `base_lr`) is as near as one spelt alike.
         prefix: goes before the name that is suggested.
     """
-    found = difflib.get_close_matches(name, list(known), n=1)
+    known = list(known)
+    found = difflib.get_close_matches(name, known, n=1) or [one for one in known if name in one.split("_")]
     return f"; did you mean {prefix}{found[0]}?" if found else ""

@@ -45,10 +45,11 @@ def write_synced(file: Path, content: bytes) -> None:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whenever the run is killed."""
+    """Write a file so that it is either the old one or the new one, whenever the machine stops."""
     partial = file.with_name(f"{PARTIAL}{file.name}")
     write_synced(partial, content)
     partial.replace(file)
+    sync_folder(file.parent)
 
 
 def clear_partial(folder: Path) -> None:
