@@ -3,7 +3,7 @@
     python benchmarks/p2dist.py [--out benchmarks/results/p2dist.json]
 
 The step is Efficient MAE's own (forward, backward, AdamW) at 224 pixels on all cores; P2Dist and the whole of
-`plan_masks` (masking, P2Dist, targets, weights, packing) run on one. Rounds alternate; medians are reported.
+`MaskPlanner` (masking, P2Dist, targets, weights, packing) run on one. Rounds alternate; medians are reported.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import efficient_mae as emae
 from efficient_mae.engine.distributed import autocast, resolve_precision
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.engine.optim import build_adamw, set_learning_rate
-from efficient_mae.masking import plan_masks
+from efficient_mae.masking import MaskPlanner
 
 RATIOS = (0.75, 0.85, 0.90, 0.95)
 MASKS = 256
@@ -61,7 +61,7 @@ def measure(rounds: int, batch_size: int, precision: str) -> dict:
     times: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         taken = {f"p2dist_{ratio}": on_one_core(lambda r=ratio: emae.p2dist(masks[r])) for ratio in RATIOS}
-        taken["plan_0.85"] = on_one_core(lambda: plan_masks(noise, grid_size=(14, 14), patch_size=16))
+        taken["plan_0.85"] = on_one_core(lambda: MaskPlanner((14, 14), 16)(noise))
         taken["step"] = seconds(step)
         if number > 0:  # the first round warms up
             for name, value in taken.items():

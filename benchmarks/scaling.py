@@ -31,7 +31,7 @@ from efficient_mae.data import PretrainTransform, TrainDataset, open_source
 from efficient_mae.engine.distributed import autocast
 from efficient_mae.engine.machine import describe_machine
 from efficient_mae.engine.step_memory import count_passes
-from efficient_mae.masking import MaskLayout, plan_masks
+from efficient_mae.masking import MaskLayout, MaskPlanner
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
 
 
@@ -89,7 +89,7 @@ def _an_image(loss: Callable[..., torch.Tensor], model: MaskedAutoencoder) -> fl
 
     for images in (8, 16):
         noise = torch.rand(images, math.prod(model.grid_size), generator=torch.Generator().manual_seed(0))
-        counts.append(max(count_passes(in_bf16, model, plan_masks(noise, **model.config.masking), device)))
+        counts.append(max(count_passes(in_bf16, model, model.config.planner()(noise), device)))
     return (counts[1] - counts[0]) / 8
 
 
@@ -118,7 +118,7 @@ def measure_decoding(rounds: int = 7, images: int = 64) -> float:
             PretrainTransform((224, 224), 3, scale=(0.2, 1.0), hflip=True),
             seed=0,
             num_patches=196,
-            make_masks=lambda noise, _: plan_masks(noise, grid_size=(14, 14), patch_size=16),
+            make_masks=MaskPlanner((14, 14), 16),
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficient_mae.flat import Flat
-from efficient_mae.masking import MaskLayout, plan_masks
+from efficient_mae.masking import MaskLayout, MaskPlanner
 
 DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32, torch.float64]
 
@@ -43,7 +43,7 @@ def test_what_goes_in_comes_out(held: tuple[torch.Tensor, ...]):
 
 def layout(images: int = 5) -> MaskLayout:
     noise = torch.rand(images, 64, generator=torch.Generator().manual_seed(0))
-    return plan_masks(noise, grid_size=(8, 8), patch_size=4, part_size=2)
+    return MaskPlanner((8, 8), 4, part_size=2)(noise)
 
 
 def test_a_layout_is_one_tensor_whose_lengths_stay_on_the_host():

@@ -6,7 +6,7 @@ import torch
 import efficient_mae as emae
 from efficient_mae.bench.flops import count_gmacs, mae_counterpart, model_cost, paper_gmacs
 from efficient_mae.errors import InputError
-from efficient_mae.masking import MaskLayout, plan_masks
+from efficient_mae.masking import MaskLayout
 from efficient_mae.models import MAEConfig
 
 
@@ -64,7 +64,7 @@ def test_what_is_computed_is_the_papers_count_less_what_nobody_reads(
 
 def config_layout(config: MAEConfig, images: int) -> MaskLayout:
     noise = torch.rand(images, 196 if config.patch_size == 16 else 256, generator=torch.Generator().manual_seed(0))
-    return plan_masks(noise, **config.masking)
+    return config.planner()(noise)
 
 
 def lengths_encoded(config: MAEConfig, images: int) -> int:

@@ -60,7 +60,7 @@ class Masks:
     order: torch.Tensor
 
 
-def make_masks(noise, epoch):
+def make_masks(noise, progress):
     return Masks(noise, noise.argsort(1))
 
 
@@ -163,9 +163,10 @@ def test_seeds_and_epochs_differ():
 
 def test_masks_are_made_once_a_batch():
     calls = []
-    data = TrainDataset(Shades(9), TRANSFORM, 0, num_patches=5, make_masks=lambda *made_of: calls.append(made_of))
-    data.__getitems__([(7, 1), (7, 2), (7, 3)])
-    assert [(noise.shape, epoch) for noise, epoch in calls] == [((3, 5), 7)]
+    masks = {"num_patches": 5, "make_masks": lambda *made_of: calls.append(made_of), "epochs": 9}
+    data = TrainDataset(Shades(9), TRANSFORM, 0, **masks)
+    data.__getitems__([(4, 1), (4, 2), (8, 2)])
+    assert [(noise.shape, progress.tolist()) for noise, progress in calls] == [((3, 5), [0.5, 0.5, 1.0])]
 
 
 def test_masks_and_labels_may_be_missing():

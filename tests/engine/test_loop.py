@@ -19,7 +19,7 @@ from efficient_mae.engine.optim import build_adamw, learning_rate
 from efficient_mae.engine.parallel import parallelize, whole_tensor
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.masking import plan_masks
+from efficient_mae.masking import MaskPlanner, MaskSettings
 from efficient_mae.tasks.pretrain import Reconstruction
 from tests.processes import spawn
 
@@ -30,7 +30,7 @@ def batch_of(first: int, last: int) -> TrainBatch:
     images = torch.randint(0, 256, (8, 1, 24, 24), dtype=torch.uint8, generator=generator)
     noise = torch.rand(8, 36, generator=generator)
     noise[:4, :5] -= 2  # the first four images see one corner only
-    masks = plan_masks(noise[first:last], grid_size=(6, 6), patch_size=4, mask_ratio=0.85, beta=20.0)
+    masks = MaskPlanner((6, 6), 4, MaskSettings(mask_ratio=0.85, beta=20.0))(noise[first:last])
     return TrainBatch(images[first:last], torch.arange(first, last), None, [], Flat.of(masks))
 
 

@@ -14,7 +14,6 @@ from efficient_mae.engine.distributed import ALONE, Processes
 from efficient_mae.engine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.masking import plan_masks
 from efficient_mae.models import part_size
 from efficient_mae.tasks.pretrain import Reconstruction, pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
@@ -46,7 +45,7 @@ def memory_of(
         PretrainTransform((224, 224), 3),
         seed=0,
         num_patches=rows * columns,
-        make_masks=lambda noise, _: plan_masks(noise, **model.config.masking, part_size=unit),
+        make_masks=model.config.planner(unit),
     )
     monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.world_size)
     objective = Reconstruction(ImageStatistics((0.5,) * 3, (0.5,) * 3))

@@ -19,7 +19,7 @@ from efficient_mae.engine.optim import build_adamw, set_learning_rate
 from efficient_mae.engine.parallel import local_tensor, parallelize
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.masking import plan_masks
+from efficient_mae.masking import MaskPlanner, MaskSettings
 from efficient_mae.tasks.pretrain import Reconstruction
 from tests.operators import Operators
 from tests.processes import spawn
@@ -54,7 +54,7 @@ def batch_of(step: int, part: int, bad: bool) -> TrainBatch:
     generator = torch.Generator().manual_seed(100 * step + part)
     images = torch.randint(0, 256, (SIZE, 1, 16, 16), dtype=torch.uint8, generator=generator)
     noise = torch.rand(SIZE, 16, generator=generator)
-    masks = plan_masks(noise, grid_size=(4, 4), patch_size=4, mask_ratio=0.75)
+    masks = MaskPlanner((4, 4), 4, MaskSettings(mask_ratio=0.75))(noise)
     indices = torch.full((SIZE,), -1) if bad else torch.arange(SIZE)
     return TrainBatch(images, indices, None, [], Flat.of(masks))
 

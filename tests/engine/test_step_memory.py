@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import efficient_mae as emae
 from efficient_mae.data import normalize
 from efficient_mae.engine.step_memory import count_passes, hollow
-from efficient_mae.masking import MaskLayout, plan_masks
+from efficient_mae.masking import MaskLayout, MaskPlanner, MaskSettings
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def loss_of(model: nn.Module, layout: MaskLayout) -> Tensor:
 
 def layout(images: int, part_size: int) -> MaskLayout:
     noise = torch.rand(images, 64, generator=torch.Generator().manual_seed(0))
-    return plan_masks(noise, grid_size=(8, 8), patch_size=4, mask_ratio=0.75, part_size=part_size)
+    return MaskPlanner((8, 8), 4, MaskSettings(mask_ratio=0.75), part_size)(noise)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ def random_masks(ratio: float, count: int = 2000) -> torch.Tensor:
     return emae.random_masking(count, (14, 14), ratio, torch.Generator().manual_seed(int(ratio * 100)))
 
 
-def algorithm_1(mask: np.ndarray, size: int, k: int) -> np.ndarray:
-    """The paper's Algorithm 1 as it is written, for one image, a patch at a time."""
+def algorithm_1(mask: np.ndarray, k: int) -> np.ndarray:
+    """The paper's Algorithm 1 as it is written, for one image, a patch at a time; patches of 16 pixels."""
+    size = 16
     difficulty = np.zeros(mask.shape)
     rows, columns = np.nonzero(~mask)
     halves = np.array([-size / 2, 0, size / 2])
@@ -63,6 +64,20 @@ def test_counts_of_the_notes(ratio: float):
             assert kept == pytest.approx(expected[form], rel=0.01), (form, beta)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 14, 16, 32])
+@pytest.mark.parametrize("beta", [13.0, 26.0])
+def test_difficulty_follows_from_the_grid_alone(size: int, beta: float):
+    mask = random_masks(0.85, 500)
+    kept = emae.select_targets(emae.p2dist(mask, size), size, beta)
+    assert torch.equal(kept, emae.select_targets(emae.p2dist(mask), 16, beta))
+    turned = emae.select_targets(emae.p2dist(mask.flip(1, 2), size), size, beta).flip(1, 2)
+    assert (kept != turned)[mask].float().mean() <= 0.06
+    neighbours = torch.ones(2, 1, 3, dtype=torch.bool)
+    neighbours[0, 0, 0] = neighbours[1, 0, 2] = False  # visible on the left, and on the right
+    left, right = emae.p2dist(neighbours, size)[:, 0, 1].tolist()
+    assert min(left, right) > 0 and (max(left, right) / min(left, right)) ** 0.6 < 1.07  # of weights
+
+
 @pytest.mark.parametrize(("ratio", "share"), [(0.75, 0.866), (0.85, 0.681), (0.90, 0.522)])
 def test_share_with_a_visible_neighbour(ratio: float, share: float):
     mask = random_masks(ratio)
@@ -74,7 +89,7 @@ def test_share_with_a_visible_neighbour(ratio: float, share: float):
 @given(masks(), st.integers(1, 9), st.integers(1, 12))
 def test_equals_algorithm_1_as_written(mask: np.ndarray, size: int, k: int):
     ours = emae.p2dist(torch.from_numpy(mask)[None], size, k)[0].numpy()
-    np.testing.assert_allclose(ours, algorithm_1(mask, size, k), atol=1e-4)
+    np.testing.assert_allclose(ours, algorithm_1(mask, k) * size / 16, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=100)
@@ -91,7 +106,7 @@ def test_a_large_grid_with_one_visible_patch():
     mask = np.ones((40, 55), dtype=bool)
     mask[39, 2] = False
     ours = emae.p2dist(torch.from_numpy(mask)[None], 14)[0].numpy()
-    np.testing.assert_allclose(ours, algorithm_1(mask, 14, 8), rtol=1e-5)
+    np.testing.assert_allclose(ours, algorithm_1(mask, 8) * 14 / 16, rtol=1e-5)
 
 
 def test_visible_patches_are_zero_and_batches_are_independent():

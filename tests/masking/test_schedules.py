@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import efficient_mae as emae
-from efficient_mae.masking import plan_masks
+from efficient_mae.masking import MaskPlanner, MaskSettings
 from efficient_mae.masking.schedules import (
     FIRST_SHARE,
     curriculum_threshold,
@@ -16,12 +16,11 @@ from efficient_mae.masking.schedules import (
     sample_difficulties,
 )
 
-GRID = {"grid_size": (14, 14), "patch_size": 16}
 
-
-def plan(images: int = 500, **settings):
+def plan(images: int = 500, progress: float = 1.0, **settings):
     noise = torch.rand(images, 196, generator=torch.Generator().manual_seed(1))
-    return plan_masks(noise, **{**GRID, **settings})
+    planner = MaskPlanner((14, 14), 16, MaskSettings(**settings))
+    return planner(noise, torch.full((images,), progress, dtype=torch.float64))
 
 
 def predicted_an_image(layout) -> float:
@@ -32,14 +31,14 @@ def predicted_an_image(layout) -> float:
     ("metric", "kept"), [("visible_neighbours", 114), ("inverse_distance_sum", 159), ("nearest_patch", 167)]
 )
 def test_targets_and_weights_of_table_5(metric: str, kept: int):
-    layout = plan(2000, metric=metric, beta=None)
+    layout = plan(2000, difficulty=metric, beta=None)
     assert predicted_an_image(layout) == pytest.approx(kept, abs=0.5)
     difficulty = emae.difficulty(layout.mask, metric=metric)[layout.predicted]
     torch.testing.assert_close(layout.weights, difficulty**-0.6)
 
 
 def test_one_visible_neighbour_more_weighs_more_and_none_is_left_out():
-    layout = plan(metric="visible_neighbours", beta=None, gamma=1.0)
+    layout = plan(difficulty="visible_neighbours", beta=None, gamma=1.0)
     visible = torch.nn.functional.pad((~layout.mask).int(), (1, 1, 1, 1))
     neighbours = visible.unfold(1, 3, 1).unfold(2, 3, 1).sum(dim=(-1, -2))
     assert torch.equal(layout.predicted, layout.mask & (neighbours > 0))
@@ -61,9 +60,9 @@ def test_threshold_drops_hard_patches_and_weights_all_alike():
 @pytest.mark.parametrize("metric", ["p2dist", "inverse_distance_sum"])
 def test_curriculum_widens_from_the_easiest_to_all(metric: str):
     layouts = [
-        plan(schedule="curriculum", beta=None, metric=metric, progress=progress) for progress in (0, 0.3, 0.7, 1)
+        plan(schedule="curriculum", beta=None, difficulty=metric, progress=progress) for progress in (0, 0.3, 0.7, 1)
     ]
-    finite = plan(beta=None, metric=metric)
+    finite = plan(beta=None, difficulty=metric)
     shares = [len(layout.ids_predict) / len(finite.ids_predict) for layout in layouts]
     # Equally hard patches come in together: the share is the wanted one or a step beyond.
     for share, progress in zip(shares, (0, 0.3, 0.7, 1), strict=True):
@@ -79,6 +78,16 @@ def test_curriculum_widens_from_the_easiest_to_all(metric: str):
 def test_a_curriculum_keeps_to_beta():
     full = plan(schedule="curriculum", beta=26.0, progress=1.0)
     assert torch.equal(full.predicted, plan(beta=26.0).predicted)
+
+
+def test_progress_belongs_to_each_image():
+    """As with `--repeats`, where a batch holds crops of several epochs."""
+    noise = torch.rand(6, 196, generator=torch.Generator().manual_seed(1))
+    planner = MaskPlanner((14, 14), 16, MaskSettings(schedule="curriculum"))
+    progress = torch.linspace(0, 1, 6, dtype=torch.float64)
+    mixed = planner(noise, progress).predicted
+    for row in range(6):
+        assert torch.equal(mixed[row], planner(noise[row : row + 1], progress[row : row + 1]).predicted[0])
 
 
 def test_curriculum_threshold_is_a_quantile_and_in_the_end_none():
@@ -101,7 +110,8 @@ def test_normalise_gives_the_distribution_of_mask_ratio_075():
 
 def test_normalising_to_the_present_ratio_changes_nothing():
     values = sample_difficulties((14, 14), 0.85)
-    weights = normalising_weights(torch.tensor([0.0, 9.0, 20.0, 60.0, math.inf]), values, values)
+    distances = torch.tensor([0.0, 9.0, 20.0, 60.0, math.inf])
+    weights = normalising_weights(distances > 0, distances, values, values)
     assert weights.tolist() == [0, 1, 1, 1, 0]
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import efficient_mae as emae
-from efficient_mae.masking import build_layout, plan_masks
+from efficient_mae.masking import build_layout
 from efficient_mae.models import MaskedAutoencoder, part_size
 
 SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
@@ -165,7 +165,7 @@ def test_parts_under_autocast_are_the_whole_under_autocast(img_size):
     noise = torch.rand(8, (img_size // 8) ** 2, generator=torch.Generator().manual_seed(0))
     gradients = []
     for size in (None, 3):
-        layout = plan_masks(noise, **model.config.masking, part_size=size)
+        layout = model.config.planner(size)(noise)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(images, layout).loss
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -189,7 +189,7 @@ def test_parts_keep_the_activations_of_one_part():
             return held
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
-            out = model(images, plan_masks(noise, **model.config.masking, part_size=part_size))
+            out = model(images, model.config.planner(part_size)(noise))
         return sum(held.numel() for held in saved.values()), out
 
     whole, parts = kept(None)[0], kept(4)[0]

@@ -8,7 +8,6 @@ import torch
 
 import efficient_mae as emae
 from efficient_mae.errors import InputError
-from efficient_mae.masking import plan_masks
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 
 
@@ -30,11 +29,11 @@ def test_means_counts_and_slopes_are_numpys(images: torch.Tensor, gamma: float):
     profile = loss_by_difficulty(model, images.split(4), edges, masks=3, seed=5)
 
     generator = torch.Generator().manual_seed(5)
-    masking = replace(model.config, beta=None).masking
+    planner = replace(model.config, beta=None).planner()
     distances, losses = [], []
     for batch in images.split(4):
         for _ in range(3):
-            layout = plan_masks(torch.rand(len(batch), 64, generator=generator), **masking)
+            layout = planner(torch.rand(len(batch), 64, generator=generator))
             assert torch.equal(layout.predicted, layout.mask)  # beta leaves nothing out here
             with torch.no_grad():
                 out = model(batch, layout)

@@ -21,7 +21,6 @@ from efficient_mae.engine.step_memory import count_passes
 from efficient_mae.errors import InputError
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics, to_hf
-from efficient_mae.masking import plan_masks
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
 from efficient_mae.tasks.pretrain import Reconstruction
 
@@ -213,7 +212,8 @@ def _batches(config: MAEConfig, batch_size: int, device: torch.device) -> list[T
     images = _images(config, batch_size)
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(BATCHES, batch_size, config.grid_size[0] * config.grid_size[1], generator=generator)
-    layouts = [plan_masks(part, **config.masking, part_size=part_size(config, device)) for part in noise]
+    planner = config.planner(part_size(config, device))
+    layouts = [planner(part) for part in noise]
     return [TrainBatch(images, torch.arange(batch_size), None, [], Flat.of(layout)).to(device) for layout in layouts]
 
 

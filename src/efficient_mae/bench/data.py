@@ -3,7 +3,6 @@
 import statistics
 import time
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,7 +25,6 @@ from efficient_mae.engine.machine import available_cores, describe_machine
 from efficient_mae.errors import InputError
 from efficient_mae.models import part_size
 from efficient_mae.ranges import NonNegativeInt, Positive, PositiveInt, Seed, Share
-from efficient_mae.tasks.pretrain import plan_epoch_masks
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 # Images whose files are weighed.
@@ -91,9 +89,7 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
         config.seed,
         min_size=model.patch_size,
         num_patches=model.grid_size[0] * model.grid_size[1],
-        make_masks=partial(
-            plan_epoch_masks, epochs=1, masking=model.config.masking, part_size=part_size(model.config, device)
-        ),
+        make_masks=model.config.planner(part_size(model.config, device)),
     )
     bytes_per_image = _bytes_per_image(source)
     speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficient_mae.masking import MaskLayout, plan_masks
+from efficient_mae.masking import MaskLayout
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
 
 # MAE's own mask ratio: what this project's savings are measured against.
@@ -79,7 +79,7 @@ def paper_gmacs(config: MAEConfig, images: int = 256, seed: int = 0) -> float:
     """
     patches = config.grid_size[0] * config.grid_size[1]
     noise = torch.rand(images, patches, generator=torch.Generator().manual_seed(seed))
-    layout = plan_masks(noise, **config.masking)
+    layout = config.planner()(noise)
     encoded = 1 + layout.ids_keep.shape[1]
     decoded = layout.parts[0].tokens.lengths.double()
     width, decoder_width = config.embed_dim, config.decoder_embed_dim

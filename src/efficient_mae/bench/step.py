@@ -24,7 +24,7 @@ from efficient_mae.engine.durable import replace_file
 from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.memory import is_out_of_memory
 from efficient_mae.errors import InputError
-from efficient_mae.masking import p2dist, plan_masks
+from efficient_mae.masking import p2dist
 from efficient_mae.models.linear import linear
 from efficient_mae.ranges import PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
@@ -179,17 +179,18 @@ def matmul_tflops(device: torch.device, precision: str) -> float:
 def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) -> dict[str, float]:
     """What one core takes for a batch's masks, beside the step that they are for."""
     with torch.device("meta"):
-        masking = build_model(config).config.masking
-    noise = torch.rand(batch_size, math.prod(masking["grid_size"]), generator=torch.Generator().manual_seed(0))
-    mask = plan_masks(noise, **masking).mask
+        model = build_model(config).config
+    planner = model.planner()
+    noise = torch.rand(batch_size, math.prod(model.grid_size), generator=torch.Generator().manual_seed(0))
+    mask = planner(noise).mask
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     host = torch.device("cpu")
     try:
         distance = statistics.median(
-            seconds_of(lambda: p2dist(mask, masking["patch_size"], masking["k"]), host) for _ in range(9)
+            seconds_of(lambda: p2dist(mask, model.patch_size, model.k), host) for _ in range(9)
         )
-        plan = statistics.median(seconds_of(lambda: plan_masks(noise, **masking), host) for _ in range(9))
+        plan = statistics.median(seconds_of(lambda: planner(noise), host) for _ in range(9))
     finally:
         torch.set_num_threads(threads)
     return {"p2dist_share": round(distance / step_seconds, 6), "masks_share": round(plan / step_seconds, 6)}

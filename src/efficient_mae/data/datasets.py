@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -53,14 +53,17 @@ class TrainDataset(Dataset[TrainBatch]):
         *,
         min_size: int = 1,
         num_patches: int | None = None,
-        make_masks: Callable[[Float32[Tensor, "B L"], int], Any] | None = None,
+        make_masks: Callable[[Float32[Tensor, "B L"], Float64[Tensor, " B"]], Any] | None = None,
+        epochs: int = 1,
     ) -> None:
         """
         Args:
             min_size: an image with a side shorter than this, in pixels, counts as unreadable (the patch size).
             num_patches: L, random numbers in [0, 1) that an image's mask is made of; goes with `make_masks`.
-            make_masks: from the random numbers of a batch and the epoch that it belongs to, to its masks: any object
-                that can be pickled; it is handed over as a :class:`Flat`.
+            make_masks: from the random numbers of a batch, and how far training is when each sample is seen (0 in
+                the first epoch, 1 in the last), to its masks: any object that can be pickled; it is handed over as a
+                :class:`Flat`.
+            epochs: of training.
         """
         if (num_patches is None) != (make_masks is None):
             raise ValueError("num_patches and make_masks go together: give both or neither")
@@ -70,6 +73,7 @@ class TrainDataset(Dataset[TrainBatch]):
         self.min_size = min_size
         self.num_patches = num_patches
         self.make_masks = make_masks
+        self.epochs = epochs
 
     def __len__(self) -> int:
         return len(self.source)
@@ -139,7 +143,8 @@ class TrainDataset(Dataset[TrainBatch]):
         noise = torch.empty(len(pairs), self.num_patches)
         for row, (epoch, index) in zip(noise.numpy(), pairs, strict=True):
             sample_rng(self.seed, epoch, index, "mask").random(out=row, dtype=row.dtype)
-        return Flat.of(self.make_masks(noise, pairs[0][0]))  # a batch never reaches into the next epoch
+        epoch = torch.tensor([epoch for epoch, _ in pairs], dtype=torch.float64)
+        return Flat.of(self.make_masks(noise, epoch / max(1, self.epochs - 1)))
 
 
 class EvalDataset(Dataset[EvalBatch]):

@@ -15,15 +15,6 @@ from torch import Tensor
 
 from efficient_mae.errors import InputError
 from efficient_mae.flat import Flat
-from efficient_mae.masking.difficulty import difficulty as measure_difficulty
-from efficient_mae.masking.random import mask_from_noise
-from efficient_mae.masking.schedules import (
-    NORM_MASK_RATIO,
-    curriculum_threshold,
-    normalising_weights,
-    sample_difficulties,
-)
-from efficient_mae.masking.targets import flatten_weights, select_targets
 
 
 @dataclass(frozen=True)
@@ -179,52 +170,3 @@ def _decoder_layout(ids_keep: Int64[Tensor, "B V"], predicted: Bool[Tensor, "B N
         rows_predict=torch.empty_like(rows).index_copy_(0, order_predict, rows),
         order_predict=order_predict,
     )
-
-
-def plan_targets(
-    mask: Bool[Tensor, "B H W"],
-    *,
-    patch_size: int,
-    mask_ratio: float = 0.85,
-    gamma: float = 0.6,
-    beta: float | None = 26.0,
-    k: int = 8,
-    metric: str = "p2dist",
-    schedule: str = "flatten",
-    progress: float = 1.0,
-    part_size: int | None = None,
-) -> MaskLayout:
-    """From masks to layout: difficulties, targets, weights, packing.
-
-    Args:
-        mask: True = masked.
-        patch_size: P, in pixels.
-        mask_ratio: what such masks hide; a schedule's idea of how hard patches are in general comes from it.
-        gamma, beta, k: see :func:`flatten_weights`, :func:`select_targets` and :func:`p2dist`.
-        metric: of difficulty; see :func:`difficulty`.
-        schedule: ``flatten`` weights patches by d ** -gamma; the others don't: ``threshold`` weights all alike,
-            so does ``curriculum``, which begins with the easiest, and ``normalise`` weights them by how often their
-            like occur at mask ratio 0.75 (Table 6). All keep to beta.
-        progress: of training, from 0 to 1, for the curriculum.
-        part_size: see :func:`build_layout`.
-    """
-    difficulty = measure_difficulty(mask, patch_size, metric, k)
-    predicted = select_targets(difficulty, patch_size, beta)
-    grid_size = (mask.shape[1], mask.shape[2])
-    if schedule == "curriculum":
-        present = sample_difficulties(grid_size, mask_ratio, patch_size, metric, k)
-        predicted &= difficulty <= curriculum_threshold(present, progress)
-    if schedule == "normalise":
-        present = sample_difficulties(grid_size, mask_ratio, patch_size, metric, k)
-        norm = sample_difficulties(grid_size, NORM_MASK_RATIO, patch_size, metric, k)
-        weights = normalising_weights(difficulty, present, norm)
-    else:
-        weights = flatten_weights(difficulty, gamma if schedule == "flatten" else 0.0)
-    return build_layout(mask, difficulty, predicted, weights, part_size)
-
-
-def plan_masks(
-    noise: Float[Tensor, "B N"], *, grid_size: tuple[int, int], mask_ratio: float = 0.85, **targets: Any
-) -> MaskLayout:
-    """From noise to layout, as a data loader's worker does it; `targets` are :func:`plan_targets`' settings."""
-    return plan_targets(mask_from_noise(noise, grid_size, mask_ratio), mask_ratio=mask_ratio, **targets)

@@ -12,6 +12,17 @@ def patch_errors(prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"])
     return (prediction.to(target.dtype) - target).square().mean(dim=1)
 
 
+def weighted_error_sum(
+    prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"], weights: Float[Tensor, " T"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
+    """The numerator of Eq. 2, and the errors that it sums; the denominator is `weights.sum()`.
+
+    Training divides by the weights of the whole global batch, of which this may be a part.
+    """
+    errors = patch_errors(prediction, target)
+    return (weights.to(errors.dtype) * errors).sum(), errors
+
+
 def difficulty_flatten_loss(
     prediction: Float[Tensor, "T X"],
     target: Float[Tensor, "T X"],
@@ -34,4 +45,4 @@ def difficulty_flatten_loss(
     if len(prediction) == 0:
         raise InputError("no patch to take the loss of: prediction is empty")
     weights = flatten_weights(difficulty, gamma)
-    return (weights * patch_errors(prediction, target)).sum() / weights.sum()
+    return weighted_error_sum(prediction, target, weights)[0] / weights.sum()

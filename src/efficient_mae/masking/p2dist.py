@@ -15,6 +15,8 @@ from torch import Tensor
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import PositiveInt, check_range
 
+# The patch size of Algorithm 1's pixels, and of the paper's beta.
+_PATCH_SIZE = 16
 # Pixels and patches whose distances are worked on at a time, so that they stay in cache.
 _CHUNK_PIXELS = 1 << 18
 _CHUNK_PATCHES = 1 << 13
@@ -34,7 +36,9 @@ def p2dist(mask: Bool[Tensor, "B H W"], patch_size: int = 16, k: int = 8) -> Flo
 
     Args:
         mask: True = masked; each image needs a visible and a masked patch.
-        patch_size: P, in pixels. Pixels sit at -P/2 ... P/2 - 1 from the patch's centre.
+        patch_size: P, in pixels. Algorithm 1's pixels sit at -P/2 ... P/2 - 1 from the patch's centre, half a pixel
+            off: at P = 16 left and right differ by 5 %, at 4 by 28 %. Difficulty follows from the grid's geometry
+            alone, so the value at P is the one at 16 times P / 16.
         k: number of points in S, counted once for each patch that offers them; where fewer exist, all are taken.
 
     Returns:
@@ -49,10 +53,11 @@ def p2dist(mask: Bool[Tensor, "B H W"], patch_size: int = 16, k: int = 8) -> Flo
     check_range("k", k, PositiveInt)
     check_range("patch_size", patch_size, PositiveInt)
     images = max(1, _CHUNK_PATCHES // (mask.shape[1] * mask.shape[2]))
-    return torch.cat([_algorithm_1(chunk, patch_size, k) for chunk in mask.split(images)])
+    return torch.cat([_algorithm_1(chunk, k) for chunk in mask.split(images)]) * (patch_size / _PATCH_SIZE)
 
 
-def _algorithm_1(mask: Bool[Tensor, "B H W"], patch_size: int, k: int) -> Float[Tensor, "B H W"]:
+def _algorithm_1(mask: Bool[Tensor, "B H W"], k: int) -> Float[Tensor, "B H W"]:
+    """At patch size 16."""
     offered = _offered_points(mask)
     farthest = 2 * max(mask.shape[1:])  # half patches; no point of the grid lies farther along an axis
 
@@ -62,7 +67,7 @@ def _algorithm_1(mask: Bool[Tensor, "B H W"], patch_size: int, k: int) -> Float[
     while len(pending) > 0:
         settled, nearest = _nearest_points(offered, pending, k, radius, last=radius >= 1.5 * farthest)
         image, row, column = pending[settled].unbind(1)
-        difficulty[image, row, column] = _mean_distance(nearest, radius, patch_size)
+        difficulty[image, row, column] = _mean_distance(nearest, radius)
         pending = pending[~settled]
         radius += radius // 2
     return difficulty
@@ -98,10 +103,10 @@ def _offsets(radius: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _squared_distances(radius: int, patch_size: int, device: torch.device) -> Tensor:
-    """(R + 1, P * P) squared pixel distances from a patch's pixels to each offset's point; the last row inf."""
-    points = _offsets(radius, device) * (patch_size / 2)
-    pixels = torch.arange(patch_size, device=device) - patch_size / 2
+def _squared_distances(radius: int, device: torch.device) -> Tensor:
+    """(R + 1, 16 * 16) squared pixel distances from a patch's pixels to each offset's point; the last row inf."""
+    points = _offsets(radius, device) * (_PATCH_SIZE / 2)
+    pixels = torch.arange(_PATCH_SIZE, device=device) - _PATCH_SIZE / 2
     down = (pixels - points[:, :1]).square()  # (R, P)
     across = (pixels - points[:, 1:]).square()
     squared = (down[:, :, None] + across[:, None, :]).flatten(1).float()
@@ -124,11 +129,11 @@ def _nearest_points(offered: Tensor, pending: Tensor, k: int, radius: int, last:
     return settled, torch.searchsorted(found, ranks.expand(len(found), k).contiguous())
 
 
-def _mean_distance(nearest: Tensor, radius: int, patch_size: int) -> Tensor:
+def _mean_distance(nearest: Tensor, radius: int) -> Tensor:
     """(M,) mean over a patch's pixels of the distance to the nearest of its k points."""
-    table = _squared_distances(radius, patch_size, nearest.device)
+    table = _squared_distances(radius, nearest.device)
     means = []
-    for chunk in nearest.split(max(1, _CHUNK_PIXELS // patch_size**2)):
+    for chunk in nearest.split(_CHUNK_PIXELS // _PATCH_SIZE**2):
         squared = table.index_select(0, chunk[:, 0])
         for point in chunk[:, 1:].unbind(1):
             torch.minimum(squared, table.index_select(0, point), out=squared)

@@ -8,7 +8,7 @@ import math
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from efficient_mae.errors import InputError
@@ -84,12 +84,16 @@ def curriculum_threshold(difficulties: Float[Tensor, " patches"], progress: floa
 
 
 def normalising_weights(
-    difficulty: Float[Tensor, "*shape"], present: Float[Tensor, " patches"], norm: Float[Tensor, " others"]
+    mask: Bool[Tensor, "*shape"],
+    difficulty: Float[Tensor, "*shape"],
+    present: Float[Tensor, " patches"],
+    norm: Float[Tensor, " others"],
 ) -> Float[Tensor, "*shape"]:
     """Weights with which patches of every difficulty count as often as they do under another mask ratio.
 
     Args:
-        difficulty: 0 where visible.
+        mask: True = masked.
+        difficulty: of the masked patches; an infinite one weighs nothing.
         present: how hard masked patches are at the present mask ratio, over as many masks as `norm`.
         norm: the same at the other.
 
@@ -108,5 +112,5 @@ def normalising_weights(
     # Where the hardest bound is the hardest patch of all, nothing lies beyond it.
     ratio = count(norm) / count(present).clamp(min=1)
     ratio, bounds = ratio.to(difficulty.device), bounds.to(difficulty.device)
-    masked = (difficulty > 0) & difficulty.isfinite()
+    masked = mask & difficulty.isfinite()
     return ratio[torch.bucketize(difficulty, bounds)] * masked

@@ -11,21 +11,25 @@ BETA_PATCH_SIZE = 16
 
 
 def select_targets(
-    difficulty: Float[Tensor, "B H W"], patch_size: int = 16, beta: float | None = 26.0
+    difficulty: Float[Tensor, "B H W"],
+    patch_size: int = 16,
+    beta: float | None = 26.0,
+    mask: Bool[Tensor, "B H W"] | None = None,
 ) -> Bool[Tensor, "B H W"]:
     """The masked patches that the decoder reconstructs: those no harder than beta.
 
     Args:
-        difficulty: 0 where visible; a patch of infinite difficulty is never reconstructed.
+        difficulty: of the masked patches; one of infinite difficulty is never reconstructed.
         patch_size: P, in pixels.
         beta: threshold in pixels at patch size 16, scaled as beta * P / 16; None keeps every masked patch.
+        mask: True = masked; None takes the patches whose difficulty isn't 0, as it is where visible.
 
     Raises:
         InputError: beta or the patch size is not positive.
     """
     check_range("beta", beta, Positive | None)
     check_range("patch_size", patch_size, PositiveInt)
-    masked = (difficulty > 0) & difficulty.isfinite()
+    masked = (difficulty > 0 if mask is None else mask) & difficulty.isfinite()
     return masked if beta is None else masked & (difficulty <= beta * patch_size / BETA_PATCH_SIZE)
 
 

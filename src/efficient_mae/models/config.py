@@ -1,20 +1,41 @@
 """What a model is made of."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking import check_schedule, num_visible, p2dist
+from efficient_mae.masking import MaskPlanner, MaskSettings, check_schedule, num_visible, p2dist
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.models.patches import as_pair
-from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Ratio, Settings
+from efficient_mae.models.sizes import DECODER_HEAD_DIM, parse_name
+from efficient_mae.ranges import Pixels, PositiveInt
 
 
-@dataclass(frozen=True)
-class MAEConfig(Settings):
-    """Everything that a model is made of; what a checkpoint records. See :func:`create_model`."""
+@dataclass(frozen=True, kw_only=True)
+class MAESettings(MaskSettings):
+    """What can be chosen of a model of a given name; see :func:`create_model`."""
+
+    img_size: Pixels = 224
+    """pixels, one number or [height, width]"""
+    in_chans: PositiveInt = 3
+    """channels that images are converted to: 1 grey, 3 RGB, 4 RGBA"""
+    depth: PositiveInt | None = None
+    """encoder blocks (null: the model's)"""
+    decoder_depth: PositiveInt = 8
+    """decoder blocks"""
+    decoder_embed_dim: PositiveInt | None = None
+    """decoder width (null: the model's)"""
+    decoder_num_heads: PositiveInt | None = None
+    """decoder heads (null: one for each 32 channels)"""
+    norm_pix_loss: bool = True
+    """normalise each target patch by its own mean and variance"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig(MaskSettings):
+    """Everything that a model is made of; what a checkpoint records."""
 
     img_size: tuple[PositiveInt, PositiveInt]
     patch_size: PositiveInt
@@ -25,13 +46,7 @@ class MAEConfig(Settings):
     decoder_embed_dim: PositiveInt
     decoder_depth: PositiveInt
     decoder_num_heads: PositiveInt
-    mask_ratio: Ratio
-    gamma: NonNegative
-    beta: Positive | None
-    k: PositiveInt
     norm_pix_loss: bool
-    difficulty: str = "p2dist"
-    schedule: str = "flatten"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MAEConfig":
@@ -47,11 +62,29 @@ class MAEConfig(Settings):
         """(H, W) in patches."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
-    @property
-    def masking(self) -> dict[str, Any]:
-        """The arguments of :func:`efficient_mae.masking.plan_masks` that belong to this model."""
-        names = ("grid_size", "patch_size", "mask_ratio", "gamma", "beta", "k", "schedule")
-        return {name: getattr(self, name) for name in names} | {"metric": self.difficulty}
+    def planner(self, part_size: int | None = None) -> MaskPlanner:
+        """Makes this model's masks, laid out for parts of so many images."""
+        return MaskPlanner(self.grid_size, self.patch_size, self, part_size)
+
+
+def resolve_model(name: str, settings: MAESettings) -> MAEConfig:
+    """What a model of a name is made of.
+
+    Raises:
+        InputError: an unknown name, or sizes that don't go together.
+    """
+    size, patch_size = parse_name(name)
+    width = settings.decoder_embed_dim or size.decoder_embed_dim
+    chosen = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return MAEConfig(**chosen | {
+        "img_size": as_pair(settings.img_size),
+        "patch_size": patch_size,
+        "embed_dim": size.embed_dim,
+        "depth": settings.depth or size.depth,
+        "num_heads": size.num_heads,
+        "decoder_embed_dim": width,
+        "decoder_num_heads": settings.decoder_num_heads or max(1, width // DECODER_HEAD_DIM),
+    })  # fmt: skip
 
 
 def check_objective(config: MAEConfig) -> None:

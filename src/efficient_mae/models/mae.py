@@ -4,23 +4,22 @@ B images, C channels, H x W patches of P x P pixels, N = H * W, V visible patche
 batch, S packed decoder tokens, D and E the encoder's and decoder's widths.
 """
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from efficient_mae.errors import InputError
-from efficient_mae.masking import DecoderLayout, MaskLayout, plan_masks, plan_targets
-from efficient_mae.masking.loss import patch_errors
-from efficient_mae.models.config import MAEConfig, check_objective
+from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.masking import DecoderLayout, MaskLayout
+from efficient_mae.masking.loss import weighted_error_sum
+from efficient_mae.models.config import MAEConfig, MAESettings, check_objective, resolve_model
 from efficient_mae.models.linear import Linear
 from efficient_mae.models.packing import spread
 from efficient_mae.models.parts import decode_in_parts
-from efficient_mae.models.patches import as_pair, patch_statistics, pixel_targets
+from efficient_mae.models.patches import patch_statistics, pixel_targets
 from efficient_mae.models.positions import sincos_position_embedding
-from efficient_mae.models.sizes import DECODER_HEAD_DIM, parse_name
 from efficient_mae.models.vit import LAYER_NORM_EPS, Block, VisionTransformer, init_weights
 
 
@@ -28,21 +27,26 @@ from efficient_mae.models.vit import LAYER_NORM_EPS, Block, VisionTransformer, i
 class MAEOutput:
     """What a forward pass returns.
 
-    Where the layout is in several parts, the loss alone has a gradient.
+    Where the layout is in several parts, the weighted sum and the loss alone have a gradient.
 
     Attributes:
-        loss: Difficulty-Flatten Loss of this batch (Eq. 2).
+        weighted_sum: of the predicted patches' errors: the numerator of Eq. 2.
         prediction: predicted patches, in the order of ``predicted.nonzero()``; normalised if norm_pix_loss.
         target: their true values, normalised alike.
         patch_loss: mean squared error of each predicted patch, before weighting.
         layout: the masks that were used, their difficulties and the decoder's packing.
     """
 
-    loss: Float[Tensor, ""]
+    weighted_sum: Float[Tensor, ""]
     prediction: Float[Tensor, "T X"]
     target: Float[Tensor, "T X"]
     patch_loss: Float[Tensor, " T"]
     layout: MaskLayout
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """Difficulty-Flatten Loss of this batch (Eq. 2)."""
+        return self.weighted_sum / self.weights.to(self.weighted_sum.dtype).sum()
 
     @property
     def mask(self) -> Bool[Tensor, "B H W"]:
@@ -109,18 +113,17 @@ class MaskedAutoencoder(VisionTransformer):
         Raises:
             InputError: a mask of another shape, or one that leaves an image nothing visible or nothing masked.
         """
-        config = self.config
         if mask is None:
             device = generator.device if generator is not None else None
             patches = self.grid_size[0] * self.grid_size[1]
             noise = torch.rand(batch_size, patches, generator=generator, device=device)
-            return plan_masks(noise, **config.masking)
+            return self.config.planner()(noise)
         if tuple(mask.shape) != (batch_size, *self.grid_size) or mask.dtype != torch.bool:
             raise InputError(
                 f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
                 f"must be torch.bool of shape {(batch_size, *self.grid_size)}, True = masked"
             )
-        return plan_targets(mask, **{name: value for name, value in config.masking.items() if name != "grid_size"})
+        return self.config.planner().plan(mask)
 
     def forward(
         self,
@@ -150,9 +153,8 @@ class MaskedAutoencoder(VisionTransformer):
             pieces = latent.split([part.num_images for part in layout.parts])
             predictions = [self.decode(*pair) for pair in zip(pieces, layout.parts, strict=True)]
             prediction = predictions[0] if len(predictions) == 1 else torch.cat(predictions)
-            patch_loss = patch_errors(prediction, target)
-            total = (layout.weights.to(patch_loss.dtype) * patch_loss).sum()
-        return MAEOutput(total / layout.weights.to(total.dtype).sum(), prediction, target, patch_loss, layout)
+            total, patch_loss = weighted_error_sum(prediction, target, layout.weights)
+        return MAEOutput(total, prediction, target, patch_loss, layout)
 
     def _decoder_parameters(self) -> list[nn.Parameter]:
         modules = (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred)
@@ -215,65 +217,20 @@ class MaskedAutoencoder(VisionTransformer):
         return painted
 
 
-def create_model(
-    name: str,
-    img_size: int | tuple[int, int] = 224,
-    in_chans: int = 3,
-    mask_ratio: float = 0.85,
-    gamma: float = 0.6,
-    beta: float | None = 26.0,
-    norm_pix_loss: bool = True,
-    decoder_depth: int = 8,
-    decoder_embed_dim: int | None = None,
-    decoder_num_heads: int | None = None,
-    depth: int | None = None,
-    k: int = 8,
-    difficulty: str = "p2dist",
-    schedule: str = "flatten",
-) -> MaskedAutoencoder:
+def create_model(name: str, **settings: Any) -> MaskedAutoencoder:
     """A model by name, with random weights from torch's global generator.
 
     Args:
         name: ``mae_vit_{tiny,small,base,large,huge}_patch{P}``.
-        img_size: pixels, one number or (height, width); the patch size divides both.
-        in_chans: channels of the images.
-        mask_ratio: share of patches hidden from the encoder.
-        gamma: exponent of the Difficulty-Flatten Loss; 0 weights all patches alike.
-        beta: the decoder leaves out patches of larger P2Dist: pixels at patch size 16, scaling with the patch
-            size; None reconstructs every masked patch. ``beta=None, gamma=0`` is MAE.
-        norm_pix_loss: normalise each target patch by its own mean and variance.
-        decoder_depth: decoder blocks.
-        decoder_embed_dim: decoder width; None takes the size's (192, 256, then 512).
-        decoder_num_heads: decoder heads; None takes one for each 32 channels.
-        depth: encoder blocks; None takes the size's.
-        k: points that P2Dist looks at (Algorithm 1).
-        difficulty: p2dist, p2dist_exact, or a metric of Table 5: see :func:`efficient_mae.difficulty`.
-        schedule: flatten (weights d ** -gamma), or one of Table 6: threshold (all weigh alike), curriculum (from easy
-            to hard in the course of training), normalise (weights as at mask ratio 0.75).
+        settings: the fields of :class:`MAESettings`: `img_size`, `in_chans`, `mask_ratio`, `gamma`, `beta`,
+            `norm_pix_loss`, `decoder_depth`, ... ``beta=None, gamma=0`` is MAE.
 
     Raises:
         InputError: anything that cannot work, with what would be accepted.
 
     Source: Sec. 5.1 for the defaults.
     """
-    size, patch_size = parse_name(name)
-    width = size.decoder_embed_dim if decoder_embed_dim is None else decoder_embed_dim
-    config = MAEConfig(
-        img_size=as_pair(img_size),
-        patch_size=patch_size,
-        in_chans=in_chans,
-        embed_dim=size.embed_dim,
-        depth=size.depth if depth is None else depth,
-        num_heads=size.num_heads,
-        decoder_embed_dim=width,
-        decoder_depth=decoder_depth,
-        decoder_num_heads=max(1, width // DECODER_HEAD_DIM) if decoder_num_heads is None else decoder_num_heads,
-        mask_ratio=mask_ratio,
-        gamma=gamma,
-        beta=beta,
-        k=k,
-        norm_pix_loss=norm_pix_loss,
-        difficulty=difficulty,
-        schedule=schedule,
-    )
-    return MaskedAutoencoder(config)
+    known = {field.name for field in fields(MAESettings)}
+    for unknown in settings.keys() - known:
+        raise InputError(f"{unknown}={settings[unknown]!r}: not a setting of {name}{did_you_mean(unknown, known)}")
+    return MaskedAutoencoder(resolve_model(name, MAESettings(**settings)))

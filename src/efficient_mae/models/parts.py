@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from efficient_mae.masking import DecoderLayout, MaskLayout
-from efficient_mae.masking.loss import patch_errors
+from efficient_mae.masking.loss import weighted_error_sum
 from efficient_mae.models.config import MAEConfig
 
 # Patches of a part times the decoder's width, at least: 16 and 64 images of 14 x 14 patches at width 512. Smaller
@@ -63,7 +63,7 @@ class _InParts(torch.autograd.Function):
         targets = [len(part.ids_predict) for part in layout.parts]
         pieces = latent.split([part.num_images for part in layout.parts])
         cut = zip(layout.parts, pieces, target.split(targets), layout.weights.split(targets), strict=True)
-        grad_latent, grads, predictions, errors = [], [], [], []
+        whole, grad_latent, grads, predictions, errors = target.new_zeros(()), [], [], [], []
         for part, piece, truth, weights in cut:
             if not len(truth):
                 grad_latent.append(torch.zeros_like(piece))
@@ -71,19 +71,19 @@ class _InParts(torch.autograd.Function):
             piece = piece.detach().requires_grad_()
             with torch.enable_grad():
                 predicted = decode(piece, part)
-                error = patch_errors(predicted, truth)
-                total = (weights.to(error.dtype) * error).sum()
+                total, error = weighted_error_sum(predicted, truth, weights)
             with torch.autocast(latent.device.type, enabled=False):  # as a backward pass is computed elsewhere
                 grad_piece, *found = torch.autograd.grad(total, [piece, *parameters])
             grads = [grad.add_(more) for grad, more in zip(grads, found, strict=True)] if grads else found
             del found  # the next part's need room
+            whole += total.detach()
             grad_latent.append(grad_piece)
             predictions.append(predicted.detach())
             errors.append(error.detach())
         prediction, patch_loss = torch.cat(predictions), torch.cat(errors)
         ctx.grads = [torch.cat(grad_latent), *grads]
         ctx.mark_non_differentiable(prediction, patch_loss)
-        return (layout.weights.to(patch_loss.dtype) * patch_loss).sum(), prediction, patch_loss
+        return whole, prediction, patch_loss
 
     @staticmethod
     @once_differentiable

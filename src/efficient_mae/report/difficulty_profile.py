@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking import flatten_weights, p2dist, plan_masks, random_masking
+from efficient_mae.masking import flatten_weights, p2dist, random_masking
 from efficient_mae.models import MAEConfig, MaskedAutoencoder
 from efficient_mae.ranges import PositiveInt, check_range
 
@@ -69,7 +69,7 @@ def loss_by_difficulty(
         InputError: no image, or no mask.
     """
     check_range("masks", masks, PositiveInt)
-    masking = replace(model.config, beta=None, difficulty="p2dist", schedule="flatten").masking
+    planner = replace(model.config, beta=None, difficulty="p2dist", schedule="flatten").planner()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     distances: list[Tensor] = []
@@ -83,7 +83,7 @@ def loss_by_difficulty(
             batch = batch.to(device)
             for _ in range(masks):
                 patches = model.grid_size[0] * model.grid_size[1]
-                layout = plan_masks(torch.rand(len(batch), patches, generator=generator), **masking)
+                layout = planner(torch.rand(len(batch), patches, generator=generator))
                 with torch.no_grad():
                     out = model(batch, layout)
                 distances.append(layout.difficulty[layout.predicted].double())

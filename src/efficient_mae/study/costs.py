@@ -6,7 +6,6 @@ from functools import cache
 import torch
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
-from efficient_mae.masking import plan_masks
 from efficient_mae.models import MAEConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
@@ -28,7 +27,7 @@ def predicted_patches(config: MAEConfig, images: int = 500) -> float:
     """Patches that the decoder predicts, mean over random masks."""
     rows, columns = config.grid_size
     noise = torch.rand(images, rows * columns, generator=torch.Generator().manual_seed(0))
-    return len(plan_masks(noise, **config.masking).ids_predict) / images
+    return len(config.planner()(noise).ids_predict) / images
 
 
 def training_flops(preset: Preset, cell: Cell, images: int, finetunes: bool) -> float:

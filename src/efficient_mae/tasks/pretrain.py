@@ -2,12 +2,11 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
 from efficient_mae.console import say
@@ -27,7 +26,7 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
-from efficient_mae.masking import MaskLayout, plan_masks
+from efficient_mae.masking import MaskLayout
 from efficient_mae.models import MAEOutput, MaskedAutoencoder, part_size
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
@@ -75,8 +74,7 @@ class Reconstruction:
 
     def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
         """Sum of d ** -gamma times the error over the batch's predicted patches."""
-        out = self._output(model, batch)
-        return out.loss * out.weights.sum()
+        return self._output(model, batch).weighted_sum
 
     def sample_sums(self, model: nn.Module, batch: TrainBatch) -> Tensor:
         """The same over each image's predicted patches, (B,)."""
@@ -92,21 +90,6 @@ def _layout(batch: TrainBatch) -> MaskLayout:
     if batch.masks is None:
         raise ValueError("images without masks reached a masked autoencoder")
     return batch.masks.value
-
-
-def plan_epoch_masks(
-    noise: Float32[Tensor, "B N"], epoch: int, *, epochs: int, masking: dict[str, Any], part_size: int | None
-) -> MaskLayout:
-    """A batch's masks; those of the last epoch are what a curriculum leads to.
-
-    Args:
-        noise: a number for each patch.
-        epoch: that the batch belongs to, from 0.
-        epochs: of the run.
-        masking: arguments of :func:`efficient_mae.masking.plan_masks`.
-        part_size: images that the decoder takes at a time; None takes all.
-    """
-    return plan_masks(noise, **masking, progress=epoch / max(1, epochs - 1), part_size=part_size)
 
 
 class PretrainRun(Run):
@@ -152,13 +135,9 @@ class PretrainRun(Run):
             self.config.seed,
             min_size=model.patch_size,
             num_patches=model.grid_size[0] * model.grid_size[1],
-            make_masks=partial(
-                plan_epoch_masks,
-                epochs=self.config.epochs,
-                masking=model.config.masking,
-                # The gradients of a sharded decoder are gathered by hooks of its own.
-                part_size=None if self.is_sharded else self.unit,
-            ),
+            # The gradients of a sharded decoder are gathered by hooks of its own.
+            make_masks=model.config.planner(None if self.is_sharded else self.unit),
+            epochs=self.config.epochs,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:

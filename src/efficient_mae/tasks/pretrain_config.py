@@ -10,43 +10,19 @@ from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
-from efficient_mae.models import MaskedAutoencoder, create_model
-from efficient_mae.ranges import Finite, NonNegative, Pixels, Positive, PositiveInt, Ratio, Seed, Settings, Share
+from efficient_mae.models import MAESettings, MaskedAutoencoder, create_model
+from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "panel_every", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(Settings):
-    """Settings that make a model and its objective; see :func:`efficient_mae.models.create_model`."""
+class ModelSettings(MAESettings):
+    """Settings that make a model and its objective."""
 
     model: str = "mae_vit_base_patch16"
     """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
-    img_size: Pixels = 224
-    """pixels, one number or [height, width]"""
-    in_chans: PositiveInt = 3
-    """channels that images are converted to: 1 grey, 3 RGB, 4 RGBA"""
-    depth: PositiveInt | None = None
-    """encoder blocks (null: the model's)"""
-    decoder_depth: PositiveInt = 8
-    """decoder blocks"""
-    decoder_embed_dim: PositiveInt | None = None
-    """decoder width (null: the model's)"""
-    mask_ratio: Ratio = 0.85
-    """share of patches hidden from the encoder"""
-    gamma: NonNegative = 0.6
-    """exponent of the Difficulty-Flatten Loss; 0 weights all patches alike"""
-    beta: Positive | None = 26.0
-    """P2Dist, in pixels at patch size 16, beyond which a patch is not reconstructed (null: reconstruct all)"""
-    k: PositiveInt = 8
-    """points that P2Dist looks at"""
-    difficulty: str = "p2dist"
-    """p2dist, p2dist_exact, visible_neighbours, inverse_distance_sum or nearest_patch (Table 5)"""
-    schedule: str = "flatten"
-    """flatten (weights d ** -gamma), threshold (all alike), curriculum or normalise (Table 6)"""
-    norm_pix_loss: bool = True
-    """normalise each target patch by its own mean and variance"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,18 +93,5 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
 
 def build_model(config: ModelSettings) -> MaskedAutoencoder:
     """The model of a configuration, with random weights."""
-    return create_model(
-        config.model,
-        img_size=config.img_size,
-        in_chans=config.in_chans,
-        mask_ratio=config.mask_ratio,
-        gamma=config.gamma,
-        beta=config.beta,
-        norm_pix_loss=config.norm_pix_loss,
-        decoder_depth=config.decoder_depth,
-        decoder_embed_dim=config.decoder_embed_dim,
-        depth=config.depth,
-        k=config.k,
-        difficulty=config.difficulty,
-        schedule=config.schedule,
-    )
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(MAESettings)}
+    return create_model(config.model, **settings)
