@@ -2,9 +2,8 @@
 
     python benchmarks/same_steps.py BEFORE [AFTER]
 
-BEFORE and AFTER are commits; without AFTER the working tree is compared. Every run is `emae pretrain` on bundled
-images, in a process whose sources are the commit's. Exit status 1 if a number differs. Writes
-results/same_steps.json.
+BEFORE and AFTER are commits; without AFTER it is HEAD. Every run is `emae pretrain` on bundled images, in a process
+whose sources are the commit's. Exit status 1 if a number differs. Writes results/same_steps.json.
 """
 
 import argparse
@@ -47,15 +46,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def sources_of(commit: str | None) -> Iterator[Path]:
-    """The sources of a commit, or of the working tree."""
-    if commit is None:
-        yield ROOT / "src"
-        return
+def sources_of(commit: str) -> Iterator[Path]:
+    """The sources of a commit."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)
+        subprocess.run([*git, "add", "--force", "--detach", str(tree), commit], check=True, capture_output=True)
         try:
             yield tree / "src"
         finally:
@@ -72,6 +68,10 @@ def train(sources: Path, configuration: dict[str, Any], out: Path) -> list[list[
     flags = [f"--{name}={value}" for name, value in settings.items()]
     environment = os.environ | {"PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1"}
     command = [*launcher, "efficient_mae", "pretrain", f"--out={out}", *flags]
+    # What is imported is these sources, or the comparison would compare nothing.
+    where = [sys.executable, "-c", "import efficient_mae; print(efficient_mae.__file__)"]
+    found = subprocess.run(where, env=environment, cwd=out.parent, check=True, capture_output=True, text=True).stdout
+    assert Path(found.strip()).is_relative_to(sources), found
     metrics, quiet = out / "metrics.jsonl", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, cwd=out.parent, **quiet) as process:
         while len(read_metrics(metrics)) < STEPS:
@@ -86,11 +86,13 @@ def main() -> int:
     """Compare; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before")
-    parser.add_argument("after", nargs="?")
+    parser.add_argument("after", nargs="?", default="HEAD")
     parser.add_argument("--only", nargs="*", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
     given = parser.parse_args()
+    named = ["git", "-C", str(ROOT), "rev-parse", given.before, given.after]
+    commits = subprocess.run(named, check=True, capture_output=True, text=True).stdout.split()
     found: dict[str, Any] = {}
-    with sources_of(given.before) as before, sources_of(given.after) as after:
+    with sources_of(commits[0]) as before, sources_of(commits[1]) as after:
         for name in given.only:
             with tempfile.TemporaryDirectory() as folder:
                 ours, theirs = (
@@ -102,7 +104,7 @@ def main() -> int:
             found[name] |= {"last": dict(zip(FIGURES, ours[-1], strict=True))}
             print(f"{name}: {len(ours)} steps, {'the same' if not differing else f'differ from {differing[0]} on'}")
     machine = describe_machine(torch.device("cpu"))
-    result = {"date": date.today().isoformat(), "before": given.before, "after": given.after, "machine": machine}
+    result = {"date": date.today().isoformat(), "before": commits[0], "after": commits[1], "machine": machine}
     RESULT.write_text(json.dumps({**result, "configurations": found}, indent=1) + "\n")
     return int(any(one["first_difference"] is not None for one in found.values()))
 

@@ -82,7 +82,7 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """A suggestion to append to an error about an unknown name; empty if no known one is near.
 
     Args:
-        known: names; one of which the unknown one is a word (`lr` of `base_lr`) is as near as one spelt alike.
+        known: names; where none is spelt alike, one that has the unknown one for a word will do: `base_lr` for `lr`.
         prefix: goes before the name that is suggested.
     """
     known = list(known)

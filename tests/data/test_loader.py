@@ -161,12 +161,13 @@ def test_seeds_and_epochs_differ():
     assert not torch.equal(first.images, dataset(seed=4).__getitems__([(0, 1), (1, 1)]).images)
 
 
-def test_masks_are_made_once_a_batch():
+@pytest.mark.parametrize(("epochs", "progress"), [(9, [0.5, 0.5, 1.0]), (5, [1.0, 1.0, 1.0]), (1, [1.0, 1.0, 1.0])])
+def test_masks_are_made_once_a_batch(epochs: int, progress: list[float]):
     calls = []
-    masks = {"num_patches": 5, "make_masks": lambda *made_of: calls.append(made_of), "epochs": 9}
+    masks = {"num_patches": 5, "make_masks": lambda *made_of: calls.append(made_of), "epochs": epochs}
     data = TrainDataset(Shades(9), TRANSFORM, 0, **masks)
     data.__getitems__([(4, 1), (4, 2), (8, 2)])
-    assert [(noise.shape, progress.tolist()) for noise, progress in calls] == [((3, 5), [0.5, 0.5, 1.0])]
+    assert [(noise.shape, made_at.tolist()) for noise, made_at in calls] == [((3, 5), progress)]
 
 
 def test_masks_and_labels_may_be_missing():

@@ -13,6 +13,7 @@ from efficient_mae.interop import (
     load_statistics,
     save_encoder,
 )
+from efficient_mae.models import MAEConfig
 from tests.interop.conftest import STATISTICS, save_model
 
 
@@ -62,3 +63,14 @@ def test_an_adapted_encoder_is_saved_and_loaded(tmp_path: Path, model):
 
 def test_config_of_a_file(tmp_path: Path, model, encoder: Path):
     assert load_config(save_model(tmp_path / "model.safetensors", model)) == model.config == load_config(encoder)
+
+
+@pytest.mark.parametrize("name", ["gamma", "mask_ratio", "beta", "in_chans", "decoder_depth", "norm_pix_loss"])
+def test_a_setting_that_a_file_lacks_is_not_guessed(name: str):
+    config = emae.create_model("mae_vit_tiny_patch4", img_size=16, depth=1, decoder_depth=1).config
+    header = config.to_dict()
+    assert MAEConfig.from_dict(header) == config
+    early = {key: value for key, value in header.items() if key not in ("difficulty", "schedule")}
+    assert MAEConfig.from_dict(early) == config
+    with pytest.raises(KeyError, match=name):
+        MAEConfig.from_dict({key: value for key, value in header.items() if key != name})

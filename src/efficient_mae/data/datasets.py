@@ -61,8 +61,8 @@ class TrainDataset(Dataset[TrainBatch]):
             min_size: an image with a side shorter than this, in pixels, counts as unreadable (the patch size).
             num_patches: L, random numbers in [0, 1) that an image's mask is made of; goes with `make_masks`.
             make_masks: from the random numbers of a batch, and how far training is when each sample is seen (0 in
-                the first epoch, 1 in the last), to its masks: any object that can be pickled; it is handed over as a
-                :class:`Flat`.
+                the first epoch, 1 in the last, be it the only one), to its masks: any object that can be pickled; it
+                is handed over as a :class:`Flat`.
             epochs: of training.
         """
         if (num_patches is None) != (make_masks is None):
@@ -143,8 +143,9 @@ class TrainDataset(Dataset[TrainBatch]):
         noise = torch.empty(len(pairs), self.num_patches)
         for row, (epoch, index) in zip(noise.numpy(), pairs, strict=True):
             sample_rng(self.seed, epoch, index, "mask").random(out=row, dtype=row.dtype)
-        epoch = torch.tensor([epoch for epoch, _ in pairs], dtype=torch.float64)
-        return Flat.of(self.make_masks(noise, epoch / max(1, self.epochs - 1)))
+        epoch, last = torch.tensor([epoch for epoch, _ in pairs], dtype=torch.float64), self.epochs - 1
+        progress = (epoch / last).clamp(max=1) if last else torch.ones_like(epoch)
+        return Flat.of(self.make_masks(noise, progress))
 
 
 class EvalDataset(Dataset[EvalBatch]):

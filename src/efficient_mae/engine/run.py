@@ -158,8 +158,13 @@ class Run(ABC):
         """Put the model, its companions and its optimiser where they are trained; return what does a step."""
         config, processes = self.config, self.processes
         self._skeleton = Skeleton(self.model) if self.is_sharded else None
-        settings = {"parallel": config.parallel, "precision": config.precision, "compile": config.compile}
-        model = parallelize(self.model.train(), processes, **settings)
+        model = parallelize(
+            self.model.train(),
+            processes,
+            parallel=config.parallel,
+            precision=config.precision,
+            compile=config.compile,
+        )
         for companion in self.companions.values():
             companion.to(processes.device)
             if self.is_sharded:

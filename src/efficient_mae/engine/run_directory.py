@@ -27,7 +27,7 @@ MOST_DAMAGED = 0.01
 def claim_run_directory(
     folder: Path, settings: dict[str, Any], operational: Collection[str], processes: Processes
 ) -> None:
-    """Make the directory this run's, or find that it is already. One in which nothing was done is anybody's.
+    """Make the directory this run's, or find that it is already; one in which no step was logged is anybody's.
 
     Args:
         folder: of the run.

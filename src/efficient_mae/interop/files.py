@@ -11,7 +11,7 @@ from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_mo
 from efficient_mae.engine.checksums import refuse_damage
 from efficient_mae.engine.durable import save_tensors
 from efficient_mae.engine.plain_files import parse_json
-from efficient_mae.engine.run_directory import read_settings
+from efficient_mae.engine.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
 from efficient_mae.ranges import Finite, Positive, Settings
@@ -89,7 +89,7 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     """The settings of the run that lies at a path or that a checkpoint at the path belongs to; {} if none does."""
     path = Path(path)
     for folder in (path, *path.parents[:3]):
-        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+        if (folder / SETTINGS).is_file() and (folder / "checkpoints").is_dir():
             return read_settings(folder)
     return {}
 

@@ -15,9 +15,16 @@ def patch_errors(prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"])
 def weighted_error_sum(
     prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"], weights: Float[Tensor, " T"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
-    """The numerator of Eq. 2, and the errors that it sums; the denominator is `weights.sum()`.
+    """The numerator of Eq. 2, and the squared error of each patch; the denominator is `weights.sum()`.
 
     Training divides by the weights of the whole global batch, of which this may be a part.
+
+    Args:
+        prediction: T predicted patches of X = P * P * C values.
+        target: their true values.
+        weights: of the patches; d ** -gamma in the paper.
+
+    Source: Eq. 2, with MAE's squared error.
     """
     errors = patch_errors(prediction, target)
     return (weights.to(errors.dtype) * errors).sum(), errors

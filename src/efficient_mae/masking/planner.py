@@ -56,7 +56,10 @@ class MaskPlanner:
             progress: as above.
 
         Raises:
-            InputError: images with different numbers of visible patches, or without a visible or a masked one.
+            InputError: images with different numbers of visible patches, or without a visible or a masked one, or
+                nothing to predict in the whole batch.
+
+        Source: Secs. 3.3, 4.1 and 4.2.
         """
         given = self.settings
         measured = difficulty(mask, self.patch_size, given.difficulty, given.k)

@@ -1,6 +1,6 @@
 """What a model is made of."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -34,23 +34,27 @@ class MAESettings(MaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig(MaskSettings):
+class MAEConfig(MAESettings):
     """Everything that a model is made of; what a checkpoint records."""
 
-    img_size: tuple[PositiveInt, PositiveInt]
-    patch_size: PositiveInt
-    in_chans: PositiveInt
-    embed_dim: PositiveInt
-    depth: PositiveInt
-    num_heads: PositiveInt
-    decoder_embed_dim: PositiveInt
-    decoder_depth: PositiveInt
-    decoder_num_heads: PositiveInt
-    norm_pix_loss: bool
+    img_size: tuple[PositiveInt, PositiveInt] = field()
+    patch_size: PositiveInt = field()
+    embed_dim: PositiveInt = field()
+    depth: PositiveInt = field()
+    num_heads: PositiveInt = field()
+    decoder_embed_dim: PositiveInt = field()
+    decoder_num_heads: PositiveInt = field()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MAEConfig":
-        """The config that :meth:`to_dict` wrote."""
+        """The config that :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError: a value is missing; the first versions had neither `difficulty` nor `schedule`.
+            TypeError: there are others.
+        """
+        if missing := {one.name for one in fields(cls)} - {"difficulty", "schedule"} - values.keys():
+            raise KeyError(min(missing))
         return cls(**{**values, "img_size": as_pair(tuple(values["img_size"]))})
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class MAEConfig(MaskSettings):
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
     def planner(self, part_size: int | None = None) -> MaskPlanner:
-        """Makes this model's masks, laid out for parts of so many images."""
+        """Makes this model's masks, laid out for parts of so many images; None for all at once."""
         return MaskPlanner(self.grid_size, self.patch_size, self, part_size)
 
 
@@ -75,7 +79,7 @@ def resolve_model(name: str, settings: MAESettings) -> MAEConfig:
     """
     size, patch_size = parse_name(name)
     width = settings.decoder_embed_dim or size.decoder_embed_dim
-    chosen = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    chosen = {one.name: getattr(settings, one.name) for one in fields(settings)}
     return MAEConfig(**chosen | {
         "img_size": as_pair(settings.img_size),
         "patch_size": patch_size,

@@ -222,8 +222,9 @@ def create_model(name: str, **settings: Any) -> MaskedAutoencoder:
 
     Args:
         name: ``mae_vit_{tiny,small,base,large,huge}_patch{P}``.
-        settings: the fields of :class:`MAESettings`: `img_size`, `in_chans`, `mask_ratio`, `gamma`, `beta`,
-            `norm_pix_loss`, `decoder_depth`, ... ``beta=None, gamma=0`` is MAE.
+        settings: the fields of :class:`efficient_mae.models.MAESettings`, which says what each is: `img_size`
+            (pixels, one number or (height, width)), `in_chans`, `mask_ratio`, `gamma`, `beta` (pixels at patch size
+            16), `norm_pix_loss`, `decoder_depth`, ... ``beta=None, gamma=0`` is MAE.
 
     Raises:
         InputError: anything that cannot work, with what would be accepted.

@@ -9,7 +9,7 @@ from typing import Any
 from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.nonfinite import SKIPPED
 from efficient_mae.engine.plain_files import parse_json
-from efficient_mae.engine.run_directory import read_damaged, read_settings
+from efficient_mae.engine.run_directory import MACHINE, read_damaged, read_settings
 from efficient_mae.errors import InputError
 
 
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> RunFiles:
         metrics=_training_rows(folder / "metrics.jsonl"),
         panels=sorted((folder / "figures").glob("panel-epoch-*.png")),
         encoder=encoder if encoder.is_file() else None,
-        machine=_read_json(folder / "machine.json", lambda machine: isinstance(machine, dict)),
+        machine=_read_json(folder / MACHINE, lambda machine: isinstance(machine, dict)),
         skipped=read_metrics(folder / SKIPPED),
         damaged=read_damaged(folder / "damaged.json"),
         knn=_read_json(folder / "knn.json", _is_knn),
