@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efficient_mae.data.fashion_mnist import CLASSES, DEBIAN_FOLDER, SAMPLE_FILE, read_idx
+from efficient_mae.data.sources.fashion_mnist import CLASSES, DEBIAN_FOLDER, SAMPLE_FILE, read_idx
 
 PER_CLASS = {"train": 1000, "test": 200}
 PREFIX = {"train": "train", "test": "t10k"}

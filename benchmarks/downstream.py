@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.data import open_source, spread
-from efficient_mae.data.sources import Source
-from efficient_mae.engine.distributed import resolve_precision
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.data.sources.registry import Source
+from efficient_mae.engine.machine.distributed import resolve_precision
+from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.tasks.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.intervals import mean_and_interval
 from efficient_mae.tasks.knn import KnnConfig, knn

@@ -29,7 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from efficient_mae.data import PretrainTransform, TrainDataset, default_mean_std, normalize, open_source
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.facts import describe_machine
 
 MEAN, STD = default_mean_std(3)
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from rounds import medians, read_arguments, report
 
-from efficient_mae.engine.machine import keep_freed_memory
-from efficient_mae.models.linear import onednn_linear
+from efficient_mae.backbones.kernels.linear import onednn_linear
+from efficient_mae.engine.machine.facts import keep_freed_memory
 
 # Rows, inputs, outputs.
 ENCODER = {"encoder qkv": (960, 768, 2304), "encoder fc1": (960, 768, 3072), "encoder fc2": (960, 3072, 768)}

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from efficient_mae.data import EvalTransform, UnreadableImage, open_source, shard_index
-from efficient_mae.data.datasets import EvalDataset
-from efficient_mae.data.folder import FolderSource
-from efficient_mae.data.loader import _loader
-from efficient_mae.data.names import PackedNames
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.data.batches.datasets import EvalDataset
+from efficient_mae.data.batches.loader import _loader
+from efficient_mae.data.sources.folder import FolderSource
+from efficient_mae.data.sources.names import PackedNames
+from efficient_mae.engine.machine.facts import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 # Share of the steps that is left out at the beginning: pools and caches fill; matplotlib takes ten panels for it.

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from efficient_mae.children import end_with_main_process
-from efficient_mae.engine.distributed import join_processes
-from efficient_mae.engine.machine import describe_machine
-from efficient_mae.engine.memory import GIB, BatchMemory
-from efficient_mae.engine.step_memory import hollow
+from efficient_mae.engine.machine.distributed import join_processes
+from efficient_mae.engine.machine.facts import describe_machine
+from efficient_mae.engine.machine.memory import GIB, BatchMemory
+from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.tasks.pretrain import make_pretrain_run
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from efficient_mae.engine.distributed import ALONE
-from efficient_mae.engine.machine import describe_machine
-from efficient_mae.engine.memory import GIB, BatchMemory
+from efficient_mae.engine.machine.distributed import ALONE
+from efficient_mae.engine.machine.facts import describe_machine
+from efficient_mae.engine.machine.memory import GIB, BatchMemory
 from efficient_mae.tasks.pretrain import make_pretrain_run
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 

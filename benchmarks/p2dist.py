@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 import efficient_mae as emae
-from efficient_mae.engine.distributed import autocast, resolve_precision
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.distributed import autocast, resolve_precision
+from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.optim import build_adamw, set_learning_rate
-from efficient_mae.masking import MaskPlanner
+from efficient_mae.methods.mae import MaskPlanner
 
 RATIOS = (0.75, 0.85, 0.90, 0.95)
 MASKS = 256

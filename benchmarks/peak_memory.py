@@ -19,7 +19,7 @@ from scaling_tables import markdown, rewrite
 
 from efficient_mae.bench.peaks import host_peak
 from efficient_mae.bench.step import BenchStepConfig, host_contender
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.facts import describe_machine
 
 ROOT = Path(__file__).parents[1]
 MODEL = "mae_vit_large_patch16"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.facts import describe_machine
 
 
 def read_arguments(description: str, rounds: int) -> argparse.Namespace:

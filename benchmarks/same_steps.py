@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from efficient_mae.engine.logging import read_metrics
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.facts import describe_machine
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "same_steps.json"

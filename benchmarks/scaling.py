@@ -28,11 +28,10 @@ from skimage import data as pictures
 import efficient_mae as emae
 from efficient_mae.bench.flops import MAE_MASK_RATIO, count_gmacs, mae_counterpart, model_cost
 from efficient_mae.data import PretrainTransform, TrainDataset, open_source
-from efficient_mae.engine.distributed import autocast
-from efficient_mae.engine.machine import describe_machine
-from efficient_mae.engine.step_memory import count_passes
-from efficient_mae.masking import MaskLayout, MaskPlanner
-from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
+from efficient_mae.engine.machine.distributed import autocast
+from efficient_mae.engine.machine.facts import describe_machine
+from efficient_mae.engine.machine.step_memory import count_passes
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder, MaskLayout, MaskPlanner, part_size
 
 
 def models() -> dict[str, MAEConfig]:

@@ -31,7 +31,7 @@ install_import_hook("efficient_mae", CHECKER)
 @pytest.fixture(autouse=True, scope="session")
 def own_index_cache(tmp_path_factory: pytest.TempPathFactory):
     """Indices of shards are kept apart from the user's."""
-    from efficient_mae.data import shard_index
+    from efficient_mae.data.sources import shard_index
 
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

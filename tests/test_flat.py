@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficient_mae.flat import Flat
-from efficient_mae.masking import MaskLayout, MaskPlanner
+from efficient_mae.methods.mae import MaskLayout, MaskPlanner
 
 DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32, torch.float64]
 

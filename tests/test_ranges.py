@@ -18,7 +18,7 @@ import efficient_mae as emae
 from efficient_mae.cli import main, recipes
 from efficient_mae.commands import COMMANDS
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.models import MAEConfig
+from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.ranges import NonNegativeInt, Pixels, Positive, PositiveInt, Seed, Share, check_range
 from efficient_mae.study.presets import recipe_settings
 from efficient_mae.tasks.pretrain_config import PretrainConfig, ResolvedConfig

@@ -24,7 +24,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from efficient_mae.cli import main
-from efficient_mae.data import open_source, shard_index
+from efficient_mae.data import open_source
+from efficient_mae.data.sources import shard_index
 from tests.tasks.conftest import TINY, flags, write_images
 
 SMALL = {**TINY, "num_workers": 0, "epochs": 1, "batch_size": 8}

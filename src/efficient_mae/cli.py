@@ -17,8 +17,8 @@ from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
 from efficient_mae.commands import COMMANDS, GROUPS, Command
 from efficient_mae.console import PlainConsole, printable, say
-from efficient_mae.engine.plain_files import parse_yaml
-from efficient_mae.engine.spokesman import may_say, see_out
+from efficient_mae.engine.machine.spokesman import may_say, see_out
+from efficient_mae.engine.storage.plain_files import parse_yaml
 from efficient_mae.errors import (
     DivergedError,
     InputError,

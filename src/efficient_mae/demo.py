@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from efficient_mae.console import say
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.ranges import Settings
 from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report

@@ -14,7 +14,7 @@ import torch
 
 from efficient_mae.bench import doctor_machine, doctor_software
 from efficient_mae.cli import main
-from efficient_mae.engine import machine
+from efficient_mae.engine.machine import facts as machine
 from tests.tasks.conftest import write_images
 
 SMALL = ["--model", "mae_vit_tiny_patch4", "--img_size", "16", "--in_chans", "1", "--depth", "1"]

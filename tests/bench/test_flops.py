@@ -6,8 +6,7 @@ import torch
 import efficient_mae as emae
 from efficient_mae.bench.flops import count_gmacs, mae_counterpart, model_cost, paper_gmacs
 from efficient_mae.errors import InputError
-from efficient_mae.masking import MaskLayout
-from efficient_mae.models import MAEConfig
+from efficient_mae.methods.mae import MAEConfig, MaskLayout
 
 
 def config_of(name: str, **changes) -> MAEConfig:

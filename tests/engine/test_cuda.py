@@ -9,14 +9,13 @@ import torch._dynamo.utils
 
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
-from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.loop import Step
+from efficient_mae.engine.machine.distributed import Processes
+from efficient_mae.engine.machine.parallel import compile_blocks, parallelize
 from efficient_mae.engine.optim import build_adamw, learning_rate
-from efficient_mae.engine.parallel import compile_blocks, parallelize
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.masking import MaskLayout
-from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.methods.mae import MaskedAutoencoder, MaskLayout
 from efficient_mae.tasks.pretrain import Reconstruction
 from tests.processes import spawn
 

@@ -12,14 +12,14 @@ import torch.multiprocessing as mp
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
 from efficient_mae.engine import loop
-from efficient_mae.engine.distributed import ALONE, Processes, join_processes
 from efficient_mae.engine.logging import MetricsLog, Stopwatch, read_metrics
 from efficient_mae.engine.loop import Step
+from efficient_mae.engine.machine.distributed import ALONE, Processes, join_processes
+from efficient_mae.engine.machine.parallel import parallelize, whole_tensor
 from efficient_mae.engine.optim import build_adamw, learning_rate
-from efficient_mae.engine.parallel import parallelize, whole_tensor
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.masking import MaskPlanner, MaskSettings
+from efficient_mae.methods.mae import MaskPlanner, MaskSettings
 from efficient_mae.tasks.pretrain import Reconstruction
 from tests.processes import spawn
 

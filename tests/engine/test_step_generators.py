@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from efficient_mae.data import TrainBatch
-from efficient_mae.engine.distributed import Processes
 from efficient_mae.engine.loop import Step, step_generators
+from efficient_mae.engine.machine.distributed import Processes
 
 
 class Draws:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import efficient_mae as emae
-from efficient_mae.engine.durable import save_tensors
+from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 
 STATISTICS = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

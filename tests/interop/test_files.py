@@ -13,7 +13,7 @@ from efficient_mae.interop import (
     load_statistics,
     save_encoder,
 )
-from efficient_mae.models import MAEConfig
+from efficient_mae.methods.mae import MAEConfig
 from tests.interop.conftest import STATISTICS, save_model
 
 

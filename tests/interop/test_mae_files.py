@@ -11,7 +11,7 @@ import torch
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.interop import ImageStatistics, load_config, load_statistics
-from efficient_mae.models import MaskedAutoencoder
+from efficient_mae.methods.mae import MaskedAutoencoder
 
 
 def block(name: str, width: int) -> dict[str, tuple[int, ...]]:

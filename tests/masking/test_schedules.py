@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import efficient_mae as emae
-from efficient_mae.masking import MaskPlanner, MaskSettings
 from efficient_mae.masking.schedules import (
     FIRST_SHARE,
     curriculum_threshold,
     normalising_weights,
     sample_difficulties,
 )
+from efficient_mae.methods.mae import MaskPlanner, MaskSettings
 
 
 def plan(images: int = 500, progress: float = 1.0, **settings):

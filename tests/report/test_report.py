@@ -15,8 +15,8 @@ from PIL import Image
 
 import efficient_mae as emae
 from efficient_mae.data import default_mean_std
-from efficient_mae.engine.checkpoint import save_checkpoint
 from efficient_mae.engine.optim import build_adamw
+from efficient_mae.engine.storage.checkpoint import save_checkpoint
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.report.report import write_report

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from efficient_mae.engine.checkpoint import find_checkpoints, step_of
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
 from tests.tasks.conftest import TINY, assert_same_result, emae, last_row, rows, run, write_images
 
 from .cluster import Cluster, missing, slurm_cluster

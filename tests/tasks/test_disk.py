@@ -9,12 +9,12 @@ import pytest
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.engine import checkpoint as module
-from efficient_mae.engine import run_directory
-from efficient_mae.engine.checkpoint import find_checkpoints
-from efficient_mae.engine.distributed import ALONE
+from efficient_mae.engine.machine.distributed import ALONE
+from efficient_mae.engine.storage import checkpoint as module
+from efficient_mae.engine.storage import run_directory
+from efficient_mae.engine.storage.checkpoint import find_checkpoints
 from efficient_mae.errors import InputError
-from tests.engine.test_checksums import cut, flip
+from tests.engine.storage.test_checksums import cut, flip
 from tests.forks import ForkServer
 
 from .conftest import TOTAL_STEPS, assert_same_result, rows, short_run

@@ -15,7 +15,7 @@ from timm.loss import SoftTargetCrossEntropy
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import AugmentTransform, normalize, open_source, sample_rng
-from efficient_mae.data.order import ResumableBatchSampler
+from efficient_mae.data.batches.order import ResumableBatchSampler
 from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.optim import adamw, set_learning_rate
 from efficient_mae.interop import ImageStatistics, save_encoder

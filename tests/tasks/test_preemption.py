@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from efficient_mae.engine.checkpoint import find_checkpoints, step_of
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
 from tests.forks import ForkServer, Run
 
 from .conftest import (

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import efficient_mae as emae
-from efficient_mae.engine import checkpoint as checkpoint_module
-from efficient_mae.engine import durable
+from efficient_mae.engine.storage import checkpoint as checkpoint_module
+from efficient_mae.engine.storage import durable
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve

@@ -8,7 +8,7 @@ import torch
 
 import efficient_mae as emae
 from efficient_mae.data import open_source
-from efficient_mae.engine.distributed import join_processes
+from efficient_mae.engine.machine.distributed import join_processes
 from efficient_mae.tasks.pretrain import PretrainRun, pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model, resolve
 

@@ -17,8 +17,8 @@ from torch._guards import detect_fake_mode
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import ResumableBatchSampler, normalize
-from efficient_mae.engine.checkpoint import find_checkpoints, step_of
-from efficient_mae.engine.distributed import ALONE
+from efficient_mae.engine.machine.distributed import ALONE
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
 from efficient_mae.errors import DivergedError
 from efficient_mae.tasks import classifier, pretrain
 from efficient_mae.tasks.finetune import FinetuneConfig, finetune

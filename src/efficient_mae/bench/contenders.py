@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from efficient_mae.bench.flops import MAE_MASK_RATIO, count_gmacs, mae_counterpart, paper_gmacs
 from efficient_mae.data import TrainBatch, default_mean_std, normalize
-from efficient_mae.engine.distributed import ALONE, autocast
 from efficient_mae.engine.loop import Objective, Step
+from efficient_mae.engine.machine.distributed import ALONE, autocast
+from efficient_mae.engine.machine.parallel import compile_blocks
+from efficient_mae.engine.machine.step_memory import count_passes
 from efficient_mae.engine.optim import build_adamw
-from efficient_mae.engine.parallel import compile_blocks
-from efficient_mae.engine.step_memory import count_passes
 from efficient_mae.errors import InputError
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics, to_hf
-from efficient_mae.models import MAEConfig, MaskedAutoencoder, part_size
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder, part_size
 from efficient_mae.tasks.pretrain import Reconstruction
 
 # Mask ratios at which Efficient MAE is timed; the first is the paper's default.

@@ -20,10 +20,10 @@ from efficient_mae.data import (
     open_source,
     spread,
 )
-from efficient_mae.engine.distributed import find_device, resolve_precision
-from efficient_mae.engine.machine import available_cores, describe_machine
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
-from efficient_mae.models import part_size
+from efficient_mae.methods.mae import part_size
 from efficient_mae.ranges import NonNegativeInt, Positive, PositiveInt, Seed, Share
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 

@@ -16,8 +16,8 @@ from efficient_mae.bench.doctor_finding import Finding, Plan, problem
 from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
 from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
 from efficient_mae.console import say
-from efficient_mae.engine.distributed import find_device, resolve_precision
-from efficient_mae.engine.machine import describe_machine, usual_workers
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine.facts import describe_machine, usual_workers
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import NonNegativeInt, PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model

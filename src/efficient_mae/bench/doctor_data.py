@@ -6,8 +6,8 @@ import math
 from efficient_mae.bench.data import BenchDataConfig, bench_data
 from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
 from efficient_mae.data import UnreadableImage, describe_images, open_source, spread
-from efficient_mae.engine.machine import available_cores
-from efficient_mae.engine.run_directory import MOST_DAMAGED
+from efficient_mae.engine.machine.facts import available_cores
+from efficient_mae.engine.storage.run_directory import MOST_DAMAGED
 from efficient_mae.tasks.pretrain_config import ModelSettings
 
 # Images that are read to see whether they can be.

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from efficient_mae.bench.doctor_finding import Finding, Plan, in_bytes, note, ok, problem
-from efficient_mae.engine.distributed import slurm_environment
-from efficient_mae.engine.free_memory import free_memory
-from efficient_mae.engine.machine import available_cores, control_groups
+from efficient_mae.engine.machine.distributed import slurm_environment
+from efficient_mae.engine.machine.facts import available_cores, control_groups
+from efficient_mae.engine.machine.free_memory import free_memory
 
 # Batches that a worker keeps ready, PyTorch's and ours.
 _PREFETCH = 2

@@ -7,8 +7,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficient_mae.masking import MaskLayout
-from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
+from efficient_mae.backbones import VisionTransformer
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder, MaskLayout
 
 # MAE's own mask ratio: what this project's savings are measured against.
 MAE_MASK_RATIO = 0.75

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs, paper_gmacs
-from efficient_mae.models import MAEConfig, create_model
+from efficient_mae.methods.mae import MAEConfig, create_model
 from efficient_mae.ranges import PositiveInt, Settings
 
 # (table, size and patch size, mask ratio, Efficient MAE or MAE, the paper's GFLOPs). Table 4's columns DF and DM are

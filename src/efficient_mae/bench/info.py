@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.flops import model_cost
-from efficient_mae.engine.distributed import find_device, resolve_precision
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.interop import load_config
-from efficient_mae.models import MAEConfig
+from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 
 

@@ -11,9 +11,9 @@ import torch
 from efficient_mae.bench.contenders import Contender
 from efficient_mae.children import end_with_main_process
 from efficient_mae.console import say
-from efficient_mae.engine.free_memory import free_memory
-from efficient_mae.engine.machine import keep_freed_memory
-from efficient_mae.engine.memory import is_out_of_memory
+from efficient_mae.engine.machine.facts import keep_freed_memory
+from efficient_mae.engine.machine.free_memory import free_memory
+from efficient_mae.engine.machine.memory import is_out_of_memory
 
 # The contender of a number, from 0; None if there are fewer. It may be sent to another process.
 Make = Callable[[int], Contender | None]

@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from efficient_mae.backbones.kernels.linear import linear
 from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders, seconds_of
 from efficient_mae.bench.peaks import device_peak, host_peaks
 from efficient_mae.console import say
-from efficient_mae.engine.distributed import find_device, resolve_precision
-from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.machine import describe_machine, keep_compiled_products, keep_freed_memory
-from efficient_mae.engine.memory import is_out_of_memory
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine.facts import describe_machine, keep_compiled_products, keep_freed_memory
+from efficient_mae.engine.machine.memory import is_out_of_memory
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
 from efficient_mae.masking import p2dist
-from efficient_mae.models.linear import linear
 from efficient_mae.ranges import PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
 

@@ -1,17 +1,17 @@
 """Images: where they come from, how they are cropped, and how they reach a training step."""
 
-from efficient_mae.data.augment import AugmentTransform
-from efficient_mae.data.batch import EvalBatch, TrainBatch
-from efficient_mae.data.datasets import TrainDataset
-from efficient_mae.data.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
-from efficient_mae.data.describe import ImageSummary, describe_images
-from efficient_mae.data.device_decode import DeviceDecodeDataset
-from efficient_mae.data.labelled import LabelledData, open_labelled
-from efficient_mae.data.loader import make_eval_loader, make_train_loader
-from efficient_mae.data.order import ResumableBatchSampler, sample_rng
-from efficient_mae.data.sources import Source, open_source
-from efficient_mae.data.subset import Subset, spread
-from efficient_mae.data.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
+from efficient_mae.data.batches.batch import EvalBatch, TrainBatch
+from efficient_mae.data.batches.datasets import TrainDataset
+from efficient_mae.data.batches.device_decode import DeviceDecodeDataset
+from efficient_mae.data.batches.loader import make_eval_loader, make_train_loader
+from efficient_mae.data.batches.order import ResumableBatchSampler, sample_rng
+from efficient_mae.data.images.augment import AugmentTransform
+from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
+from efficient_mae.data.images.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
+from efficient_mae.data.sources.describe import ImageSummary, describe_images
+from efficient_mae.data.sources.labelled import LabelledData, open_labelled
+from efficient_mae.data.sources.registry import Source, open_source
+from efficient_mae.data.sources.subset import Subset, spread
 
 __all__ = [
     "AugmentTransform",

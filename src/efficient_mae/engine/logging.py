@@ -11,8 +11,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from efficient_mae.console import console
-from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.plain_files import parse_json
+from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from efficient_mae.data.generators import seeded_generators
-from efficient_mae.data.order import sample_rng
-from efficient_mae.engine.distributed import Processes, autocast
+from efficient_mae.data.batches.generators import seeded_generators
+from efficient_mae.data.batches.order import sample_rng
+from efficient_mae.engine.faults.nonfinite import SkippedStep, Window
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
-from efficient_mae.engine.nonfinite import SkippedStep, Window
+from efficient_mae.engine.machine.distributed import Processes, autocast
+from efficient_mae.engine.machine.parallel import whole_tensor
 from efficient_mae.engine.optim import keep, set_learning_rate, step_unless
-from efficient_mae.engine.parallel import whole_tensor
 from efficient_mae.engine.prefetch import DevicePrefetcher
 from efficient_mae.errors import Stopped
 

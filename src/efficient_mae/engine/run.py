@@ -17,23 +17,23 @@ from torch import nn
 
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
-from efficient_mae.data.describe import describe_images
-from efficient_mae.engine.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, set_aside, step_of
-from efficient_mae.engine.checksums import last_whole
-from efficient_mae.engine.distributed import Processes
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.data.sources.describe import describe_images
+from efficient_mae.engine.faults.nonfinite import SkipLog
+from efficient_mae.engine.faults.preemption import StopRequests
+from efficient_mae.engine.faults.rollback import Rollbacks
 from efficient_mae.engine.logging import MetricsLog
 from efficient_mae.engine.loop import Loop, Step, TaskObjective
-from efficient_mae.engine.machine import describe_machine, usual_workers
-from efficient_mae.engine.memory import BatchMemory, explain_out_of_memory
-from efficient_mae.engine.nonfinite import SkipLog
+from efficient_mae.engine.machine.distributed import Processes
+from efficient_mae.engine.machine.facts import describe_machine, usual_workers
+from efficient_mae.engine.machine.memory import BatchMemory, explain_out_of_memory
+from efficient_mae.engine.machine.parallel import Skeleton, parallelize, shard
+from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
-from efficient_mae.engine.parallel import Skeleton, parallelize, shard
-from efficient_mae.engine.preemption import StopRequests
-from efficient_mae.engine.rollback import Rollbacks
-from efficient_mae.engine.run_directory import MACHINE, DamageLog, claim_run_directory
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
-from efficient_mae.engine.step_memory import hollow
+from efficient_mae.engine.storage import checkpoint
+from efficient_mae.engine.storage.checksums import last_whole
+from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.run_directory import MACHINE, DamageLog, claim_run_directory
 from efficient_mae.errors import DivergedError, InputError
 
 
@@ -132,8 +132,8 @@ class Run(ABC):
     @property
     def is_finished(self) -> bool:
         """The last step's checkpoint and the results are there."""
-        checkpoints = find_checkpoints(self.out / "checkpoints")
-        done = bool(checkpoints) and step_of(checkpoints[-1]) == self.total_steps
+        last = checkpoint.find_checkpoints(self.out / "checkpoints")[-1:]
+        done = [checkpoint.step_of(one) for one in last] == [self.total_steps]
         return done and all((self.out / name).exists() for name in self.results)
 
     def execute(self) -> None:
@@ -275,37 +275,36 @@ class Run(ABC):
     @property
     def num_workers(self) -> int:
         """Processes that read images for this one."""
-        if self.config.num_workers is not None:
-            return self.config.num_workers
-        return usual_workers(self.processes.device)
+        given = self.config.num_workers
+        return usual_workers(self.processes.device) if given is None else given
 
     def _resume(self) -> int:
         """Load the last checkpoint that is whole, if there is any; return the number of steps done."""
-        checkpoint, damaged = last_whole(find_checkpoints(self.out / "checkpoints"), self.processes)
+        last, damaged = last_whole(checkpoint.find_checkpoints(self.out / "checkpoints"), self.processes)
         if self.processes.is_main and self.metrics is None:  # the first time
-            machine = describe_machine(self.processes.device)
-            replace_file(self.out / MACHINE, json.dumps(machine, indent=1).encode())
+            replace_file(self.out / MACHINE, json.dumps(describe_machine(self.processes.device), indent=1).encode())
             say(
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
             )
             say(describe_images(self.source, self.img_shape, getattr(self.config, "crop_scale", None)).text)
-        if checkpoint is None:
+        if last is None:
             return 0
-        step = self.restore(checkpoint)
+        step = self.restore(last)
         if self.processes.is_main:
             for path, problems in damaged.items():
-                say(f"{path} is damaged ({problems}): kept as {set_aside(path).name}, the one before is taken")
+                kept = checkpoint.set_aside(path).name
+                say(f"{path} is damaged ({problems}): kept as {kept}, the one before is taken")
             say(f"resuming {self.out} after step {step} of {self.total_steps}")
         return step
 
-    def restore(self, checkpoint: Path) -> int:
+    def restore(self, folder: Path) -> int:
         """Load a checkpoint; return the number of steps done.
 
         Raises:
             InputError: it is of another architecture, or of other data.
         """
-        state = load_checkpoint(checkpoint, self.model, self._optimizer, self.companions)
+        state = checkpoint.load_checkpoint(folder, self.model, self._optimizer, self.companions)
         if state["num_samples"] != len(self.source):
             raise InputError(
                 f"data={self.config.data} has {len(self.source)} images now and had {state['num_samples']} when "
@@ -315,7 +314,7 @@ class Run(ABC):
 
     def _save(self, skips: SkipLog, steps_done: int) -> None:
         skips.check_weights(steps_done, {"model": self.model, **self.companions}, self._optimizer)
-        save_checkpoint(
+        checkpoint.save_checkpoint(
             self.out / "checkpoints",
             steps_done,
             self.model,

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from efficient_mae.data.loader import DATA_TIMEOUT
-from efficient_mae.engine.distributed import resolve_precision
-from efficient_mae.engine.parallel import PARALLEL
+from efficient_mae.data.batches.loader import DATA_TIMEOUT
+from efficient_mae.engine.machine.distributed import resolve_precision
+from efficient_mae.engine.machine.parallel import PARALLEL
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Settings
 

@@ -9,9 +9,9 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments
-from efficient_mae.models import VisionTransformer
 
 CHANNELS = ("mean", "repeat", "first")
 

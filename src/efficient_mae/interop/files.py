@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from efficient_mae.engine.checkpoint import find_checkpoints, find_part, load_model, read_header
-from efficient_mae.engine.checksums import refuse_damage
-from efficient_mae.engine.durable import save_tensors
-from efficient_mae.engine.plain_files import parse_json
-from efficient_mae.engine.run_directory import SETTINGS, read_settings
+from efficient_mae.backbones import VisionTransformer
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, find_part, load_model, read_header
+from efficient_mae.engine.storage.checksums import refuse_damage
+from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.engine.storage.plain_files import parse_json
+from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 from efficient_mae.ranges import Finite, Positive, Settings
 
 # The key of a safetensors header under which a model's config is kept.

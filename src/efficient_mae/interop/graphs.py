@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.errors import InputError
 from efficient_mae.interop.timm_models import to_timm
-from efficient_mae.models import VisionTransformer
 
 # An ONNX file is one protobuf message, of 2 GiB at most; beyond this the weights lie in a file beside it.
 _LARGEST_ONNX = 1.5 * 2**30

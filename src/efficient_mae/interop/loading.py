@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import default_mean_std
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, find_weights, load_own, read_metadata, read_statistics
 from efficient_mae.interop.mae_files import SUFFIXES, read_mae_checkpoint
 from efficient_mae.interop.vit_mae import hf_statistics, is_hf_folder, load_hf_folder
-from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
 
 def load(path: str | Path) -> MaskedAutoencoder | VisionTransformer:

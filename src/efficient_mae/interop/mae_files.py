@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficient_mae.engine.checkpoint import load_tensors
+from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.models import SIZES, MAEConfig, MaskedAutoencoder, VisionTransformer
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
 # Suffixes of files that torch.save writes.
 SUFFIXES = (".pth", ".pt", ".bin")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import timm.models.vision_transformer as timm_vit
 
-from efficient_mae.data.transforms import EVAL_MARGIN
+from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.data.images.transforms import EVAL_MARGIN
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments, save_encoder
-from efficient_mae.models import SIZES, MAEConfig, VisionTransformer
+from efficient_mae.methods.mae import MAEConfig
 
 
 def to_timm(model: VisionTransformer) -> timm_vit.VisionTransformer:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones.vit import LAYER_NORM_EPS
 from efficient_mae.data import default_mean_std
-from efficient_mae.engine.durable import share
-from efficient_mae.engine.plain_files import parse_json
+from efficient_mae.engine.storage.durable import share
+from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_of
-from efficient_mae.models import MAEConfig, MaskedAutoencoder, VisionTransformer
-from efficient_mae.models.vit import LAYER_NORM_EPS
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining

@@ -5,24 +5,15 @@ patches, N = H * W patches, V visible patches of an image, T predicted patches o
 """
 
 from efficient_mae.masking.difficulty import METRICS, difficulty
-from efficient_mae.masking.layout import DecoderLayout, MaskLayout, Sequences, build_layout
 from efficient_mae.masking.loss import difficulty_flatten_loss
 from efficient_mae.masking.p2dist import p2dist, p2dist_exact
-from efficient_mae.masking.planner import MaskPlanner
 from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking
 from efficient_mae.masking.schedules import SCHEDULES, check_schedule
-from efficient_mae.masking.settings import MaskSettings
 from efficient_mae.masking.targets import flatten_weights, select_targets
 
 __all__ = [
     "METRICS",
     "SCHEDULES",
-    "DecoderLayout",
-    "MaskLayout",
-    "MaskPlanner",
-    "MaskSettings",
-    "Sequences",
-    "build_layout",
     "check_schedule",
     "difficulty",
     "difficulty_flatten_loss",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from efficient_mae.errors import InputError
 from efficient_mae.masking import flatten_weights, p2dist, random_masking
-from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 from efficient_mae.ranges import PositiveInt, check_range
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from efficient_mae import __version__
 from efficient_mae.bench.flops import MAE_MASK_RATIO, Cost, mae_counterpart, model_cost
 from efficient_mae.data import EvalTransform, UnreadableImage, normalize, open_source
-from efficient_mae.engine.distributed import find_device
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.machine.distributed import find_device
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, find_weights, load_autoencoder, load_snippet, read_metadata
-from efficient_mae.models import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 from efficient_mae.report.curves import (
     cost_bars,
     data_uri,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.engine.faults.nonfinite import SKIPPED
 from efficient_mae.engine.logging import read_metrics
-from efficient_mae.engine.nonfinite import SKIPPED
-from efficient_mae.engine.plain_files import parse_json
-from efficient_mae.engine.run_directory import MACHINE, read_damaged, read_settings
+from efficient_mae.engine.storage.plain_files import parse_json
+from efficient_mae.engine.storage.run_directory import MACHINE, read_damaged, read_settings
 from efficient_mae.errors import InputError
 
 

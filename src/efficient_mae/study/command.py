@@ -13,9 +13,9 @@ from rich.table import Table
 
 from efficient_mae.console import say
 from efficient_mae.data import open_labelled, open_source
-from efficient_mae.engine.distributed import find_device
-from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.machine import describe_machine
+from efficient_mae.engine.machine.distributed import find_device
+from efficient_mae.engine.machine.facts import describe_machine
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.ranges import PositiveInt, Settings
 from efficient_mae.study.cells import Cell

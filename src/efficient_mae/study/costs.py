@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
-from efficient_mae.models import MAEConfig
+from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from efficient_mae.data import EvalTransform, PretrainTransform, Source, normalize, open_source, spread
-from efficient_mae.data.order import sample_rng
+from efficient_mae.data.batches.order import sample_rng
 from efficient_mae.errors import InputError
 from efficient_mae.interop import load_autoencoder, load_statistics
 from efficient_mae.masking import p2dist, random_masking

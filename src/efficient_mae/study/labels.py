@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from efficient_mae.data import LabelledData, Source, UnreadableImage, spread
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.storage.durable import replace_file
 
 
 def write_few_labels(data: LabelledData, labels: int, folder: Path) -> None:

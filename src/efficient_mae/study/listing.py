@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from efficient_mae.bench.step import matmul_tflops
-from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.costs import estimated_seconds, training_flops
 from efficient_mae.study.presets import Preset

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.storage.durable import replace_file
 
 _BLUE, _ORANGE, _GREY, _INK = "#2458d3", "#e0700c", "#a3abb8", "#5b6470"
 _SERIES = (_BLUE, _ORANGE, "#2a8f5b", "#8a4fc7")

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from efficient_mae.errors import InputError
-from efficient_mae.models import MAEConfig
+from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from efficient_mae.children import stopping_with_this_process
 from efficient_mae.console import say
-from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.machine import available_cores
+from efficient_mae.engine.machine.facts import available_cores
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.presets import Preset
 

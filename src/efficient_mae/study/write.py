@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.figures import figure_2, figure_3, figure_4
 from efficient_mae.study.plots import draw_accuracies, draw_by_ratio, draw_costs

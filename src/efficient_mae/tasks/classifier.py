@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
-from efficient_mae.data.datasets import TrainTransform
-from efficient_mae.engine.distributed import Processes, join_processes
-from efficient_mae.engine.durable import replace_file
-from efficient_mae.engine.plain_files import parse_json
+from efficient_mae.data.batches.datasets import TrainTransform
+from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
+from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.models import VisionTransformer
 from efficient_mae.tasks.classifier_config import (
     OPERATIONAL,
     ClassifierConfig,

@@ -6,13 +6,13 @@ from typing import TypeVar
 
 import torch
 
+from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statistics, load, load_statistics
-from efficient_mae.models import VisionTransformer
-from efficient_mae.models.sizes import parse_name
 from efficient_mae.ranges import Pixels, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from efficient_mae.engine.durable import replace_file
+from efficient_mae.engine.storage.durable import replace_file
 
 # Beyond so many classes, names and numbers would be too small to read.
 _MOST_NAMED = 30

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from efficient_mae.data import EvalTransform, Source, Subset, make_eval_loader, normalize
-from efficient_mae.engine.distributed import Processes, autocast
+from efficient_mae.engine.machine.distributed import Processes, autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
 

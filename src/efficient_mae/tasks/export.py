@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.errors import InputError
 from efficient_mae.interop import (
     ImageStatistics,
@@ -33,7 +34,7 @@ from efficient_mae.interop import (
 from efficient_mae.interop.graphs import require_onnx, run_onnx, save_onnx, save_torch_export
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.interop.vit_mae import quiet, save_hf
-from efficient_mae.models import MaskedAutoencoder, VisionTransformer
+from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.ranges import Pixels, PositiveInt, Settings
 
 # Largest difference that passes, relative to the largest output where that is beyond 1. Kernels sum in other orders.

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import EvalTransform, Source, make_eval_loader, normalize
-from efficient_mae.engine.distributed import autocast
+from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.models import VisionTransformer
 
 POOLS = ("avg", "token")
 

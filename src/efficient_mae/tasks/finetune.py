@@ -12,13 +12,13 @@ from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivate
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import AugmentTransform, LabelledData
-from efficient_mae.engine.distributed import Processes
-from efficient_mae.engine.durable import save_tensors
+from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.optim import adamw
+from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import encoder_arguments
-from efficient_mae.models import VisionTransformer
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
 from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
 from efficient_mae.tasks.classifier_config import ClassifierConfig

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import describe_images, open_source
-from efficient_mae.engine.distributed import find_device, resolve_precision
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
-from efficient_mae.models import VisionTransformer
 from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed, Settings
 from efficient_mae.tasks.features import encode, load_labelled
 

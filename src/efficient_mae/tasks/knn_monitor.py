@@ -2,10 +2,10 @@
 
 import torch
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import open_labelled, spread
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.models import VisionTransformer
 from efficient_mae.tasks.features import source_features
 from efficient_mae.tasks.knn import knn_classify
 

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import LabelledData, PretrainTransform
-from efficient_mae.engine.distributed import Processes
+from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
-from efficient_mae.models import VisionTransformer
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
 from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig

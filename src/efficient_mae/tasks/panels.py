@@ -25,11 +25,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from efficient_mae.engine.durable import replace_file
-from efficient_mae.masking import MaskLayout
+from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
-from efficient_mae.models import MAEConfig, MAEOutput, MaskedAutoencoder
+from efficient_mae.methods.mae import MAEConfig, MAEOutput, MaskedAutoencoder, MaskLayout
 
 # Rows of a panel; a longer batch is cut.
 MAX_ROWS = 6

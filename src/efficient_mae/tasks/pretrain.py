@@ -21,13 +21,12 @@ from efficient_mae.data import (
     normalize,
     open_source,
 )
-from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
-from efficient_mae.masking import MaskLayout
-from efficient_mae.models import MAEOutput, MaskedAutoencoder, part_size
+from efficient_mae.methods.mae import MAEOutput, MaskedAutoencoder, MaskLayout, part_size
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, ResolvedConfig, build_model, resolve

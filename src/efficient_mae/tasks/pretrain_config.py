@@ -10,7 +10,7 @@ from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
-from efficient_mae.models import MAESettings, MaskedAutoencoder, create_model
+from efficient_mae.methods.mae import MAESettings, MaskedAutoencoder, create_model
 from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.

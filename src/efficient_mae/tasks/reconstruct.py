@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from efficient_mae.data import EvalTransform, normalize
-from efficient_mae.data.decode import decode
-from efficient_mae.engine.distributed import find_device
+from efficient_mae.data.images.decode import decode
+from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.errors import InputError
 from efficient_mae.interop import load_autoencoder, load_statistics
 from efficient_mae.ranges import PositiveInt, Seed, Settings

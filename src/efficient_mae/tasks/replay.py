@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from efficient_mae.data import open_labelled
-from efficient_mae.engine.distributed import Processes, join_processes
+from efficient_mae.engine.faults.nonfinite import SKIPPED
+from efficient_mae.engine.faults.replay import replay_step
 from efficient_mae.engine.logging import read_metrics
-from efficient_mae.engine.nonfinite import SKIPPED
-from efficient_mae.engine.replay import replay_step
+from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
-from efficient_mae.engine.run_directory import read_settings
+from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import PositiveInt, Settings
 from efficient_mae.tasks.classifier import ClassifierRun
@@ -44,8 +44,8 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
     """Do a skipped step of a run again, from the last checkpoint before it.
 
     Returns:
-        What :func:`efficient_mae.engine.replay.replay_step` found; `run`, `step`; `reproduced`, whether loss or
-        gradient are not finite this time either; and `recorded`, the `loss` and `grad_norm` of the first time.
+        What :func:`~efficient_mae.engine.faults.replay.replay_step` found; `run`, `step`; `reproduced`, whether loss
+        or gradient are not finite this time either; and `recorded`, the `loss` and `grad_norm` of the first time.
 
     Raises:
         InputError: not a run directory, the step is not recorded, or its data or weights are gone.

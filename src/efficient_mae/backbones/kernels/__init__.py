@@ -1,0 +1,1 @@
+"""Attention and linear maps by device, and the operators that they are made of."""

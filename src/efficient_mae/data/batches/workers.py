@@ -1,0 +1,131 @@
+"""What is said when a loader's worker process dies or hangs: which one, at which image.
+
+Each worker notes the image that it opens in memory that it shares with the process that waits for it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
+from types import FrameType
+from typing import Any
+
+from efficient_mae.data.sources.registry import Source
+from efficient_mae.errors import WorkerFailure
+
+_IDLE = -1
+# What usually lies behind a signal.
+_CAUSES = {
+    "SIGKILL": "; the system does so when memory runs out: fewer num_workers need less",
+    "SIGBUS": "; /dev/shm may be full: give it more room (docker run --shm-size), or take fewer num_workers",
+    "SIGSEGV": "; a decoder may have failed on the image: remove it if it happens again",
+}
+# Seconds until the system has told of the death of a worker whose connection broke.
+_MOMENT = 5.0
+
+
+class WorkerTable:
+    """Which image each worker of a loader is at."""
+
+    def __init__(self, source: Source, num_workers: int) -> None:
+        self._source = source
+        self.images: Any = RawArray("q", [_IDLE] * num_workers)
+
+    def failure(self, error: Exception, workers: Sequence[BaseProcess]) -> WorkerFailure | None:
+        """Why there is no batch, and None if that isn't for the workers' sake. Afterwards there are no workers.
+
+        Args:
+            error: what waiting for it raised.
+            workers: the loader's, in order.
+        """
+        timeout = re.search(r"DataLoader timed out after ([\d.]+) seconds", str(error))
+        if not timeout:
+            ended = connection.wait([worker.sentinel for worker in workers], _MOMENT)
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join()  # a process closes its files a moment before it can be asked how it ended
+        dead = [(number, worker) for number, worker in enumerate(workers) if worker.exitcode is not None]
+        if dead:
+            message = f"{self._describe(*dead[0])} {_ending(dead[0][1].exitcode or 0)}"
+        elif timeout:
+            where = ", ".join(self._describe(*item) for item in enumerate(workers))
+            message = (
+                f"no batch came for {float(timeout[1]):g} seconds: {where}; where data are as slow as that, raise "
+                "data_timeout, and else see that they can be read"
+            )
+        else:
+            return None
+        for worker in workers:
+            worker.kill()  # one that hangs may heed nothing else, and would keep this process from ending
+            worker.join(1)
+        return WorkerFailure(message)
+
+    def _describe(self, number: int, worker: BaseProcess) -> str:
+        index = self.images[number]
+        at = f"at {self._source.sample_name(index)}" if index != _IDLE else "between two batches"
+        return f"data worker {number} (process {worker.pid}, {at})"
+
+
+def _ending(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"ended by itself, with status {exitcode}"
+    name = signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"signal {-exitcode}"
+    return f"was ended by {name}{_CAUSES.get(name, '')}"
+
+
+# In a worker: its loader's table of images and its own number.
+_own: tuple[Any, int] | None = None
+
+
+def enter_worker(images: Any, number: int) -> None:
+    """Say, in a worker, that it is one: its loader's :attr:`WorkerTable.images`, its number."""
+    global _own
+    _own = images, number
+
+
+def note_image(index: int = _IDLE) -> None:
+    """Note, if this is a worker, that it is at an image, or, without one, that its batch is made."""
+    if _own is not None:
+        images, number = _own
+        images[number] = index
+
+
+@contextmanager
+def waiting_for_workers() -> Iterator[None]:
+    """Within alone, the death of a worker is raised: what died before, at once.
+
+    PyTorch would raise it wherever the main process happens to be, be it in the middle of a checkpoint.
+    """
+    global _is_waiting
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _Listener):
+        handler = _Listener(handler)
+        if threading.current_thread() is threading.main_thread():  # which alone hears of it
+            signal.signal(signal.SIGCHLD, handler)
+    _is_waiting = True
+    try:
+        if isinstance(handler, _Listener):
+            handler(signal.SIGCHLD, None)
+        yield
+    finally:
+        _is_waiting = False
+
+
+_is_waiting = False
+
+
+class _Listener:
+    """A handler of the death of children that acts while a batch is awaited."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _is_waiting:
+            self._handler(number, frame)

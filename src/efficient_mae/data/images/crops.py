@@ -1,0 +1,122 @@
+"""Random parts of an image, cut out and resized: where they lie, and their pixels.
+
+Where a crop lies is drawn from the image's size alone, before anything is decoded; so of a large JPEG only as much
+is decoded as the crop needs. Letters: R crops of an image, C channels, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from efficient_mae.data.images.decode import REDUCTIONS, OpenedImage
+
+# Pixels that a reduced JPEG keeps for each of a crop's result, along each side. At 1, crops of 224 pixels differ from
+# those of the whole image by up to 2 levels of 255 in the mean; at 1.5 by up to 1.3, in 5 % more time at 12 MP.
+_OVERSAMPLING = 1.5
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of an image, in the image's pixels, and whether it is mirrored left to right."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+    def reduction(self, height: int, width: int) -> int:
+        """The most that a JPEG may be reduced by to serve a result of this size; 1 where it has pixels too few."""
+        ratio = min(self.height / height, self.width / width) / _OVERSAMPLING
+        return next((reduction for reduction in REDUCTIONS if reduction <= ratio), 1)
+
+
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """A random part of an image, distributed as in torchvision's RandomResizedCrop.
+
+    Args:
+        height, width: the image's size in pixels.
+        scale: bounds of the part's share of the image's area.
+        ratio: bounds of its width / height, drawn evenly in the logarithm.
+
+    Returns:
+        (top, left, height, width) in pixels. After ten draws that do not fit, the largest central part whose
+        shape is within `ratio`.
+    """
+    area = height * width
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        target = area * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1))
+            return top, left, h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def cut(image: OpenedImage, crops: Collection[Crop], shape: tuple[int, int, int]) -> UInt8[Tensor, "R C H W"]:
+    """The pixels of crops of an image, which is decoded once, at the smallest scale that serves them all.
+
+    Args:
+        shape: (channels, height, width) of each crop's result.
+
+    Raises:
+        UnreadableImage: the image turns out to be damaged.
+    """
+    channels, height, width = shape
+    decoded = image.decode(channels, min(crop.reduction(height, width) for crop in crops))
+    pixels = torch.empty(len(crops), *shape, dtype=torch.uint8)
+    for row, crop in zip(pixels, crops, strict=True):
+        box = decoded.box(crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+        resized = resize(decoded.image, box, (height, width))
+        row.copy_(resized.flip(-1) if crop.flip else resized)
+    return pixels
+
+
+def resize(
+    image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> UInt8[Tensor, "C H W"]:
+    """A part of an image in another size, by antialiased bicubic interpolation.
+
+    PyTorch resizes RGB four times as fast as Pillow. Pillow does the rest: parts that begin or end within a pixel,
+    and transparency, by which it weighs the colours.
+
+    Args:
+        box: (left, top, right, bottom) in pixels of the image.
+        size: (height, width) of the result.
+    """
+    height, width = size
+    left, top, right, bottom = map(int, box)
+    if image.mode != "RGB" or (left, top, right, bottom) != box:
+        return to_tensor(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    pixels = torch.from_numpy(np.array(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
+    return interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
+    """The pixels of an image of one or more 8-bit channels."""
+    pixels = np.array(image)
+    if pixels.ndim == 2:
+        return torch.from_numpy(pixels[None])
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -1,0 +1,159 @@
+"""From an image to pixels for the model.
+
+Letters: B images, R crops of an image, C channels, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from torch import Tensor
+from torch._guards import detect_fake_mode
+
+from efficient_mae.data.images.crops import Crop, cut, random_resized_crop_box, to_tensor
+from efficient_mae.data.images.decode import OpenedImage, check_channels, to_channels
+from efficient_mae.errors import InputError
+
+# timm.data.constants, IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# MAE evaluates 224 x 224 pixels from the middle of an image whose shorter side was brought to 256.
+EVAL_MARGIN = 256 / 224
+
+
+class PretrainTransform:
+    """Random resized crop and random flip, MAE's augmentation for pre-training (He et al. 2022, Table 8)."""
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        in_chans: int,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: bool = True,
+    ) -> None:
+        """
+        Args:
+            img_size: (height, width) of the result in pixels.
+            in_chans: 1, 3 or 4 channels.
+            scale, ratio: see `random_resized_crop_box`.
+            hflip: mirror every other image, left to right.
+
+        Raises:
+            InputError: a number of channels or bounds that cannot be.
+        """
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise InputError(f"scale={scale}: the crop's share of the area must be 0 < smallest <= largest <= 1")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise InputError(f"ratio={ratio}: the crop's width / height must be 0 < smallest <= largest")
+        self.shape = _shape(img_size, in_chans)
+        self.scale = scale
+        self.ratio = ratio
+        self.hflip = hflip
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "C H W"]:
+        """The same pixels for the same image and the same state of `rng`."""
+        return self.crops(OpenedImage(image, "image"), [rng])[0]
+
+    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> UInt8[Tensor, "R C H W"]:
+        """A crop for each generator, of an image that is decoded once.
+
+        Raises:
+            UnreadableImage: the image turns out to be damaged.
+        """
+        return cut(image, [self.draw(image.size, rng) for rng in rngs], self.shape)
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+        """A random part of an image of this (width, height), mirrored or not."""
+        width, height = size
+        top, left, h, w = random_resized_crop_box(height, width, self.scale, self.ratio, rng)
+        return Crop(top, left, h, w, flip=self.hflip and bool(rng.random() < 0.5))
+
+
+class EvalTransform:
+    """The middle of an image: resized so that the crop is 224 / 256 of the side that fits tighter, then cropped.
+
+    An image that already has the wanted size is left as it is.
+    """
+
+    def __init__(self, img_size: tuple[int, int], in_chans: int) -> None:
+        """
+        Args:
+            img_size: (height, width) of the result in pixels.
+            in_chans: 1, 3 or 4 channels.
+
+        Raises:
+            InputError: a number of channels that cannot be.
+        """
+        self.shape = _shape(img_size, in_chans)
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "C H W"]:
+        channels, height, width = self.shape
+        image = to_channels(image, channels)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC, box=self._box(image))
+        return to_tensor(image)
+
+    def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """The part of the image that the crop shows, (left, top, right, bottom) in its own pixels.
+
+        Resizing this part alone gives the pixels of resizing the whole and cropping, to rounding, and does not
+        make a gigapixel of a banner 30,000 wide and 2 high.
+        """
+        _, height, width = self.shape
+        full_h, full_w = round(height * EVAL_MARGIN), round(width * EVAL_MARGIN)
+        if full_h * image.width >= full_w * image.height:
+            full_w = int(full_h * image.width / image.height)
+        else:
+            full_h = int(full_w * image.height / image.width)
+        top, left = round((full_h - height) / 2), round((full_w - width) / 2)
+        across, down = image.width / full_w, image.height / full_h
+        return left * across, top * down, (left + width) * across, (top + height) * down
+
+
+def default_mean_std(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, for pixels from 0 to 1: ImageNet's for RGB, 0.5 and 0.5 otherwise."""
+    if in_chans == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (0.5,) * in_chans, (0.5,) * in_chans
+
+
+def normalize(
+    images: UInt8[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
+) -> Float32[Tensor, "B C H W"]:
+    """(images / 255 - mean) / std, on the images' device.
+
+    Args:
+        mean, std: one number a channel, for pixels from 0 to 1.
+
+    Raises:
+        InputError: there are not as many numbers as channels.
+    """
+    if not len(mean) == len(std) == images.shape[1]:
+        raise InputError(
+            f"images with {images.shape[1]} channels, but {len(mean)} means and {len(std)} standard deviations"
+        )
+    # Where tensors hold no numbers, none are kept for later.
+    affine = _affine.__wrapped__ if detect_fake_mode() else _affine
+    factor, offset = affine(tuple(mean), tuple(std), images.device)
+    return images.to(torch.float32).mul_(factor).add_(offset)
+
+
+@lru_cache(maxsize=16)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Float32[Tensor, "C 1 1"], Float32[Tensor, "C 1 1"]]:
+    """Factor and offset by channel; kept, as copying them to a GPU at every step would make the host wait."""
+    means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    factor, offset = 1 / (255 * stds), -means / stds
+    return factor.float().reshape(-1, 1, 1).to(device), offset.float().reshape(-1, 1, 1).to(device)
+
+
+def _shape(img_size: tuple[int, int], in_chans: int) -> tuple[int, int, int]:
+    check_channels(in_chans)
+    return in_chans, *img_size

@@ -1,0 +1,88 @@
+"""What the images of a source are, and what is made of them for a model: in words, since it is done in silence."""
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+
+from efficient_mae.data.images.decode import MODES, UnreadableImage, check_channels
+from efficient_mae.data.sources.registry import Source
+from efficient_mae.data.sources.subset import spread
+
+# Images that are looked at, evenly spread over the source: JPEGs by their headers alone.
+_LOOKED_AT = 32
+# What a person calls PIL's modes; others go by PIL's name.
+_KINDS = {"L": "grey", "YCbCr": "RGB"}
+
+
+@dataclass(frozen=True)
+class ImageSummary:
+    """What some images are and what is made of them.
+
+    Attributes:
+        text: on one line, to stand by itself.
+        enlarged: share of them that are smaller, along a side, than what is made of them; of a crop more is made.
+        made_up: whether channels are made that some of them don't have.
+    """
+
+    text: str
+    enlarged: float
+    made_up: bool
+
+
+def describe_images(
+    source: Source, shape: tuple[int, int, int], crop_scale: tuple[float, float] | None = None
+) -> ImageSummary:
+    """Look at some images of a source.
+
+    Args:
+        shape: channels, height and width of what the model takes.
+        crop_scale: share of an image's area that random crops of it cover, where such are taken.
+
+    Raises:
+        InputError: images can't be read as so many channels.
+    """
+    check_channels(shape[0])
+    sample, sizes, kinds = spread(source, _LOOKED_AT), [], Counter[str]()
+    for index in range(len(sample)):
+        try:
+            image = sample.open(index)
+        except UnreadableImage:
+            continue
+        sizes.append(image.size)
+        kinds[_KINDS.get(image.mode, image.mode)] += 1
+    if not sizes:
+        return ImageSummary(f"none of {len(sample)} images that were looked at can be read", 0.0, False)
+    channels, height, width = shape
+    kind = _KINDS.get(MODES[channels], MODES[channels])
+    factors = [max(height / h, width / w) for w, h in sizes]
+    larger = [factor for factor in factors if factor > 1]
+    names = [name for name, _ in kinds.most_common()]
+    text = f"images of {_span(sizes)}, {_listed(names)}, {_resizing(factors, larger, f'{width:,} x {height:,}')}"
+    if others := [name for name in names if name != kind]:
+        text += f" and made {kind}" + (f" where they are {_listed(others)}" if kind in names else "")
+    if crop_scale is not None and crop_scale[0] < 1:
+        text += f"; crops of {crop_scale[0]:.0%} to {crop_scale[1]:.0%} of their area are brought to that size"
+    invented = channels > 1 and any(name == "grey" or channels == 4 for name in others)
+    return ImageSummary(text, len(larger) / len(factors), invented)
+
+
+def _resizing(factors: list[float], larger: list[float], wanted: str) -> str:
+    if not larger:
+        return "are left in their size" if set(factors) == {1} else f"are reduced to {wanted}"
+    times = f"{min(larger):.1f}" if max(larger) - min(larger) < 0.05 else f"{min(larger):.1f} to {max(larger):.1f}"
+    if len(larger) == len(factors):
+        return f"are enlarged {times} times to {wanted}"
+    return f"are brought to {wanted} ({len(larger)} of {len(factors)} looked at enlarged {times} times)"
+
+
+def _span(sizes: list[tuple[int, int]]) -> str:
+    """The one size, or the smallest and the largest by area, and the median sides."""
+    if len(set(sizes)) == 1:
+        return "{:,} x {:,}".format(*sizes[0])
+    least, most = (pick(sizes, key=lambda size: (size[0] * size[1], size)) for pick in (min, max))
+    middle = [int(median(sides)) for sides in zip(*sizes, strict=True)]
+    return "{:,} x {:,} to {:,} x {:,} (median {:,} x {:,})".format(*least, *most, *middle)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

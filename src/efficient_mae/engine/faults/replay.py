@@ -1,0 +1,127 @@
+"""A step that was skipped, done again: which samples, which module and which gradients are not finite.
+
+Order, crops, masks and what is drawn within a step follow from the seed, so a run's last checkpoint before the step
+leads to it again: to the bit, by as many processes on the same machine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efficient_mae.console import say
+from efficient_mae.engine.faults.nonfinite import plain
+from efficient_mae.engine.loop import Step, step_generators
+from efficient_mae.engine.machine.distributed import autocast
+from efficient_mae.engine.machine.parallel import whole_tensor
+from efficient_mae.engine.prefetch import DevicePrefetcher
+from efficient_mae.engine.run import Run
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
+
+
+def replay_step(run: Run, number: int) -> dict[str, Any]:
+    """Do a step again, from the last checkpoint before it, or from the beginning; nothing is written.
+
+    Args:
+        run: newly made.
+        number: of the step, as the log counts them, from 1.
+
+    Returns:
+        `checkpoint`, the steps done at the one that was loaded (0: none); `loss` and `grad_norm` of the step;
+        `module`, the first whose output isn't finite (None: no module's), with its `name`, `kind`, `rank`, and
+        whether its `input_is_finite`; `weights` and `gradients`, names of parameters that aren't finite before the
+        step, or whose gradient isn't; and `samples`, each with `rank`, `epoch`, `index`, `name` and its part of the
+        step's `loss`.
+
+    Raises:
+        InputError: the data has changed.
+    """
+    processes, index = run.processes, number - 1
+    step = run.prepare()
+    earlier = [path for path in find_checkpoints(run.out / "checkpoints") if step_of(path) <= index]
+    first = run.restore(earlier[-1]) if earlier else 0
+    if processes.is_main and first < index:
+        say(f"doing steps {first + 1} to {index} of {run.out} again")
+    prefetcher = DevicePrefetcher(run.batches(first), processes.device, run.config.accum_iter)
+    for before in range(first, index):
+        step(before, prefetcher.take())
+    micro_batches = prefetcher.take()
+    weights = [name for name, value in run.model.named_parameters() if not _is_finite(value)]
+    loss, norm = step.backward(index, micro_batches)
+    loss = processes.sum(loss.clone())
+    step.optimizer.zero_grad(set_to_none=True)
+    module, shares = _look_into(run, step, index, micro_batches)
+    gradients = [n for n, p in run.model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
+    pairs = islice(run.pairs(index), run.config.accum_iter)
+    samples = [
+        {"epoch": epoch, "index": index, "name": run.source.sample_name(image), "loss": plain(share)}
+        for part, batch, micro_shares in zip(pairs, micro_batches, shares, strict=True)
+        for (epoch, index), image, share in zip(part, batch.indices.tolist(), micro_shares, strict=True)
+    ]
+    found = list(enumerate(processes.gather((module, gradients, samples))))
+    return {
+        "checkpoint": first,
+        "loss": plain(loss.item()),
+        "grad_norm": plain(norm.item()),
+        "module": next(({**module, "rank": rank} for rank, (module, _, _) in found if module is not None), None),
+        "weights": weights,
+        "gradients": list(dict.fromkeys(name for _, (_, names, _) in found for name in names)),
+        "samples": [{"rank": rank, **sample} for rank, (_, _, part) in found for sample in part],
+    }
+
+
+def _look_into(
+    run: Run, step: Step, index: int, micro_batches: list[Any]
+) -> tuple[dict[str, Any] | None, list[list[float]]]:
+    """Leave each process' own gradient on the parameters; return the first module and the samples' losses.
+
+    Not compiled, so that every module is come by.
+    """
+    processes, objective = run.processes, run.objective()
+    total = processes.sum(
+        torch.stack([objective.weight(batch).to(processes.device) for batch in micro_batches]).sum()
+    )
+    shares: list[list[float]] = []
+    with (
+        torch.compiler.set_stance("force_eager"),
+        step_generators(step.seed, index, processes.rank),
+        _first_non_finite(run.model) as found,
+    ):
+        for batch in micro_batches:
+            with autocast(step.precision, processes.device):
+                parts = objective.sample_sums(run.model, batch) / total
+            parts.sum().backward()
+            shares.append(parts.tolist())
+    return next(iter(found), None), shares
+
+
+@contextmanager
+def _first_non_finite(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
+    """Within, the first module whose output isn't finite puts itself into the list."""
+    found: list[dict[str, Any]] = []
+
+    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not (found or _is_finite(output)):
+            found.append(
+                {"name": name, "kind": type(module).__name__, "input_is_finite": all(map(_is_finite, inputs))}
+            )
+
+    def hook(name: str):
+        return lambda module, inputs, output: look(name, module, inputs, output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_finite(value: Any) -> bool:
+    """Of a tensor, or of those in a tuple; of anything else, True."""
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, Tensor) or bool(whole_tensor(value.detach()).isfinite().all())

@@ -1,0 +1,1 @@
+"""The machine: processes, memory, and how a model is spread over them."""

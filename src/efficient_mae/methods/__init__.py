@@ -1,0 +1,1 @@
+"""Methods of pre-training; each is a guest of the engine."""

@@ -1,0 +1,60 @@
+"""From tokens that images share to the decoder's packed sequences.
+
+B images, N patches of an image, V of them visible, T predicted patches of the batch, S packed tokens, D width.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from efficient_mae.methods.mae.layout import DecoderLayout
+
+
+def spread(tokens: Float[Tensor, "rows D"], layout: DecoderLayout) -> Float[Tensor, "S D"]:
+    """The packed sequences of tokens of which the hidden patches' are the same for all images.
+
+    Args:
+        tokens: the B * (1 + V) encoded tokens of the images, then N of hidden patches, one a position.
+        layout: where they go.
+    """
+    rows = layout.rows_predict.index_select(0, layout.order_predict)
+    return _Spread.apply(tokens, layout.rows_encoded, rows, layout.ids_predict, layout.num_images)
+
+
+class _Spread(torch.autograd.Function):
+    """Copies rows, some of them many times.
+
+    Its gradient adds those copies up image by image: PyTorch's own for a repeated index adds in whatever order a GPU
+    comes to it, and in bfloat16 loses what is added last.
+    """
+
+    @staticmethod
+    def forward(
+        tokens: Tensor,
+        rows_encoded: Int64[Tensor, " encoded"],
+        rows_hidden: Int64[Tensor, " T"],
+        ids_hidden: Int64[Tensor, " T"],
+        images: int,
+    ) -> Tensor:
+        encoded = tokens[: len(rows_encoded)]
+        hidden = tokens[len(rows_encoded) :]
+        packed = tokens.new_empty(len(rows_encoded) + len(rows_hidden), tokens.shape[1])
+        packed.index_copy_(0, rows_encoded, encoded)
+        return packed.index_copy_(0, rows_hidden, hidden.index_select(0, ids_hidden % len(hidden)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tokens, rows_encoded, rows_hidden, ids_hidden, ctx.images = inputs
+        ctx.hidden = len(tokens) - len(rows_encoded)
+        ctx.save_for_backward(rows_encoded, rows_hidden, ids_hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        rows_encoded, rows_hidden, ids_hidden = ctx.saved_tensors
+        copies = grad.new_zeros(ctx.images * ctx.hidden, grad.shape[1])
+        copies.index_copy_(0, ids_hidden, grad.index_select(0, rows_hidden))
+        hidden = copies.view(ctx.images, ctx.hidden, -1).sum(dim=0)
+        return torch.cat([grad.index_select(0, rows_encoded), hidden]), None, None, None, None
