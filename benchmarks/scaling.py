@@ -26,12 +26,13 @@ from scaling_tables import ASSUMED, rewrite, tables
 from skimage import data as pictures
 
 import efficient_mae as emae
-from efficient_mae.bench.flops import MAE_MASK_RATIO, count_gmacs, mae_counterpart, model_cost
+from efficient_mae.bench.flops import count_gmacs, model_cost
 from efficient_mae.data import PretrainTransform, TrainDataset, open_source
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.step_memory import count_passes
-from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder, MaskLayout, MaskPlanner, part_size
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder, MaskLayout, MaskPlanner
+from efficient_mae.methods.mae.config import MAE_MASK_RATIO
 
 
 def models() -> dict[str, MAEConfig]:
@@ -87,14 +88,14 @@ def _an_image(loss: Callable[..., torch.Tensor], model: MaskedAutoencoder) -> fl
             return loss(model, layout)
 
     for images in (8, 16):
-        noise = torch.rand(images, math.prod(model.grid_size), generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(images, math.prod(model.config.grid_size), generator=torch.Generator().manual_seed(0))
         counts.append(max(count_passes(in_bf16, model, model.config.planner()(noise), device)))
     return (counts[1] - counts[0]) / 8
 
 
 def count(config: MAEConfig) -> dict[str, Any]:
     """What is counted on a model: parameters, work, and what its step keeps."""
-    cost, mae = model_cost(config), mae_counterpart(config)
+    cost, mae = model_cost(config), config.baseline()
     kept = {"efficient_mae": kept_bytes_an_image(config), "mae": kept_bytes_an_image(mae)}
     return {
         "parameters": cost.encoder_parameters + cost.decoder_parameters,
@@ -102,7 +103,7 @@ def count(config: MAEConfig) -> dict[str, Any]:
         "block_parameters": 12 * config.embed_dim**2,
         "gmacs": {"efficient_mae": count_gmacs(config), "mae": cost.mae_gmacs},
         "kept_bytes_an_image": kept,
-        "decoder_part": part_size(config, torch.device("cuda")),
+        "decoder_part": config.unit(torch.device("cuda")),
     }
 
 

@@ -21,12 +21,12 @@ from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.ranges import NonNegativeInt, Pixels, Positive, PositiveInt, Seed, Share, check_range
 from efficient_mae.study.presets import recipe_settings
-from efficient_mae.tasks.pretrain_config import PretrainConfig, ResolvedConfig
+from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 CONFIGS = {name: command.config for name, command in COMMANDS.items()}
 RECIPES = (("linear_probe", "linear-probe"), ("finetune", "finetune"), ("", "pretrain"))
 # Settings that no command takes as they are.
-FURTHER = {kind.__name__: kind for kind in (MAEConfig, ResolvedConfig, ImageStatistics)}
+FURTHER = {kind.__name__: kind for kind in (MAEConfig, PretrainConfig, ImageStatistics)}
 
 
 def number_fields(config: type) -> list[str]:

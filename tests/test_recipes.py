@@ -21,7 +21,7 @@ def settings(name: str) -> dict:
     kind = re.sub(r"_(base|large|huge).*", "", name)
     command = COMMAND.get(kind, kind.replace("_", "-"))
     given = ["--out", "o"] if name == "demo" else ["--data", "d", "--out", "o"]
-    parsed = build_parser(command).parse_args([command, "--config", str(recipes()[name]), *given])
+    parsed = build_parser([command]).parse_args([command, "--config", str(recipes()[name]), *given])
     return vars(parsed[command])
 
 

@@ -8,7 +8,7 @@ from .masking import (
     random_masking,
     select_targets,
 )
-from .methods.mae import create_model
+from .methods import create_model
 
 __version__: str
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -28,7 +29,7 @@ from efficient_mae.errors import (
     broken_library,
     did_you_mean,
 )
-from efficient_mae.ranges import describe, shown
+from efficient_mae.ranges import Settings, describe, shown
 
 # What a disk says that cannot be written to, by the system's numbers.
 _DISK = {
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = build_parser(called(arguments))
+    config = config_of(arguments)
+    parser = build_parser(arguments)
     try:
         spelt = _with_plain_values(_with_scratch(_with_run(_with_study_name(arguments))))
         parsed = parser.parse_args(_with_recipe_paths(spelt))
@@ -93,8 +95,8 @@ def _run(arguments: list[str]) -> int:
     if name in GROUPS:
         name, own = f"{name} {own.subcommand}", own[own.subcommand]
     command, values = COMMANDS[name], vars(own)
-    config = command.config(**{field.name: values[field.name] for field in fields(command.config)})
-    result = command.run(config)
+    assert config is not None
+    result = command.run(config(**{field.name: values[field.name] for field in fields(config)}))
     if int(os.environ.get("RANK", "0")) > 0:
         return 0
     if values["json"]:
@@ -110,15 +112,41 @@ def called(arguments: Sequence[str]) -> str | None:
     return next((name for words in (1, 2) if (name := " ".join(arguments[:words])) in COMMANDS), None)
 
 
-def build_parser(name: str | None) -> ArgumentParser:
+def config_of(arguments: Sequence[str]) -> type[Settings] | None:
+    """The dataclass of the settings of the subcommand that is called, for the model that is named if one is.
+
+    Raises:
+        InputError: an unknown model, or a library that the subcommand needs cannot be imported.
+    """
+    name = called(arguments)
+    if name is None:
+        return None
+    given = dict(pairwise(arguments))
+    given |= {flag: value for flag, equals, value in (one.partition("=") for one in arguments) if equals}
+    model = given.get("--model")
+    if model is None and "--config" in given:
+        settings = parse_yaml(Path(recipe := _recipe_path(given["--config"])).read_bytes(), recipe)
+        model = settings.get("model") if isinstance(settings, dict) else None
+    try:
+        return COMMANDS[name].config_of(model if isinstance(model, str) else None)
+    except InputError:
+        raise
+    except Exception as error:  # one that is half installed, or was built for another version, raises anything
+        if (reason := broken_library(error)) is None:
+            raise
+        raise InputError(reason) from None
+
+
+def build_parser(arguments: Sequence[str]) -> ArgumentParser:
     """The parser of all subcommands.
 
     Args:
-        name: of the subcommand whose flags it knows: to know those of all, all would have to be imported.
+        arguments: begin with the subcommand whose flags it knows: for those of all, all would have to be imported.
 
     Raises:
-        InputError: a library that the subcommand needs cannot be imported.
+        InputError: as :func:`config_of`.
     """
+    name, config = called(arguments), config_of(arguments)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="emae", version=__version__, exit_on_error=False, description=_DESCRIPTION)
     subcommands = parser.add_subcommands(required=True)
@@ -129,16 +157,16 @@ def build_parser(name: str | None) -> ArgumentParser:
         groups[group] = middle.add_subcommands(required=True)
     for each, command in COMMANDS.items():
         own = ArgumentParser(exit_on_error=False, description=command.help)
-        if each == name:
-            _add_flags(own, command)
+        if each == name and config is not None:
+            _add_flags(own, command, config)
         group, _, short = each.rpartition(" ")
         (groups[group] if group else subcommands).add_subcommand(short, own, help=command.help)
     return parser
 
 
-def _add_flags(parser: ArgumentParser, command: Command) -> None:
+def _add_flags(parser: ArgumentParser, command: Command, config: type[Settings]) -> None:
     try:
-        config, _ = command.config, command.run
+        _ = command.run
     except Exception as error:  # one that is half installed, or was built for another version, raises anything
         if (reason := broken_library(error)) is None:
             raise
@@ -184,8 +212,8 @@ def _with_study_name(arguments: list[str]) -> list[str]:
 
 def _with_plain_values(arguments: list[str]) -> list[str]:
     """The arguments with values as people write them: a switch alone is on, and `0.2,1.0` are several numbers."""
-    name = called(arguments)
-    types = {f"--{field.name}": field.type for field in fields(COMMANDS[name].config)} if name else {}
+    config = config_of(arguments)
+    types = {f"--{field.name}": field.type for field in fields(config)} if config else {}
     resolved = []
     for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         resolved.append(argument)
@@ -239,7 +267,9 @@ def _recipe_path(name: str) -> str:
 def explain(message: str, arguments: list[str]) -> str:
     """A parser's complaint as one line that says what, where, and what would be accepted."""
     name = called(arguments)
-    flags = [field.name for field in fields(COMMANDS[name].config)] if name else []
+    config = config_of(arguments)
+    types = {field.name: field.type for field in fields(config)} if config else {}
+    flags = list(types)
     where = f"{name}: " if name else ""
     if match := re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
         flag = match[1].split("=")[0]
@@ -258,7 +288,6 @@ def explain(message: str, arguments: list[str]) -> str:
         return f"{where}{' and '.join(required)} must be given (emae {name} --help)"
     if match := re.search(r'Parser key "([^"]+)":', message):
         key = match[1].split(".")[-1]
-        types = {field.name: field.type for field in fields(COMMANDS[name].config)} if name else {}
         value = re.search(r"(?:Given|Got) value: (.*)", message)
         if key in types and value:
             return f"{where}{key}={value[1]}: must be {shown(types[key])}"

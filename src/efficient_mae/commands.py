@@ -32,7 +32,12 @@ class Command:
     @property
     def config(self) -> type[Settings]:
         """The dataclass of its settings."""
-        return _resolve(self.settings)
+        return self.config_of(None)
+
+    def config_of(self, model: str | None) -> type[Settings]:
+        """The same for a model of this name, or for the usual one, if the settings are such as make a model."""
+        declared = _resolve(self.settings)
+        return declared.of(declared.model if model is None else model) if hasattr(declared, "of") else declared
 
     @property
     def run(self) -> Callable[[Any], dict[str, Any]]:

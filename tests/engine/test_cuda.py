@@ -16,7 +16,7 @@ from efficient_mae.engine.optim import build_adamw, learning_rate
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MaskedAutoencoder, MaskLayout
-from efficient_mae.tasks.pretrain import Reconstruction
+from efficient_mae.tasks.pretrain import MethodObjective
 from tests.processes import spawn
 
 
@@ -129,5 +129,5 @@ def prepared(compiled: bool, precision: str) -> tuple[Step, list[TrainBatch]]:
     ]
     trained = parallelize(model, processes, precision=precision, compile=compiled)
     rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
-    objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
+    objective = MethodObjective(ImageStatistics((0.5,), (0.5,)))
     return Step(trained, build_adamw(model, 0.05), objective, processes, rate, precision, clip_grad=1.0), batches

@@ -20,7 +20,7 @@ from efficient_mae.engine.optim import build_adamw, learning_rate
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MaskPlanner, MaskSettings
-from efficient_mae.tasks.pretrain import Reconstruction
+from efficient_mae.tasks.pretrain import MethodObjective
 from tests.processes import spawn
 
 
@@ -46,7 +46,7 @@ def gradients_of_a_step(
     optimizer = build_adamw(model, 0.05)
     optimizer.register_step_pre_hook(lambda *_: seen.extend(whole_tensor(p.grad).clone() for p in model.parameters()))
     rate = partial(learning_rate, peak=1e-3, warmup_steps=0, total_steps=10)
-    objective = Reconstruction(STATISTICS)
+    objective = MethodObjective(STATISTICS)
     step = Step(trained, optimizer, objective, processes, rate, clip_grad=clip_grad)
     size = 8 // (accum_iter * processes.world_size)
     parts = [(part * processes.world_size + processes.rank) * size for part in range(accum_iter)]
@@ -151,7 +151,7 @@ def test_what_is_no_training_counts_in_no_speed(
 ):
     """Checkpoints, evaluations, and what is written of damage and skipped steps, in or at the end of a window."""
     model = torch.nn.Linear(1, 1)
-    step = Paced(model, torch.optim.SGD(model.parameters()), Reconstruction(STATISTICS), ALONE, lambda _: 0.1)
+    step = Paced(model, torch.optim.SGD(model.parameters()), MethodObjective(STATISTICS), ALONE, lambda _: 0.1)
     monkeypatch.setattr(loop, "Stopwatch", lambda: Stopwatch(lambda: step.now))
     loop.Loop(
         step=step,

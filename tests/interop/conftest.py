@@ -12,7 +12,7 @@ from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 STATISTICS = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-def small_model(**settings) -> emae.models.MaskedAutoencoder:
+def small_model(**settings) -> emae.methods.mae.MaskedAutoencoder:
     """A model with random weights, biases and norms too, so that a wrong one shows."""
     torch.manual_seed(0)
     settings = {"img_size": 32, "depth": 2, "decoder_depth": 2, **settings}
@@ -23,7 +23,7 @@ def small_model(**settings) -> emae.models.MaskedAutoencoder:
     return model
 
 
-def save_model(file: Path, model: emae.models.MaskedAutoencoder) -> Path:
+def save_model(file: Path, model: emae.methods.mae.MaskedAutoencoder) -> Path:
     """As a checkpoint's `model.safetensors`."""
     save_tensors(file, model.state_dict(), file_metadata(model.config, STATISTICS))
     return file

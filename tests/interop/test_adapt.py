@@ -18,7 +18,7 @@ def wave(rows: int, columns: int) -> np.ndarray:
 def test_positions_stretch_with_the_picture_in_both_directions():
     model = small_model(img_size=(64, 96))
     table = wave(8, 12)
-    model.pos_embed[0, 1:, 5] = torch.from_numpy(table).flatten()
+    model.backbone.pos_embed[0, 1:, 5] = torch.from_numpy(table).flatten()
     for size in ((96, 96), (32, 160), (128, 192)):
         adapted = emae.adapt_encoder(model, img_size=size)
         grid = (size[0] // 8, size[1] // 8)
@@ -27,7 +27,7 @@ def test_positions_stretch_with_the_picture_in_both_directions():
         inner = tuple(slice(n := -(-3 * new // (2 * old)), new - n) for new, old in zip(grid, (8, 12)))
         np.testing.assert_allclose(resized[inner], wave(*grid)[inner], atol=0.02)
         np.testing.assert_allclose(resized, resize(table, grid, order=3, mode="edge", anti_aliasing=False), atol=0.08)
-        assert torch.equal(adapted.pos_embed[0, 0], model.pos_embed[0, 0])
+        assert torch.equal(adapted.pos_embed[0, 0], model.backbone.pos_embed[0, 0])
         assert adapted(torch.randn(2, 3, *size)).shape == (2, grid[0] * grid[1] + 1, 192)
 
 
@@ -38,7 +38,7 @@ def test_without_a_change_the_encoder_is_the_same():
     assert "mask_token" not in adapted.state_dict() and not adapted.training
     with torch.no_grad():
         adapted.cls_token.zero_()
-    assert model.cls_token.any(), "the weights are shared"
+    assert model.backbone.cls_token.any(), "the weights are shared"
 
 
 def test_larger_patches_of_a_larger_image_give_the_same_tokens():
@@ -52,7 +52,7 @@ def test_larger_patches_of_a_larger_image_give_the_same_tokens():
 
     larger = F.interpolate(patches, size=16, mode="bicubic", antialias=True)
     with torch.no_grad():
-        expected = model.forward_features(picture(patches))
+        expected = model.backbone.forward_features(picture(patches))
         torch.testing.assert_close(adapted(picture(larger)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -63,18 +63,18 @@ def test_channels():
     with torch.no_grad():
         for in_chans in (1, 2, 4):
             mean = emae.adapt_encoder(model, in_chans=in_chans, channels="mean")
-            expected = model.forward_features(grey.expand(-1, 3, -1, -1).contiguous())
+            expected = model.backbone.forward_features(grey.expand(-1, 3, -1, -1).contiguous())
             ours = mean(grey.expand(-1, in_chans, -1, -1).contiguous())
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
         repeat = emae.adapt_encoder(model, in_chans=6, channels="repeat")
         torch.testing.assert_close(
-            repeat(torch.cat([colour, colour], dim=1)), model.forward_features(colour), rtol=1e-4, atol=1e-4
+            repeat(torch.cat([colour, colour], dim=1)), model.backbone.forward_features(colour), rtol=1e-4, atol=1e-4
         )
         first = emae.adapt_encoder(model, in_chans=5, channels="first")
         more = torch.cat([colour, torch.randn(2, 2, 32, 32)], dim=1)
-        torch.testing.assert_close(first(more), model.forward_features(colour), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(first(more), model.backbone.forward_features(colour), rtol=1e-4, atol=1e-4)
         less = emae.adapt_encoder(model, in_chans=2, channels="first")
-        assert torch.equal(less.patch_embed.proj.weight, model.patch_embed.proj.weight[:, :2])
+        assert torch.equal(less.patch_embed.proj.weight, model.backbone.patch_embed.proj.weight[:, :2])
 
 
 def test_statistics_follow_the_channels():

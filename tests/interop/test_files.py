@@ -8,9 +8,9 @@ import efficient_mae as emae
 from efficient_mae.interop import (
     adapt_encoder,
     file_metadata,
-    load_autoencoder,
     load_config,
     load_statistics,
+    load_whole,
     save_encoder,
 )
 from efficient_mae.methods.mae import MAEConfig
@@ -20,7 +20,9 @@ from tests.interop.conftest import STATISTICS, save_model
 def test_features_of_visible_patches_are_the_encoders(model):
     images = torch.randn(2, 3, 32, 48)
     everything = torch.arange(24).expand(2, -1)
-    torch.testing.assert_close(model.forward_features(images, everything), model.forward_features(images))
+    torch.testing.assert_close(
+        model.backbone.forward_features(images, everything), model.backbone.forward_features(images)
+    )
 
 
 def test_load_gives_back_the_encoder_and_its_statistics(model, encoder: Path):
@@ -31,7 +33,7 @@ def test_load_gives_back_the_encoder_and_its_statistics(model, encoder: Path):
 
 def test_a_decoder_is_needed(encoder: Path):
     with pytest.raises(ValueError, match="holds an encoder alone"):
-        load_autoencoder(encoder)
+        load_whole(encoder)
 
 
 def test_what_is_no_model(tmp_path: Path, model):

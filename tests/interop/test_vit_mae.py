@@ -52,7 +52,7 @@ def test_there_and_back_is_the_same_model_to_the_bit(mae):
     back = emae.from_hf(hf)
     assert same_bits(back, mae) and back.config == mae.config and not back.training
     assert same_bits(emae.to_hf(back), hf)
-    assert emae.from_hf(emae.to_hf(small_model().double())).cls_token.dtype == torch.float64
+    assert emae.from_hf(emae.to_hf(small_model().double())).mask_token.dtype == torch.float64
     weighted = emae.from_hf(hf, gamma=0.6, beta=26.0).config
     assert (weighted.gamma, weighted.beta) == (0.6, 26.0)
 
@@ -63,7 +63,7 @@ def test_their_own_loading_calls_take_the_folder(mae, folder: Path):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         tokens = encoder(images, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
-        torch.testing.assert_close(tokens, mae.forward_features(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tokens, mae.backbone.forward_features(images), rtol=1e-5, atol=1e-5)
     processor = AutoImageProcessor.from_pretrained(folder)
     picture = torch.full((3, 50, 60), 51, dtype=torch.uint8)
     pixels = processor(picture, return_tensors="pt")["pixel_values"]
@@ -78,7 +78,7 @@ def test_load_takes_the_folder(mae, folder: Path, tmp_path: Path):
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "encoder")
     encoder = emae.load(tmp_path / "encoder")
     assert not isinstance(encoder, MaskedAutoencoder)
-    assert torch.equal(encoder.blocks[1].attn.qkv.bias, mae.blocks[1].attn.qkv.bias)
+    assert torch.equal(encoder.blocks[1].attn.qkv.bias, mae.backbone.blocks[1].attn.qkv.bias)
     assert load_statistics(tmp_path / "encoder") == ImageStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -146,6 +146,6 @@ def test_a_model_goes_by_them(difficulty: str, beta: float | None, schedule: str
     )  # fmt: skip
     out = model(torch.randn(3, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     assert torch.equal(out.difficulty, emae.difficulty(out.mask, 4, difficulty))
-    expected = (out.weights * out.patch_loss).sum() / out.weights.sum()
+    expected = (out.weights * out.errors).sum() / out.weights.sum()
     torch.testing.assert_close(out.loss, expected)
-    assert torch.equal(model.plan(3, out.mask).weights, out.weights)
+    assert torch.equal(model.plan(3, mask=out.mask).weights, out.weights)

@@ -31,7 +31,7 @@ def make_run(folder: Path, data: Path, **settings) -> Path:
     """A finished run as `emae pretrain` leaves it, of a model that never learned anything."""
     torch.manual_seed(0)
     model = emae.create_model("mae_vit_tiny_patch4", **MODEL | settings)
-    statistics = ImageStatistics(*default_mean_std(model.in_chans))
+    statistics = ImageStatistics(*default_mean_std(model.config.in_chans))
     folder.mkdir(parents=True)
     config = dict(data=str(data), out=str(folder), model="mae_vit_tiny_patch4", epochs=3, clip_grad=None, seed=0)
     (folder / "config.yaml").write_text(yaml.safe_dump(config | MODEL | settings | dict(device="cpu")))

@@ -30,7 +30,7 @@ def write_labelled(root: Path, train: int = 40, test: int = 12) -> Path:
 
 def stop_after_checkpoints(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Break off a run when it has written so many checkpoints."""
-    from efficient_mae.engine import run as module
+    from efficient_mae.engine.storage import checkpoint as module
 
     save, written = module.save_checkpoint, []
 

@@ -118,7 +118,7 @@ def test_the_readmes_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             exec(text, names)
         for line in re.findall(r"^\$ emae (export .*)$", text, re.M) if language == "console" else ():
             assert main(shlex.split(line)) == 0
-    weight = emae.load(run).blocks[1].mlp.fc2.weight
+    weight = emae.load(run).backbone.blocks[1].mlp.fc2.weight
     vits = [value for value in names.values() if isinstance(value, VisionTransformer)]
     wholes = [value for value in names.values() if isinstance(value, ViTMAEForPreTraining)]
     assert vits and all(torch.equal(vit.blocks[1].mlp.fc2.weight, weight) for vit in vits)

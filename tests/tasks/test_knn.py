@@ -25,7 +25,7 @@ def test_votes_are_scikit_learns():
 
 
 def test_pools():
-    model = emae.create_model("mae_vit_tiny_patch8", img_size=32, depth=1, decoder_depth=1)
+    model = emae.create_model("mae_vit_tiny_patch8", img_size=32, depth=1, decoder_depth=1).backbone
     images = torch.randn(3, 3, 32, 32)
     tokens = model.forward_features(images)
     torch.testing.assert_close(extract_features(model, images, "token"), tokens[:, 0])

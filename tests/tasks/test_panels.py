@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import efficient_mae as emae
-from efficient_mae.tasks.panels import DPI, beta_in_pixels, draw_panel
+from efficient_mae.interop import ImageStatistics
+from efficient_mae.tasks.panels import DPI, draw_panel
 
 
 def small_model(**changes):
@@ -19,11 +20,11 @@ def small_model(**changes):
 
 
 def panel_of(model, images: int = 2, path: Path | None = None):
-    channels = model.in_chans
-    pixels = torch.rand(images, channels, *model.img_size, generator=torch.Generator().manual_seed(0))
+    channels = model.config.in_chans
+    pixels = torch.rand(images, channels, *model.config.img_size, generator=torch.Generator().manual_seed(0))
     layout = model.plan(images, generator=torch.Generator().manual_seed(1))
-    statistics = dict(mean=(0.5,) * channels, std=(0.5,) * channels)
-    return draw_panel(model, (pixels - 0.5) / 0.5, layout, title="after epoch 3", path=path, **statistics), layout
+    statistics = ImageStatistics((0.5,) * channels, (0.5,) * channels)
+    return draw_panel(model, (pixels - 0.5) / 0.5, layout, statistics, title="after epoch 3", path=path), layout
 
 
 def drawn_images(figure) -> list[np.ndarray]:
@@ -94,7 +95,7 @@ def test_the_model_and_its_surroundings_are_left_as_they_were():
     for training in (True, False):
         model.train(training)
         panel_of(model)
-        assert model.training == model.blocks.training == training
+        assert model.training == model.backbone.blocks.training == training
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
@@ -109,5 +110,5 @@ def test_six_rows_at_most_and_no_legend_where_nothing_is_left_out():
 
 
 def test_beta_scales_with_the_patch():
-    assert beta_in_pixels(small_model().config) == 6.5
-    assert beta_in_pixels(small_model(beta=None).config) is None
+    assert small_model().config.beta_in_pixels(4) == 6.5
+    assert small_model(beta=None).config.beta_in_pixels(4) is None

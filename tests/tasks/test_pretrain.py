@@ -224,12 +224,12 @@ def test_the_encoder_alone_is_the_autoencoders(run: Path):
     whole, encoder = emae.load(run), emae.load(run / "encoder.safetensors")
     assert set(load_file(run / "encoder.safetensors")) == set(encoder.state_dict())
     pictures = torch.randn(2, 1, 16, 16)
-    assert torch.equal(whole.forward_features(pictures), encoder.forward_features(pictures))
+    assert torch.equal(whole.backbone.forward_features(pictures), encoder.forward_features(pictures))
 
 
 def test_rectangles_and_repeats(images: Path, tmp_path: Path):
     run = pretrain(config(images, tmp_path / "run", img_size=(16, 24), in_chans=3, epochs=1, grad_checkpointing=True))
-    assert emae.load(run).img_size == (16, 24)
+    assert emae.load(run).config.img_size == (16, 24)
 
 
 @pytest.mark.slow

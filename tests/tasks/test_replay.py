@@ -186,7 +186,7 @@ def losses_at(run: Path, data: Path, step: int) -> list[float]:
     with torch.no_grad():
         out = model(white_is_infinite(batch.images, (0.5,), (0.5,)), batch.masks.value)
     image = out.predicted.nonzero()[:, 0]
-    parts = torch.zeros(8).index_add(0, image, out.weights * out.patch_loss)
+    parts = torch.zeros(8).index_add(0, image, out.weights * out.errors)
     return (parts / out.weights.sum()).tolist()
 
 
@@ -269,9 +269,9 @@ def gone_back(two_white: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
             seen.append(batch.indices.tolist())
         return weighted_sum(self, model, batch)
 
-    weighted_sum = pretrain.Reconstruction.weighted_sum
+    weighted_sum = pretrain.MethodObjective.weighted_sum
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.Reconstruction, "weighted_sum", noting)
+        patch.setattr(pretrain.MethodObjective, "weighted_sum", noting)
         out = tmp_path_factory.mktemp("runs") / "gone-back"
         return pretrain.pretrain(config(two_white, out, **TWO, rollbacks=2)), seen
 

@@ -1,4 +1,4 @@
-"""Model sizes by name: `mae_vit_{tiny,small,base,large,huge}_patch{P}`."""
+"""Model sizes by name: `{method}_vit_{tiny,small,base,large,huge}_patch{P}`."""
 
 import difflib
 import re
@@ -31,17 +31,17 @@ SIZES = {
 DECODER_HEAD_DIM = 32
 
 
-def parse_name(name: str) -> tuple[Size, int]:
-    """Size and patch size of a model name.
+def parse_name(name: str, method: str) -> tuple[Size, int]:
+    """Size and patch size in the name of a method's model.
 
     Raises:
         InputError: the name is not of the form; the nearest is suggested.
     """
-    match = re.fullmatch(r"mae_vit_([a-z]+)_patch([1-9][0-9]*)", name)
+    match = re.fullmatch(rf"{method}_vit_([a-z]+)_patch([1-9][0-9]*)", name)
     if match and match[1] in SIZES:
         return SIZES[match[1]], int(match[2])
     patch = (re.search(r"[0-9]+$", name) or ["16"])[0]
-    names = [f"mae_vit_{size}_patch{patch}" for size in SIZES]
+    names = [f"{method}_vit_{size}_patch{patch}" for size in SIZES]
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
-    raise InputError(f"unknown model {name!r}: {hint}Names are mae_vit_{{{','.join(SIZES)}}}_patch{{P}}")
+    raise InputError(f"unknown model {name!r}: {hint}Names are {method}_vit_{{{','.join(SIZES)}}}_patch{{P}}")

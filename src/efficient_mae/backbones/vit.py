@@ -4,7 +4,7 @@ B images, N patches of an image, V of them visible, D width, S rows of packed to
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -73,7 +73,13 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block.
+
+    Attributes:
+        entries: methods by which it is entered beside `__call__`, passing by its hooks.
+    """
+
+    entries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -121,6 +127,7 @@ class VisionTransformer(nn.Module):
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.embed_dim = embed_dim
+        self.depth = depth
         self.num_heads = num_heads
         self.grid_size = grid_size(self.img_size, patch_size)
         self.grad_checkpointing = False

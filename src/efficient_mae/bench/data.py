@@ -23,9 +23,8 @@ from efficient_mae.data import (
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
-from efficient_mae.methods.mae import part_size
 from efficient_mae.ranges import NonNegativeInt, Positive, PositiveInt, Seed, Share
-from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 # Images whose files are weighed.
 WEIGHED = 256
@@ -34,7 +33,7 @@ _PREFETCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDataConfig(ModelSettings):
+class BenchDataConfig(ModelChoice):
     """Settings of `emae bench data`."""
 
     data: str
@@ -82,14 +81,15 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
     source = open_source(config.data, "train")
     model = build_model(config)
-    transform = PretrainTransform(model.img_size, config.in_chans, scale=config.crop_scale, hflip=config.hflip)
+    described = model.config
+    transform = PretrainTransform(described.img_size, described.in_chans, scale=config.crop_scale, hflip=config.hflip)
     dataset = TrainDataset(
         source,
         transform,
         config.seed,
-        min_size=model.patch_size,
-        num_patches=model.grid_size[0] * model.grid_size[1],
-        make_masks=model.config.planner(part_size(model.config, device)),
+        min_size=described.patch_size,
+        num_patches=described.grid_size[0] * described.grid_size[1],
+        make_masks=described.planner(described.unit(device)),
     )
     bytes_per_image = _bytes_per_image(source)
     speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}

@@ -20,13 +20,13 @@ from efficient_mae.engine.machine.distributed import find_device, resolve_precis
 from efficient_mae.engine.machine.facts import describe_machine, usual_workers
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import NonNegativeInt, PositiveInt
-from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(ModelSettings):
+class DoctorConfig(ModelChoice):
     """Settings of `emae doctor`."""
 
     data: str | None = None
@@ -80,7 +80,7 @@ def _plan(config: DoctorConfig) -> Plan:
         precision=resolve_precision(config.precision, device),
         data=config.data,
         out=config.out,
-        img_shape=(model.in_chans, *model.img_size),
+        img_shape=(model.config.in_chans, *model.config.img_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         batch_size=config.batch_size or (128 if device.type == "cuda" else 16),
         num_workers=usual_workers(device) if config.num_workers is None else config.num_workers,

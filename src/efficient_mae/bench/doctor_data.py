@@ -8,7 +8,7 @@ from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
 from efficient_mae.data import UnreadableImage, describe_images, open_source, spread
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.run_directory import MOST_DAMAGED
-from efficient_mae.tasks.pretrain_config import ModelSettings
+from efficient_mae.tasks.pretrain_config import ModelChoice
 
 # Images that are read to see whether they can be.
 _READ = 200
@@ -49,7 +49,8 @@ def check_images(plan: Plan) -> Finding:
 def check_waiting(plan: Plan) -> Finding:
     """The loader's speed of one worker, beside a training step's of the chosen model."""
     images = len(open_source(plan.data or "", "train"))
-    model = {field.name: getattr(plan.settings, field.name) for field in dataclasses.fields(ModelSettings)}
+    names = [field.name for field in dataclasses.fields(ModelChoice.of(plan.settings.model))]
+    model = {name: getattr(plan.settings, name) for name in names}
     result = bench_data(
         BenchDataConfig(
             data=plan.data or "",

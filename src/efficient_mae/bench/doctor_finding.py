@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from efficient_mae.tasks.pretrain_config import ModelSettings
+from efficient_mae.tasks.pretrain_config import ModelChoice
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
         keep_checkpoints: that stay on the disk.
     """
 
-    settings: ModelSettings
+    settings: ModelChoice
     asked_device: str
     device: torch.device
     precision: str

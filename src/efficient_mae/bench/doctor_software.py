@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from efficient_mae.bench.contenders import model_step
 from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
 from efficient_mae.engine.machine.distributed import find_device
-from efficient_mae.methods.mae import create_model
+from efficient_mae.methods import create_model
 
 _PACKAGE = "efficient-mae"
 # What an extra of this package is for.

@@ -12,12 +12,11 @@ from efficient_mae.bench.flops import model_cost
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.interop import load_config
-from efficient_mae.methods.mae import MAEConfig
-from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig(ModelSettings):
+class InfoConfig(ModelChoice):
     """Settings of `emae info`."""
 
     weights: str | None = None
@@ -37,20 +36,17 @@ def info(config: InfoConfig) -> dict[str, Any]:
         InputError: no such weights, model or device.
     """
     device = find_device(config.device)
-    described = _model_config(config)
-    cost = model_cost(described)
+    if config.weights is not None:
+        described = load_config(config.weights)
+    else:
+        with torch.device("meta"):
+            described = build_model(config).config
+    cost = dataclasses.asdict(model_cost(described))
     return {
         "model": described.to_dict(),
-        "cost": dataclasses.asdict(cost) | {"ratio": cost.ratio},
+        "cost": cost.pop("tokens") | cost | {"ratio": cost["gmacs"] / cost["mae_gmacs"]},
         "environment": describe_machine(device) | {"precision": resolve_precision("auto", device)},
     }
-
-
-def _model_config(config: InfoConfig) -> MAEConfig:
-    if config.weights is not None:
-        return load_config(config.weights)
-    with torch.device("meta"):
-        return build_model(config).config
 
 
 def show_info(result: dict[str, Any], console: Console) -> None:
@@ -59,19 +55,27 @@ def show_info(result: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None)
     height, width = model["img_size"]
     patches = (height // model["patch_size"]) * (width // model["patch_size"])
+    objective = {name: model[name] for name in ("mask_ratio", "beta", "gamma") if name in model}
+    decoder = f"{cost['decoder_parameters'] / 1e6:.1f} M parameters"
+    if "decoder_depth" in model:
+        blocks, width, heads = (model[f"decoder_{name}"] for name in ("depth", "embed_dim", "num_heads"))
+        decoder = f"{blocks} blocks, {width} wide, {heads} heads, {decoder}"
     rows = {
         "image": f"{height} x {width}, {model['in_chans']} channels, {patches} patches of {model['patch_size']} px",
         "encoder": f"{model['depth']} blocks, {model['embed_dim']} wide, {model['num_heads']} heads, "
         f"{cost['encoder_parameters'] / 1e6:.1f} M parameters",
-        "decoder": f"{model['decoder_depth']} blocks, {model['decoder_embed_dim']} wide, "
-        f"{model['decoder_num_heads']} heads, {cost['decoder_parameters'] / 1e6:.1f} M parameters",
-        "objective": f"mask ratio {model['mask_ratio']}, beta {model['beta']}, gamma {model['gamma']}",
-        "encoder tokens": f"{cost['encoder_tokens']} an image",
-        "decoder tokens": f"{cost['decoder_tokens']:.1f} an image, for {cost['predicted_patches']:.1f} "
-        f"predicted of {cost['masked_patches']} masked patches",
-        "forward pass": f"{cost['gmacs']:.2f} GMACs an image, {cost['ratio']:.2f} of MAE 0.75's "
-        f"{cost['mae_gmacs']:.2f}",
+        "decoder": decoder,
+        "objective": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in objective.items()),
+        "masked patches": f"{cost['masked_patches']} an image",
     }
+    if "decoder_tokens" in cost:
+        rows |= {
+            "encoder tokens": f"{cost['encoder_tokens']} an image",
+            "decoder tokens": f"{cost['decoder_tokens']:.1f} an image, for {cost['predicted_patches']:.1f} "
+            f"predicted of {cost['masked_patches']} masked patches",
+        }
+    beside = f", {cost['ratio']:.2f} of MAE 0.75's {cost['mae_gmacs']:.2f}" if cost["ratio"] != 1 else ""
+    rows["forward pass"] = f"{cost['gmacs']:.2f} GMACs an image{beside}"
     for name, value in (*rows.items(), *result["environment"].items()):
         table.add_row(name, str(value))
     console.print(table)

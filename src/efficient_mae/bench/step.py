@@ -17,17 +17,18 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.backbones.kernels.linear import linear
-from efficient_mae.bench.contenders import Contender, methods, own_contenders, peer_contenders, seconds_of
+from efficient_mae.bench.contenders import Contender, own_contenders, seconds_of
 from efficient_mae.bench.peaks import device_peak, host_peaks
+from efficient_mae.bench.peers import peer_contenders
 from efficient_mae.console import say
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine, keep_compiled_products, keep_freed_memory
 from efficient_mae.engine.machine.memory import is_out_of_memory
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
-from efficient_mae.masking import p2dist
+from efficient_mae.masking import MaskSettings, p2dist
 from efficient_mae.ranges import PositiveInt
-from efficient_mae.tasks.pretrain_config import ModelSettings, build_model
+from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 # Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
 WARM_UP = 3
@@ -38,7 +39,7 @@ FLOPS_A_MAC = 3 * 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchStepConfig(ModelSettings):
+class BenchStepConfig(ModelChoice):
     """Settings of `emae bench step`."""
 
     batch_size: PositiveInt | None = None
@@ -67,8 +68,9 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     Returns:
         `model`, `batch_size`, `precision`, `compile`, `grad_checkpointing`, `rounds`, `date`, `machine`;
         `matmul_tflops`, the rate of a large matrix product in the same rounds; `p2dist_share` and `masks_share`, the
-        time that one core takes for P2Dist, and for masks, P2Dist and packing together, as a share of the step at
-        0.85; and `methods`, of each `name`, `images_per_second`, `ratio` to MAE 0.75, `gmacs` and `gmac_ratio`,
+        time that one core takes for P2Dist (null where there is none), and for masks, P2Dist and packing together,
+        as a share of the step of `shares_of`; and `methods`, of each `name`, `images_per_second`, `ratio` to the
+        first, which is MAE 0.75, `gmacs` and `gmac_ratio`,
         `tflops` achieved, `matmul_share`, `peak_gigabytes` (null if not measured) and `seconds`, of each round.
 
     Raises:
@@ -121,7 +123,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         "grad_checkpointing": config.grad_checkpointing,
         "rounds": config.rounds,
         "matmul_tflops": round(matmul, 4),
-        **_mask_shares(config, batch_size, statistics.median(seconds["Efficient MAE 0.85"])),
+        **_mask_shares(config, batch_size, seconds),
         "methods": rows,
     }
     if config.out is not None:
@@ -136,7 +138,7 @@ def _contenders(
     torch.manual_seed(0)
     model = build_model(config)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    own = len(methods(model.config))
+    own = len(model.config.variants())
     if number is not None and number < own:
         return own_contenders(model, batch_size, device, precision, config.compile)[number : number + 1]
     found = [] if number is not None else own_contenders(model, batch_size, device, precision, config.compile)
@@ -176,10 +178,13 @@ def matmul_tflops(device: torch.device, precision: str) -> float:
     return 2 * side**3 / min(seconds_of(lambda: linear(a, b, None), device) for _ in range(5)) / 1e12
 
 
-def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) -> dict[str, float]:
+def _mask_shares(config: BenchStepConfig, batch_size: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """What one core takes for a batch's masks, beside the step that they are for."""
     with torch.device("meta"):
         model = build_model(config).config
+    variants = model.variants()
+    name = next((name for name, variant in variants.items() if variant == model), [*variants][-1])
+    model, step_seconds = variants[name], statistics.median(seconds[name])
     planner = model.planner()
     noise = torch.rand(batch_size, math.prod(model.grid_size), generator=torch.Generator().manual_seed(0))
     mask = planner(noise).mask
@@ -187,13 +192,18 @@ def _mask_shares(config: BenchStepConfig, batch_size: int, step_seconds: float) 
     torch.set_num_threads(1)
     host = torch.device("cpu")
     try:
-        distance = statistics.median(
-            seconds_of(lambda: p2dist(mask, model.patch_size, model.k), host) for _ in range(9)
-        )
+        distance = None
+        if isinstance(model, MaskSettings):
+            measure = partial(p2dist, mask, model.patch_size, model.k)
+            distance = statistics.median(seconds_of(measure, host) for _ in range(9))
         plan = statistics.median(seconds_of(lambda: planner(noise), host) for _ in range(9))
     finally:
         torch.set_num_threads(threads)
-    return {"p2dist_share": round(distance / step_seconds, 6), "masks_share": round(plan / step_seconds, 6)}
+    return {
+        "shares_of": name,
+        "p2dist_share": None if distance is None else round(distance / step_seconds, 6),
+        "masks_share": round(plan / step_seconds, 6),
+    }
 
 
 # Heading, name in a result, format: of each method's row, after its name.
@@ -225,12 +235,14 @@ def show_bench_step(result: dict[str, Any], console: Console) -> None:
         cells = ("" if row[name] is None else form.format(row[name]) for _, name, form in columns)
         table.add_row(row["name"], *cells)
     console.print(table)
+    share = result["p2dist_share"]
+    p2dist = "" if share is None else f" (P2Dist {share:.2%})"
     memory = "; GB: peak memory" if any(row["peak_gigabytes"] is not None for row in rows) else ""
     console.print(
-        f"speed: MAE 0.75 = 1; saved: what its GMACs promise; share: of a matrix product's "
+        f"speed: {rows[0]['name']} = 1; saved: what its GMACs promise; share: of a matrix product's "
         f"{result['matmul_tflops']:.3g} TFLOP/s{memory}\n"
-        f"masks, P2Dist and packing take one core {result['masks_share']:.2%} of the step at 0.85 "
-        f"(P2Dist {result['p2dist_share']:.2%})",
+        f"masks, P2Dist and packing take one core {result['masks_share']:.2%} of the step of {result['shares_of']}"
+        f"{p2dist}",
         highlight=False,
     )
 
@@ -247,7 +259,7 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
 
 
 def draw_step(result: dict[str, Any]) -> Figure:
-    """Every method's speed beside MAE 0.75's: bars for what was measured, ticks for what its GMACs promise."""
+    """Every method's speed beside the first's: bars for what was measured, ticks for what its GMACs promise."""
     rows = result["methods"][::-1]
     figure = Figure(figsize=(7.6, 0.9 + 0.42 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -262,7 +274,7 @@ def draw_step(result: dict[str, Any]) -> Figure:
     axes.plot([], [], color="#e0700c", linewidth=2, label="by multiply-accumulates")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.set_xlim(0, 1.25 * max(max(row["ratio"], row["gmac_ratio"] or 0) for row in rows))
-    axes.set_xlabel("speed of a training step, MAE 0.75 = 1")
+    axes.set_xlabel(f"speed of a training step, {result['methods'][0]['name']} = 1")
     axes.set_title(f"{result['model']}, {result['precision']}, {result['machine']['device']}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

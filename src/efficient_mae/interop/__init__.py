@@ -10,7 +10,7 @@ from efficient_mae.interop.files import (
     read_metadata,
     save_encoder,
 )
-from efficient_mae.interop.loading import load, load_autoencoder, load_config, load_statistics
+from efficient_mae.interop.loading import load, load_config, load_statistics, load_whole
 from efficient_mae.interop.mae_files import from_mae_checkpoint
 from efficient_mae.interop.timm_models import load_snippet, to_timm
 from efficient_mae.interop.vit_mae import from_hf, to_hf
@@ -27,7 +27,7 @@ __all__ = [
     "from_hf",
     "from_mae_checkpoint",
     "load",
-    "load_autoencoder",
+    "load_whole",
     "load_config",
     "load_snippet",
     "load_statistics",

@@ -12,12 +12,13 @@ from torch import Tensor
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments
+from efficient_mae.methods import Method, backbone_of
 
 CHANNELS = ("mean", "repeat", "first")
 
 
 def adapt_encoder(
-    model: VisionTransformer,
+    model: Method | VisionTransformer,
     img_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
@@ -31,7 +32,7 @@ def adapt_encoder(
     pseudo-inverse resize: tokens of a resized image stay what they were.
 
     Args:
-        model: an encoder or a whole autoencoder.
+        model: an encoder or a whole model.
         img_size: pixels, one number or (height, width); None keeps it.
         patch_size: in pixels; divides the image; None keeps it.
         in_chans: channels; None keeps them.
@@ -46,12 +47,12 @@ def adapt_encoder(
     Source: Beyer et al. 2023, FlexiViT, Sec. 3.4, for the patch embedding.
     """
     changed = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
-    arguments = encoder_arguments(model) | {name: value for name, value in changed.items() if value is not None}
-    adapted = VisionTransformer(**arguments).to(model.cls_token)
-    weights = model.state_dict()
-    weights = {name: weights[name] for name in adapted.state_dict()}
+    encoder = backbone_of(model)
+    arguments = encoder_arguments(encoder) | {name: value for name, value in changed.items() if value is not None}
+    adapted = VisionTransformer(**arguments).to(encoder.cls_token)
+    weights = encoder.state_dict()
     weights["pos_embed"] = resample_abs_pos_embed(
-        weights["pos_embed"], new_size=list(adapted.grid_size), old_size=list(model.grid_size)
+        weights["pos_embed"], new_size=list(adapted.grid_size), old_size=list(encoder.grid_size)
     )
     kernel = adapt_channels(weights["patch_embed.proj.weight"], adapted.in_chans, channels)
     weights["patch_embed.proj.weight"] = resample_patch_embed(kernel, [adapted.patch_size] * 2)

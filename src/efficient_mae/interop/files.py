@@ -1,5 +1,6 @@
 """What this software writes: safetensors files with, in the header, how to build the model that they belong to."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,29 @@ from typing import Any
 import torch
 
 from efficient_mae.backbones import VisionTransformer
-from efficient_mae.engine.storage.checkpoint import find_checkpoints, find_part, load_model, read_header
+from efficient_mae.engine.storage.checkpoint import (
+    check_architecture,
+    find_checkpoints,
+    find_part,
+    load_model,
+    read_header,
+)
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
 from efficient_mae.ranges import Finite, Positive, Settings
 
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
 
 # What a run or an export keeps an encoder alone in.
-_ENCODER = "encoder.safetensors"
+_ENCODER_FILE = "encoder.safetensors"
+
+# What an encoder is made of.
+_ENCODER = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
 
 
 @dataclass(frozen=True)
@@ -32,38 +42,31 @@ class ImageStatistics(Settings):
     std: tuple[Positive, ...]
 
 
-def file_metadata(config: MAEConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
+def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images.
 
     Args:
         config: of the whole model, or what :func:`encoder_arguments` gives.
         statistics: of its images.
     """
-    model = config.to_dict() if isinstance(config, MAEConfig) else config
-    content = {"model": model, "mean": statistics.mean, "std": statistics.std}
+    whole = isinstance(config, MethodConfig)
+    described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
+    content = {**described, "mean": statistics.mean, "std": statistics.std}
     # One key only: safetensors writes several in random order, and equal runs should write equal files.
     return {_METADATA_KEY: json.dumps(content)}
 
 
-def encoder_arguments(model: VisionTransformer | MAEConfig) -> dict[str, Any]:
+def encoder_arguments(model: Method | MethodConfig | VisionTransformer) -> dict[str, Any]:
     """The arguments that build an encoder like this one, as :class:`VisionTransformer` and timm name them."""
-    depth = model.depth if isinstance(model, MAEConfig) else len(model.blocks)
-    return {
-        "img_size": model.img_size,
-        "patch_size": model.patch_size,
-        "in_chans": model.in_chans,
-        "embed_dim": model.embed_dim,
-        "depth": depth,
-        "num_heads": model.num_heads,
-    }
+    if isinstance(model, MethodConfig):
+        return model.backbone
+    encoder = backbone_of(model)
+    return {name: getattr(encoder, name) for name in _ENCODER}
 
 
-def encoder_of(model: VisionTransformer) -> VisionTransformer:
-    """The encoder alone, of a whole autoencoder or of an encoder; its weights are copied."""
-    encoder = VisionTransformer(**encoder_arguments(model)).to(model.cls_token)
-    weights = model.state_dict()
-    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
-    return encoder.train(model.training)
+def encoder_of(model: Method | VisionTransformer) -> VisionTransformer:
+    """The encoder alone, of a whole model or of an encoder; its weights are copied."""
+    return copy.deepcopy(backbone_of(model))
 
 
 def find_weights(path: str | Path) -> Path:
@@ -80,10 +83,10 @@ def find_weights(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or directory; give a run directory, a checkpoint or an export")
     checkpoints = find_checkpoints(path / "checkpoints")
-    for candidate in (*(find_part(folder, "model") for folder in (*checkpoints[-1:], path)), path / _ENCODER):
+    for candidate in (*(find_part(folder, "model") for folder in (*checkpoints[-1:], path)), path / _ENCODER_FILE):
         if candidate.exists():
             return candidate
-    raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER}")
+    raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}")
 
 
 def find_run_settings(path: str | Path) -> dict[str, Any]:
@@ -95,71 +98,61 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     return {}
 
 
-def load_own(file: Path) -> MaskedAutoencoder | VisionTransformer:
-    """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no decoder.
+def load_own(file: Path) -> Method | VisionTransformer:
+    """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
     Raises:
         InputError: no such file, weights of another architecture, or a checkpoint whose checksums say it is damaged.
     """
     refuse_damage(file.parent, file.name)
-    content, _ = _read_header(file)
-    shapes = read_header(file)[1]
-    whole = "mask_token" in shapes
+    header, shapes = _read_header(file), read_header(file)[1]
     try:
-        _check_sizes(content, shapes, whole)
-        if whole:
-            model = MaskedAutoencoder(MAEConfig.from_dict(content))
-        else:
-            names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
-            arguments = {name: content[name] for name in names}
-            model = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
+        with torch.device("meta"):  # built first, what a header describes could fill the memory
+            empty = _described(header, shapes, file)
+            check_architecture(shapes, empty.state_dict(), file)
+        whole = isinstance(empty, Method)
+        model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None
     load_model(file, model)
     return model
 
 
-def _check_sizes(content: dict[str, Any], shapes: dict[str, torch.Size], whole: bool) -> None:
-    """Refuse a header that describes a model of another size than its tensors: built first, it could fill the memory.
+def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
+    """The model that a header describes, or its encoder if that is all that there are tensors for.
 
     Raises:
-        InputError: with what differs.
-        KeyError, TypeError, ValueError: a header that describes none.
+        InputError, KeyError, TypeError, ValueError: a header that describes none, or another than its tensors are of.
     """
-    height, width = content["img_size"]
-    patch, channels, dim = content["patch_size"], content["in_chans"], content["embed_dim"]
-    described: dict[str, Any] = {
-        "cls_token": (1, 1, dim),
-        "patch_embed.proj.weight": (dim, channels, patch, patch),
-        "pos_embed": (1, 1 + height // max(1, patch) * (width // max(1, patch)), dim),
-    }
-    blocks = {"blocks": content["depth"]}
-    if whole:
-        described["mask_token"] = (1, 1, content["decoder_embed_dim"])
-        blocks["decoder_blocks"] = content["decoder_depth"]
-    for name, shape in described.items():
-        if tuple(shapes.get(name, ())) != shape:
-            found = tuple(shapes[name]) if name in shapes else "missing"
-            raise InputError(f"weights of another architecture, {name} is {found} and not {shape}")
-    for name, depth in blocks.items():
-        found = len({key.split(".")[1] for key in shapes if key.startswith(f"{name}.")})
-        if found != depth:
-            raise InputError(f"weights of another architecture, {found} {name} and not {depth}")
+    # A block has tensors: more of them than there are tensors would be built for nothing.
+    if any(value > len(shapes) for name, value in header.model.items() if name.endswith("depth")):
+        raise InputError("weights of another architecture, of fewer blocks than are described")
+    arguments = {name: header.model[name] for name in _ENCODER}
+    encoder = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
+    own = encoder.state_dict()
+    check_architecture({name: shape for name, shape in shapes.items() if name in own}, own, file)
+    if shapes.keys() <= own.keys():
+        return encoder
+    method = METHODS[header.method]
+    return method(method.Config.from_dict(header.model))
 
 
-def read_metadata(file: Path) -> tuple[MAEConfig, ImageStatistics]:
+def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
     """What :func:`file_metadata` wrote for a whole model.
 
     Raises:
         InputError: no safetensors file, or not one of ours.
     """
-    content, statistics = _read_header(file)
-    if "embed_dim" in content and "decoder_embed_dim" not in content:
+    header = _read_header(file)
+    method = METHODS.get(header.method)
+    if method is None:
+        raise InputError(f"{file}: a model of method {header.method!r}, which isn't known here")
+    if header.model.keys() == set(_ENCODER):
         raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
     try:
-        return MAEConfig.from_dict(content), statistics
+        return method.Config.from_dict(header.model), header.statistics
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (KeyError, TypeError):
@@ -172,14 +165,24 @@ def read_statistics(file: Path) -> ImageStatistics:
     Raises:
         InputError: no safetensors file, or not one of ours.
     """
-    return _read_header(file)[1]
+    return _read_header(file).statistics
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], ImageStatistics]:
+@dataclass(frozen=True)
+class _Header:
+    """What a file says of its model; of the first versions, that wrote no method, it is MAE's."""
+
+    method: str
+    model: dict[str, Any]
+    statistics: ImageStatistics
+
+
+def _read_header(file: Path) -> _Header:
     metadata, _ = read_header(file)
     try:
         content = parse_json(metadata[_METADATA_KEY], str(file))
-        return dict(content["model"]), ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
+        statistics = ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
+        return _Header(str(content.get("method", "mae")), dict(content["model"]), statistics)
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None
 
@@ -188,16 +191,13 @@ def _foreign(file: Path) -> InputError:
     return InputError(f"{file}: its header doesn't describe a model of efficient-mae")
 
 
-def save_encoder(file: Path, model: VisionTransformer, statistics: ImageStatistics) -> None:
+def save_encoder(file: Path, model: Method | VisionTransformer, statistics: ImageStatistics) -> None:
     """Write the encoder alone, under timm's parameter names.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    with torch.device("meta"):
-        names = VisionTransformer(**encoder_arguments(model)).state_dict().keys()
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name in names}
-    config = model.config if isinstance(model, MaskedAutoencoder) else encoder_arguments(model)
+    config = model.config if isinstance(model, Method) else encoder_arguments(model)
     partial = file.with_name(f".partial-{file.name}")
-    save_tensors(partial, weights, file_metadata(config, statistics))
+    save_tensors(partial, backbone_of(model).state_dict(), file_metadata(config, statistics))
     partial.replace(file)

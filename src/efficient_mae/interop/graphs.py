@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.errors import InputError
 from efficient_mae.interop.timm_models import to_timm
+from efficient_mae.methods import Method, backbone_of
 
 # An ONNX file is one protobuf message, of 2 GiB at most; beyond this the weights lie in a file beside it.
 _LARGEST_ONNX = 1.5 * 2**30
@@ -25,7 +26,7 @@ _LARGEST_ONNX = 1.5 * 2**30
 class _Tokens(nn.Module):
     """timm's ViT with `forward_features` as its forward pass: timm keeps its models fit for export."""
 
-    def __init__(self, model: VisionTransformer):
+    def __init__(self, model: Method | VisionTransformer):
         super().__init__()
         self.vit = to_timm(model).eval()
 
@@ -33,7 +34,7 @@ class _Tokens(nn.Module):
         return self.vit.forward_features(images)
 
 
-def save_torch_export(file: Path, model: VisionTransformer) -> None:
+def save_torch_export(file: Path, model: Method | VisionTransformer) -> None:
     """Write the encoder as a `.pt2` that `torch.export.load(file).module()` runs.
 
     Raises:
@@ -43,7 +44,7 @@ def save_torch_export(file: Path, model: VisionTransformer) -> None:
         torch.export.save(_export(model), file)
 
 
-def save_onnx(file: Path, model: VisionTransformer) -> None:
+def save_onnx(file: Path, model: Method | VisionTransformer) -> None:
     """Write the encoder as an ONNX file, weights within (beside it if they don't fit).
 
     Raises:
@@ -51,7 +52,7 @@ def save_onnx(file: Path, model: VisionTransformer) -> None:
         OSError: the disk is full or not writable.
     """
     require_onnx()
-    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    size = sum(value.numel() * value.element_size() for value in backbone_of(model).state_dict().values())
     with _quiet():
         torch.onnx.export(
             _export(model),
@@ -85,9 +86,10 @@ def require_onnx() -> Any:
     return onnxruntime
 
 
-def _export(model: VisionTransformer) -> torch.export.ExportedProgram:
+def _export(model: Method | VisionTransformer) -> torch.export.ExportedProgram:
     # Two images: PyTorch takes a dimension of one for a constant.
-    example = torch.zeros(2, model.in_chans, *model.img_size)
+    encoder = backbone_of(model)
+    example = torch.zeros(2, encoder.in_chans, *encoder.img_size)
     batch = {"images": {0: torch.export.Dim("batch")}}
     return torch.export.export(_Tokens(model), (example,), dynamic_shapes=batch)
 

@@ -8,10 +8,10 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, find_weights, load_own, read_metadata, read_statistics
 from efficient_mae.interop.mae_files import SUFFIXES, read_mae_checkpoint
 from efficient_mae.interop.vit_mae import hf_statistics, is_hf_folder, load_hf_folder
-from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
-def load(path: str | Path) -> MaskedAutoencoder | VisionTransformer:
+def load(path: str | Path) -> Method | VisionTransformer:
     """A trained model, in evaluation mode. Nothing in a file is ever run.
 
     Args:
@@ -19,7 +19,7 @@ def load(path: str | Path) -> MaskedAutoencoder | VisionTransformer:
             ViTMAE, or a `.pth` file of the original MAE.
 
     Returns:
-        The whole autoencoder, or the encoder alone if the file holds no decoder.
+        The whole model, or the encoder alone if the file holds no decoder.
 
     Raises:
         InputError: nothing there, a file of another kind, or weights of another architecture.
@@ -34,25 +34,25 @@ def load(path: str | Path) -> MaskedAutoencoder | VisionTransformer:
     return model.eval()
 
 
-def load_autoencoder(path: str | Path) -> MaskedAutoencoder:
-    """As :func:`load`, where a decoder is needed.
+def load_whole(path: str | Path) -> Method:
+    """As :func:`load`, where more than the encoder is needed.
 
     Raises:
         InputError: also when the file holds an encoder alone.
     """
     model = load(path)
-    if not isinstance(model, MaskedAutoencoder):
+    if not isinstance(model, Method):
         raise InputError(f"{path}: holds an encoder alone, and a decoder is needed; give the run directory")
     return model
 
 
-def load_config(path: str | Path) -> MAEConfig:
+def load_config(path: str | Path) -> MethodConfig:
     """What a trained model is made of; of this software's own files, without reading their weights.
 
     Raises:
-        InputError: as :func:`load_autoencoder`.
+        InputError: as :func:`load_whole`.
     """
-    return load_autoencoder(path).config if _is_foreign(Path(path)) else read_metadata(find_weights(path))[0]
+    return load_whole(path).config if _is_foreign(Path(path)) else read_metadata(find_weights(path))[0]
 
 
 def load_statistics(path: str | Path) -> ImageStatistics:
@@ -68,7 +68,7 @@ def load_statistics(path: str | Path) -> ImageStatistics:
     if is_hf_folder(path):
         return hf_statistics(path)
     if _is_foreign(path):
-        return ImageStatistics(*default_mean_std(read_mae_checkpoint(path).in_chans))
+        return ImageStatistics(*default_mean_std(backbone_of(read_mae_checkpoint(path)).in_chans))
     return read_statistics(find_weights(path))
 
 

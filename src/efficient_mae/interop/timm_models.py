@@ -8,22 +8,22 @@ import timm.models.vision_transformer as timm_vit
 from efficient_mae.backbones import SIZES, VisionTransformer
 from efficient_mae.data.images.transforms import EVAL_MARGIN
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments, save_encoder
-from efficient_mae.methods.mae import MAEConfig
+from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
-def to_timm(model: VisionTransformer) -> timm_vit.VisionTransformer:
+def to_timm(model: Method | VisionTransformer) -> timm_vit.VisionTransformer:
     """timm's VisionTransformer with the encoder's weights; `forward_features` gives the same tokens.
 
     Args:
-        model: an encoder or a whole autoencoder; its weights are copied.
+        model: an encoder or a whole model; its weights are copied.
     """
-    vit = timm_vit.VisionTransformer(**encoder_arguments(model), num_classes=0).to(model.cls_token)
-    weights = model.state_dict()
-    vit.load_state_dict({name: weights[name] for name in vit.state_dict()})
+    encoder = backbone_of(model)
+    vit = timm_vit.VisionTransformer(**encoder_arguments(encoder), num_classes=0).to(encoder.cls_token)
+    vit.load_state_dict(encoder.state_dict())
     return vit.train(model.training)
 
 
-def save_timm(folder: Path, model: VisionTransformer, statistics: ImageStatistics) -> None:
+def save_timm(folder: Path, model: Method | VisionTransformer, statistics: ImageStatistics) -> None:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
     Args:
@@ -35,14 +35,15 @@ def save_timm(folder: Path, model: VisionTransformer, statistics: ImageStatistic
         OSError: the disk is full or not writable.
     """
     save_encoder(folder / "model.safetensors", model, statistics)
-    arguments = encoder_arguments(model) | {"num_classes": 0}
+    encoder = backbone_of(model)
+    arguments = encoder_arguments(encoder) | {"num_classes": 0}
     config = {
-        "architecture": _architecture(model),
+        "architecture": _architecture(encoder),
         "num_classes": 0,
-        "num_features": model.embed_dim,
+        "num_features": encoder.embed_dim,
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [model.in_chans, *model.img_size],
+            "input_size": [encoder.in_chans, *encoder.img_size],
             "fixed_input_size": True,
             "crop_pct": 1 / EVAL_MARGIN,
             "interpolation": "bicubic",
@@ -62,7 +63,7 @@ def _architecture(model: VisionTransformer) -> str:
     return f"vit_{name}_patch{14 if name == 'huge' else 16}_224"
 
 
-def load_snippet(model: MAEConfig | VisionTransformer, file: Path) -> str:
+def load_snippet(model: MethodConfig | VisionTransformer, file: Path) -> str:
     """Python that loads an exported encoder with timm and safetensors alone."""
     arguments = ", ".join(f"{name}={value}" for name, value in encoder_arguments(model).items())
     image, width = arguments.split(", embed_dim")

@@ -14,6 +14,7 @@ from efficient_mae.engine.storage.durable import share
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_of
+from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _K = 8
 _LARGEST_EPS = 1e-5
 
 
-def to_hf(model: VisionTransformer) -> "ViTMAEForPreTraining":
+def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
     """transformers' ViTMAEForPreTraining with the model's weights: the same loss for the same mask where beta is None
     and gamma 0; transformers has neither, reconstructs every masked patch and weights them alike.
 
@@ -37,10 +38,12 @@ def to_hf(model: VisionTransformer) -> "ViTMAEForPreTraining":
         InputError: an encoder alone, images that aren't square, or no transformers installed.
     """
     transformers = _transformers()
-    if not isinstance(model, MaskedAutoencoder):
+    if isinstance(model, VisionTransformer):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
         )
+    if not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"a model of {model.config.method}, and transformers' ViTMAEForPreTraining is MAE's alone")
     config = model.config
     height, width = config.img_size
     if height != width:
@@ -62,7 +65,7 @@ def to_hf(model: VisionTransformer) -> "ViTMAEForPreTraining":
             norm_pix_loss=config.norm_pix_loss,
             layer_norm_eps=LAYER_NORM_EPS,
         )
-    ).to(model.cls_token.dtype)
+    ).to(model.mask_token.dtype)
     weights = model.state_dict()
     hf.load_state_dict(
         {
@@ -228,7 +231,7 @@ def save_hf(folder: Path, model: MaskedAutoencoder, statistics: ImageStatistics)
         OSError: the disk is full or not writable.
     """
     transformers = _transformers()
-    height, width = model.img_size
+    height, width = model.config.img_size
     with quiet(transformers):
         to_hf(model).save_pretrained(folder)
         transformers.ViTImageProcessor(

@@ -9,11 +9,13 @@ from efficient_mae.masking.loss import difficulty_flatten_loss
 from efficient_mae.masking.p2dist import p2dist, p2dist_exact
 from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking
 from efficient_mae.masking.schedules import SCHEDULES, check_schedule
+from efficient_mae.masking.settings import MaskSettings
 from efficient_mae.masking.targets import flatten_weights, select_targets
 
 __all__ = [
     "METRICS",
     "SCHEDULES",
+    "MaskSettings",
     "check_schedule",
     "difficulty",
     "difficulty_flatten_loss",

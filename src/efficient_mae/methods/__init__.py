@@ -1,1 +1,19 @@
 """Methods of pre-training; each is a guest of the engine."""
+
+from efficient_mae.methods.base import Method, MethodConfig, MethodSettings, Output, Plan, Planner, backbone_of
+from efficient_mae.methods.registry import METHODS, create_model, method_of, register, resolve_config
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodConfig",
+    "MethodSettings",
+    "Output",
+    "Plan",
+    "Planner",
+    "backbone_of",
+    "create_model",
+    "method_of",
+    "register",
+    "resolve_config",
+]

@@ -5,6 +5,7 @@ Letters: C channels, h x w pixels, `edges` the bounds of the bins of P2Dist, one
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from efficient_mae.errors import InputError
 from efficient_mae.masking import flatten_weights, p2dist, random_masking
-from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods import Method
 from efficient_mae.ranges import PositiveInt, check_range
 
 
@@ -44,7 +45,7 @@ class DifficultyProfile:
 
 
 def loss_by_difficulty(
-    model: MaskedAutoencoder,
+    model: Method,
     images: Iterable[Float[Tensor, "_ C h w"]],
     edges: Float[np.ndarray, " edges"],
     *,
@@ -58,7 +59,8 @@ def loss_by_difficulty(
     predicted harder patches, nor seen their mask tokens beside those that it did predict.
 
     Args:
-        model: used in evaluation mode on its device, and given back in the mode that it was in.
+        model: whose config has :class:`efficient_mae.masking.MaskSettings`; used in evaluation mode on its device,
+            and given back in the mode that it was in.
         images: batches of normalised images.
         edges: ascending bounds of the bins, pixels; what lies outside is counted in the outermost bins.
         masks: random masks for each image.
@@ -69,7 +71,8 @@ def loss_by_difficulty(
         InputError: no image, or no mask.
     """
     check_range("masks", masks, PositiveInt)
-    planner = replace(model.config, beta=None, difficulty="p2dist", schedule="flatten").planner()
+    config: Any = model.config
+    planner = replace(config, beta=None, difficulty="p2dist", schedule="flatten").planner()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     distances: list[Tensor] = []
@@ -82,17 +85,17 @@ def loss_by_difficulty(
             number += len(batch)
             batch = batch.to(device)
             for _ in range(masks):
-                patches = model.grid_size[0] * model.grid_size[1]
+                patches = config.grid_size[0] * config.grid_size[1]
                 layout = planner(torch.rand(len(batch), patches, generator=generator))
                 with torch.no_grad():
                     out = model(batch, layout)
                 distances.append(layout.difficulty[layout.predicted].double())
-                losses.append(out.patch_loss.double().cpu())
+                losses.append(out.errors.double().cpu())
     finally:
         model.train(was_training)
     if not losses:
         raise InputError("no image to take the loss of")
-    factor = flatten_weights(torch.cat(distances), model.config.gamma if gamma is None else gamma)
+    factor = flatten_weights(torch.cat(distances), config.gamma if gamma is None else gamma)
     distance, loss = torch.cat(distances).numpy(), torch.cat(losses).numpy()
     weighted = loss * (factor / factor.mean()).numpy()
     bins = _bins(distance, edges)
@@ -109,12 +112,12 @@ def loss_by_difficulty(
 
 
 def patches_by_difficulty(
-    config: MAEConfig, mask_ratio: float, edges: Float[np.ndarray, " edges"], *, masks: int = 1000, seed: int = 0
+    config: Any, mask_ratio: float, edges: Float[np.ndarray, " edges"], *, masks: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, " bins"]:
     """Masked patches of an image in each bin of P2Dist, mean over random masks (Fig. 2, upper).
 
     Args:
-        config: whose grid and patch size are taken.
+        config: of a method with :class:`efficient_mae.masking.MaskSettings`; its grid and patch size are taken.
         mask_ratio: share of patches hidden.
         edges: ascending bounds of the bins, pixels; what lies outside is counted in the outermost bins.
         masks: how many to average over.
@@ -127,9 +130,7 @@ def patches_by_difficulty(
     return np.bincount(bins, minlength=len(edges) - 1) / masks
 
 
-def difficulty_edges(
-    config: MAEConfig, *, bins: int = 14, masks: int = 1000, seed: int = 0
-) -> Float[np.ndarray, " edges"]:
+def difficulty_edges(config: Any, *, bins: int = 14, masks: int = 1000, seed: int = 0) -> Float[np.ndarray, " edges"]:
     """Bounds of equal bins over the P2Dist that a model meets in training.
 
     They reach from the easiest patch to the one harder than 999 in 1,000: the few beyond would stretch the axis.
@@ -144,7 +145,7 @@ def difficulty_edges(
     return np.linspace(lowest, max(highest, lowest + 1e-3 * config.patch_size), bins + 1)
 
 
-def _sample_distances(config: MAEConfig, mask_ratio: float, masks: int, seed: int) -> Float[np.ndarray, " patches"]:
+def _sample_distances(config: Any, mask_ratio: float, masks: int, seed: int) -> Float[np.ndarray, " patches"]:
     """P2Dist of the masked patches of random masks, pixels."""
     generator = torch.Generator().manual_seed(seed)
     mask = random_masking(masks, config.grid_size, mask_ratio, generator)

@@ -15,13 +15,15 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from efficient_mae import __version__
-from efficient_mae.bench.flops import MAE_MASK_RATIO, Cost, mae_counterpart, model_cost
+from efficient_mae.bench.flops import Cost, model_cost
 from efficient_mae.data import EvalTransform, UnreadableImage, normalize, open_source
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics, find_weights, load_autoencoder, load_snippet, read_metadata
-from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.interop import ImageStatistics, find_weights, load_snippet, load_whole, read_metadata
+from efficient_mae.masking import MaskSettings
+from efficient_mae.masking.schedules import NORM_MASK_RATIO
+from efficient_mae.methods import Method, MethodConfig
 from efficient_mae.report.curves import (
     cost_bars,
     data_uri,
@@ -32,7 +34,7 @@ from efficient_mae.report.curves import (
 )
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 from efficient_mae.report.run_files import RunFiles, read_run
-from efficient_mae.tasks.panels import beta_in_pixels, draw_panel
+from efficient_mae.tasks.panels import draw_panel
 
 # Images and random masks of each for the losses of Fig. 2: some ten thousand patches on the smallest grid.
 PROFILE_IMAGES = 256
@@ -69,7 +71,7 @@ def write_report(run_dir: Path) -> Path:
     config, statistics = read_metadata(weights)
     model, samples, missing = None, None, ""
     try:
-        model = load_autoencoder(run.folder)
+        model = load_whole(run.folder)
         samples = read_samples(str(run.settings.get("data", "")), config, statistics)
     except InputError as error:
         missing = str(error)
@@ -80,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
     return run.folder / "report.html"
 
 
-def read_samples(data: str, config: MAEConfig, statistics: ImageStatistics) -> Samples:
+def read_samples(data: str, config: MethodConfig, statistics: ImageStatistics) -> Samples:
     """Up to 256 images, held-out ones if the source has them, evenly spread over it.
 
     Raises:
@@ -102,9 +104,9 @@ def read_samples(data: str, config: MAEConfig, statistics: ImageStatistics) -> S
 
 def render_report(
     run: RunFiles,
-    config: MAEConfig,
+    config: MethodConfig,
     statistics: ImageStatistics,
-    model: MaskedAutoencoder | None,
+    model: Method | None,
     samples: Samples | None,
     missing: str = "",
 ) -> str:
@@ -126,7 +128,7 @@ def render_report(
         lstrip_blocks=True,
     )
     try:
-        cost, plain = model_cost(config), model_cost(mae_counterpart(config))
+        cost, plain = model_cost(config), model_cost(config.baseline())
     except InputError:  # a grid of so few patches that MAE's ratio leaves none visible
         cost = plain = None
     return environment.get_template("report.html").render(
@@ -165,8 +167,8 @@ def _tiles(run: RunFiles, cost: Cost | None) -> Iterator[tuple[str, str, str]]:
     if run.skipped:
         remark = f"loss or gradient not finite, first at step {run.skipped[0]['step']:,}; see emae replay"
         yield "Steps skipped", f"{len(run.skipped):,}", remark
-    if cost:
-        remark = f"multiply-accumulates of MAE at mask ratio {MAE_MASK_RATIO}"
+    if cost and cost.ratio != 1:
+        remark = "multiply-accumulates of MAE at mask ratio 0.75"
         yield "Cost of a forward pass", f"{cost.ratio:.2f} ×", remark
     if run.knn:
         accuracy = run.knn["accuracy"]
@@ -175,7 +177,7 @@ def _tiles(run: RunFiles, cost: Cost | None) -> Iterator[tuple[str, str, str]]:
 
 
 def _panels(
-    run: RunFiles, statistics: ImageStatistics, model: MaskedAutoencoder | None, samples: Samples | None
+    run: RunFiles, statistics: ImageStatistics, model: Method | None, samples: Samples | None
 ) -> list[tuple[str, str]]:
     """(what it is, data URI) of the last panel and a few earlier ones, newest first; drawn now if there is none."""
     if run.panels:
@@ -187,11 +189,9 @@ def _panels(
         return []
     spread = np.unique(np.linspace(0, len(samples.pixels) - 1, 6).round().astype(int))
     images = samples.pixels[torch.from_numpy(spread)]
-    layout = model.plan(len(images), generator=torch.Generator().manual_seed(0))
-    figure = draw_panel(
-        model, images, layout, mean=statistics.mean, std=statistics.std, title="the run's last checkpoint"
-    )
-    return [("the run's last checkpoint", png_data_uri(figure))]
+    plan = model.plan(len(images), generator=torch.Generator().manual_seed(0))
+    figure = draw_panel(model, images, plan, statistics, title="the run's last checkpoint")
+    return [] if figure is None else [("the run's last checkpoint", png_data_uri(figure))]
 
 
 def _epoch_of(panel: Path) -> str:
@@ -199,20 +199,22 @@ def _epoch_of(panel: Path) -> str:
     return f"after epoch {int(number)}" if number.isdigit() else panel.stem
 
 
-def _difficulty(config: MAEConfig, model: MaskedAutoencoder | None, samples: Samples | None) -> dict[str, Any]:
-    """Fig. 2 and its numbers; without a model or images, its upper part alone."""
+def _difficulty(config: MethodConfig, model: Method | None, samples: Samples | None) -> dict[str, Any] | None:
+    """Fig. 2 and its numbers; without a model or images, its upper part alone; None where nothing is difficult."""
+    if not isinstance(config, MaskSettings):
+        return None
     edges = difficulty_edges(config)
     patches = {}
-    if config.mask_ratio != MAE_MASK_RATIO:
+    if config.mask_ratio != NORM_MASK_RATIO:
         with suppress(InputError):  # on a grid of a few patches MAE's ratio leaves none visible
-            mae = patches_by_difficulty(config, MAE_MASK_RATIO, edges)
-            patches[f"mask ratio {MAE_MASK_RATIO} (MAE)"] = mae
+            mae = patches_by_difficulty(config, NORM_MASK_RATIO, edges)
+            patches[f"mask ratio {NORM_MASK_RATIO} (MAE)"] = mae
     own = patches_by_difficulty(config, config.mask_ratio, edges)
     patches[f"mask ratio {config.mask_ratio:g} (this run)"] = own
     profile = None
     if model is not None and samples is not None:
         profile = loss_by_difficulty(model, samples.pixels.split(_BATCH), edges, masks=PROFILE_MASKS)
-    beta = beta_in_pixels(config)
+    beta = config.beta_in_pixels(config.patch_size)
     figure = difficulty_figure(edges, patches, profile, beta)
     return {"figure": svg_data_uri(figure), "profile": profile, "beta": beta}
 

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
-from efficient_mae.methods.mae import MAEConfig
+from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
 
@@ -18,16 +18,16 @@ _EFFICIENCY = 0.35
 _OVERHEAD = 20.0
 
 
-def paper_config(cell: Cell) -> MAEConfig:
+def paper_config(cell: Cell) -> MethodConfig:
     """The paper's own model with the settings of a cell."""
     return model_config({**recipe_settings(cell.recipe), **cell.settings})
 
 
-def predicted_patches(config: MAEConfig, images: int = 500) -> float:
+def predicted_patches(config: MethodConfig, images: int = 500) -> float:
     """Patches that the decoder predicts, mean over random masks."""
     rows, columns = config.grid_size
     noise = torch.rand(images, rows * columns, generator=torch.Generator().manual_seed(0))
-    return len(config.planner()(noise).ids_predict) / images
+    return config.tokens(config.planner()(noise))["predicted_patches"]
 
 
 def training_flops(preset: Preset, cell: Cell, images: int, finetunes: bool) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from efficient_mae.data import EvalTransform, PretrainTransform, Source, normalize, open_source, spread
 from efficient_mae.data.batches.order import sample_rng
 from efficient_mae.errors import InputError
-from efficient_mae.interop import load_autoencoder, load_statistics
+from efficient_mae.interop import load_statistics, load_whole
 from efficient_mae.masking import p2dist, random_masking
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 from efficient_mae.study.cells import CELLS
@@ -50,7 +50,7 @@ def figure_2(
     counts, losses, weighted = {}, {}, {}
     for row in rows:
         cell = CELLS[row["cell"]]
-        config = model_config(preset.pretraining(cell))
+        config: Any = model_config(preset.pretraining(cell))
         counts[row["label"]] = patches_by_difficulty(config, config.mask_ratio, edges)
         folder = out / "cells" / preset.directory(cell)
         profiles = [
@@ -82,7 +82,7 @@ def _plain(values: np.ndarray) -> list[float | None]:
 
 
 def _profile(run: Path, settings: dict[str, Any], data: str, edges: np.ndarray):
-    model = load_autoencoder(run)
+    model = load_whole(run)
     scale = settings.get("crop_scale", (0.2, 1.0))
     transform = PretrainTransform(model.config.img_size, model.config.in_chans, scale=scale)
     source = spread(_held_out(data), _IMAGES)
@@ -106,12 +106,12 @@ def figure_3(run: Path, data: str, title: str, path: Path) -> None:
     Args:
         run: directory of a pre-training.
     """
-    model, statistics = load_autoencoder(run), load_statistics(run)
+    model, statistics = load_whole(run), load_statistics(run)
     images = normalize(
         _whole_images(data, model.config.img_size, model.config.in_chans), statistics.mean, statistics.std
     )
     layout = model.plan(len(images), generator=torch.Generator().manual_seed(0))
-    draw_panel(model, images, layout, mean=statistics.mean, std=statistics.std, title=title, path=path)
+    draw_panel(model, images, layout, statistics, title=title, path=path)
 
 
 def _whole_images(data: str, img_size: tuple[int, int], in_chans: int) -> UInt8[Tensor, "B C h w"]:
@@ -126,7 +126,7 @@ def figure_4(preset: Preset, title: str, path: Path) -> list[dict[str, Any]]:
     Returns:
         For each, its `p2dist` (pixels) and the patch's `row` and `column`.
     """
-    config = model_config(preset.pretraining(CELLS["efficient-mae-0.85"]))
+    config: Any = model_config(preset.pretraining(CELLS["efficient-mae-0.85"]))
     mask = random_masking(200, config.grid_size, config.mask_ratio, torch.Generator().manual_seed(0))
     difficulty = torch.where(mask, p2dist(mask, config.patch_size, config.k), torch.nan).numpy()
     wanted = np.linspace(np.nanmin(difficulty), np.nanquantile(difficulty, 0.999), _EXAMPLES)

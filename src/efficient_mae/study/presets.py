@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from efficient_mae.errors import InputError
-from efficient_mae.methods.mae import MAEConfig
+from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
 
@@ -74,7 +74,7 @@ def recipe_settings(name: str) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
-def model_config(settings: Mapping[str, Any]) -> MAEConfig:
+def model_config(settings: Mapping[str, Any]) -> MethodConfig:
     """The model that these settings of `emae pretrain` make."""
     with torch.device("meta"):
         return build_model(PretrainConfig(data="", out="", **settings)).config

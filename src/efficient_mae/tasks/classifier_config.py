@@ -7,12 +7,12 @@ from typing import TypeVar
 import torch
 
 from efficient_mae.backbones import VisionTransformer
-from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statistics, load, load_statistics
+from efficient_mae.methods import method_of
 from efficient_mae.ranges import Pixels, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
@@ -91,9 +91,10 @@ def starting_encoder(config: ClassifierConfig) -> tuple[VisionTransformer, Image
         trained, statistics = load(config.weights), load_statistics(config.weights)
         encoder = adapt_encoder(trained, config.img_size, in_chans=config.in_chans, channels=config.channels)
         return encoder, adapt_statistics(statistics, encoder.in_chans, config.channels)
-    size, patch_size = parse_name(config.model or _DEFAULT_MODEL)
-    depth = size.depth if config.depth is None else config.depth
-    in_chans = 3 if config.in_chans is None else config.in_chans
+    chosen = {name: getattr(config, name) for name in ("img_size", "in_chans", "depth")}
+    name = config.model or _DEFAULT_MODEL
+    method = method_of(name)
+    settings = method.Settings(**{name: value for name, value in chosen.items() if value is not None})
     torch.manual_seed(config.seed)
-    encoder = VisionTransformer(config.img_size or 224, patch_size, in_chans, size.embed_dim, depth, size.num_heads)
-    return encoder, ImageStatistics(*default_mean_std(in_chans))
+    encoder = VisionTransformer(**method.Config.resolve(name, settings).backbone)
+    return encoder, ImageStatistics(*default_mean_std(encoder.in_chans))

@@ -34,6 +34,7 @@ from efficient_mae.interop import (
 from efficient_mae.interop.graphs import require_onnx, run_onnx, save_onnx, save_torch_export
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.interop.vit_mae import quiet, save_hf
+from efficient_mae.methods import Method, backbone_of
 from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.ranges import Pixels, PositiveInt, Settings
 
@@ -64,6 +65,10 @@ class ExportConfig(Settings):
     """what becomes of the weights if in_chans changes: mean, repeat or first (then zeros)"""
 
 
+# (another library's output, ours).
+Pairs = list[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Format:
     """A form to write.
@@ -75,8 +80,8 @@ class Format:
     """
 
     write: Callable[[Path, Any, ImageStatistics], None]
-    differences: Callable[[Path, Any, Tensor], list[tuple[Tensor, Tensor]]]
-    snippet: Callable[[Path, VisionTransformer], str]
+    differences: Callable[[Path, Any, Tensor], Pairs]
+    snippet: Callable[[Path, Any], str]
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def show_export(result: dict[str, Any], console: Console) -> None:
     )
 
 
-def _model(config: ExportConfig) -> tuple[VisionTransformer, ImageStatistics]:
+def _model(config: ExportConfig) -> tuple[Method | VisionTransformer, ImageStatistics]:
     """The model to write, and the statistics of its images."""
     model, statistics = load(config.weights).float(), load_statistics(config.weights)
     changes = {"img_size": config.img_size, "patch_size": config.patch_size, "in_chans": config.in_chans}
@@ -139,6 +144,8 @@ def _model(config: ExportConfig) -> tuple[VisionTransformer, ImageStatistics]:
             raise InputError(
                 f"{changed[0]}: a decoder can't be adapted, and format=transformers has one; leave it out"
             )
+        if isinstance(model, Method) and not isinstance(model, MaskedAutoencoder):
+            raise InputError(f"{config.weights}: a model of {model.config.method}; format=transformers writes MAE's")
         if not isinstance(model, MaskedAutoencoder):
             raise InputError(
                 f"{config.weights}: holds an encoder alone, and format=transformers needs the decoder; "
@@ -152,10 +159,11 @@ def _model(config: ExportConfig) -> tuple[VisionTransformer, ImageStatistics]:
 
 
 @torch.no_grad()
-def _check(form: Format, folder: Path, model: VisionTransformer) -> float:
+def _check(form: Format, folder: Path, model: Method | VisionTransformer) -> float:
     """The largest difference between what was written and the model."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_IMAGES, model.in_chans, *model.img_size, generator=generator)
+    encoder = backbone_of(model)
+    images = torch.randn(_IMAGES, encoder.in_chans, *encoder.img_size, generator=generator)
     largest = 0.0
     for theirs, ours in form.differences(folder, model, images):
         difference = (theirs - ours).abs().max().item()
@@ -167,16 +175,16 @@ def _check(form: Format, folder: Path, model: VisionTransformer) -> float:
     return largest
 
 
-def _tokens(model: VisionTransformer, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens D"]:
+def _tokens(model: Method | VisionTransformer, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens D"]:
     return encoder_of(model).eval().forward_features(images)
 
 
-def _timm_outputs(folder: Path, model: VisionTransformer, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _timm_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
     vit: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return [(vit.forward_features(images), _tokens(model, images))]
 
 
-def _safetensors_outputs(folder: Path, model: VisionTransformer, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _safetensors_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
     vit = to_timm(model).eval()
     for parameter in vit.parameters():
         parameter.zero_()
@@ -184,23 +192,23 @@ def _safetensors_outputs(folder: Path, model: VisionTransformer, images: Tensor)
     return [(vit.forward_features(images), _tokens(model, images))]
 
 
-def _onnx_outputs(folder: Path, model: VisionTransformer, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _onnx_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
     return [(run_onnx(folder / "encoder.onnx", images), _tokens(model, images))]
 
 
-def _torch_export_outputs(folder: Path, model: VisionTransformer, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _torch_export_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
     program = torch.export.load(folder / "encoder.pt2").module()
     return [(program(images), _tokens(model, images))]
 
 
-def _transformers_outputs(folder: Path, model: MaskedAutoencoder, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _transformers_outputs(folder: Path, model: MaskedAutoencoder, images: Tensor) -> Pairs:
     import transformers
 
     with quiet(transformers):
         whole = transformers.ViTMAEForPreTraining.from_pretrained(folder, local_files_only=True).eval()
         # Nothing masked, and noise that leaves the patches in their order: the tokens are the encoder's.
         encoder = transformers.AutoModel.from_pretrained(folder, local_files_only=True, mask_ratio=0.0).eval()
-    rows, columns = model.grid_size
+    rows, columns = model.config.grid_size
     order = torch.arange(rows * columns, dtype=torch.float32).expand(len(images), -1)
     tokens = encoder(images, noise=order).last_hidden_state
     # transformers has neither beta nor gamma: compared is the model without them.
@@ -218,11 +226,11 @@ def _quoted(path: Path | str) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
-def _timm_snippet(folder: Path, _: VisionTransformer) -> str:
+def _timm_snippet(folder: Path, _: Method | VisionTransformer) -> str:
     return f"import timm\n\nvit = timm.create_model({_quoted(f'local-dir:{folder}')}, pretrained=True)\n"
 
 
-def _transformers_snippet(folder: Path, _: VisionTransformer) -> str:
+def _transformers_snippet(folder: Path, _: Method | VisionTransformer) -> str:
     return f"""\
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
@@ -231,7 +239,7 @@ processor = AutoImageProcessor.from_pretrained({_quoted(folder)})
 """
 
 
-def _onnx_snippet(folder: Path, _: VisionTransformer) -> str:
+def _onnx_snippet(folder: Path, _: Method | VisionTransformer) -> str:
     return f"""\
 import onnxruntime
 
@@ -240,7 +248,7 @@ session = onnxruntime.InferenceSession({_quoted(folder / "encoder.onnx")})
 """
 
 
-def _torch_export_snippet(folder: Path, _: VisionTransformer) -> str:
+def _torch_export_snippet(folder: Path, _: Method | VisionTransformer) -> str:
     return f"""\
 import torch
 

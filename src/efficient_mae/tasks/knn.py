@@ -16,6 +16,8 @@ from efficient_mae.data import describe_images, open_source
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed, Settings
 from efficient_mae.tasks.features import encode, load_labelled
 
@@ -59,7 +61,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     Raises:
         InputError: no such weights or data, or data without labels or without a held-out part.
     """
-    encoder = load(config.weights)
+    encoder = backbone_of(load(config.weights))
     statistics = load_statistics(config.weights)
     device = find_device(config.device)
     data = config.data or find_run_settings(config.weights).get("data")
@@ -77,14 +79,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     if config.k > len(train_images):
         raise InputError(f"k={config.k}: must lie between 1 and the {len(train_images)} training images")
     torch.manual_seed(config.seed)
-    untrained = VisionTransformer(
-        encoder.img_size,
-        encoder.patch_size,
-        encoder.in_chans,
-        encoder.embed_dim,
-        len(encoder.blocks),
-        encoder.num_heads,
-    )
+    untrained = VisionTransformer(**encoder_arguments(encoder))
 
     def features(images: Tensor, model: VisionTransformer) -> Tensor:
         return encode(

@@ -5,7 +5,6 @@ process. Letters: B images, C channels, h x w pixels, H x W patches.
 """
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,9 +25,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.interop import ImageStatistics
 from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
-from efficient_mae.methods.mae import MAEConfig, MAEOutput, MaskedAutoencoder, MaskLayout
+from efficient_mae.methods import Method, Plan
+from efficient_mae.methods.mae import MAEConfig, MAEOutput
 
 # Rows of a panel; a longer batch is cut.
 MAX_ROWS = 6
@@ -80,15 +81,14 @@ class _Cells:
 
 
 def draw_panel(
-    model: MaskedAutoencoder,
+    model: Method,
     images: Float[Tensor, "B C h w"],
-    layout: MaskLayout,
+    plan: Plan,
+    statistics: ImageStatistics,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     title: str,
     path: Path | None = None,
-) -> Figure:
+) -> Figure | None:
     """Input, mask, P2Dist, reconstruction and loss of each patch, a row an image; the first six of the batch.
 
     A caption says how the reconstruction was brought back to pixels, and with which masks.
@@ -96,10 +96,13 @@ def draw_panel(
     Args:
         model: used in evaluation mode, and given back in the mode that it was in.
         images: normalised images; one channel is drawn grey, of two the first, of four and more the first three.
-        layout: masks of these images.
-        mean, std: of each channel, for pixels from 0 to 1, by which the images were normalised.
+        plan: masks of these images.
+        statistics: by which the images were normalised.
         title: of the figure.
         path: where to write it as PNG, whole or not at all; None writes nothing.
+
+    Returns:
+        None if the model predicts no pixels; then nothing is written.
 
     Raises:
         InputError: images that the model does not take.
@@ -110,22 +113,19 @@ def draw_panel(
     model.eval()
     try:
         with torch.no_grad():
-            out = model(images, layout)
+            out = model(images, plan)
             painted = model.paint(images, out)
     finally:
         model.train(was_training)
-    figure = _draw(_gather(images, painted, out, mean, std), model.config, title)
+    if painted is None:
+        return None
+    figure = _draw(_gather(images, painted, out, statistics), cast(MAEConfig, model.config), title)
     if path is not None:
         picture = BytesIO()
         figure.savefig(picture, format="png", dpi=DPI)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, picture.getvalue())
     return figure
-
-
-def beta_in_pixels(config: MAEConfig) -> float | None:
-    """The largest P2Dist that the decoder reconstructs: beta at the model's own patch size; None for no limit."""
-    return None if config.beta is None else config.beta * config.patch_size / BETA_PATCH_SIZE
 
 
 def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, str]:
@@ -137,7 +137,7 @@ def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, s
     )
     beta = "none" if config.beta is None else f"{config.beta:g}"
     if config.beta is not None and config.patch_size != BETA_PATCH_SIZE:
-        beta += f" ({beta_in_pixels(config):g} px at this patch size)"
+        beta += f" ({config.beta_in_pixels(config.patch_size):g} px at this patch size)"
     rows, columns = config.grid_size
     return (
         f"Reconstruction: {pixels}.",
@@ -146,11 +146,13 @@ def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, s
     )
 
 
-def _gather(images: Tensor, painted: Tensor, out: MAEOutput, mean: Sequence[float], std: Sequence[float]) -> _Cells:
+def _gather(images: Tensor, painted: Tensor, out: MAEOutput, statistics: ImageStatistics) -> _Cells:
     """The first rows of the batch, as what can be drawn."""
     shown = slice(MAX_ROWS)
     colours = slice(3 if images.shape[1] >= 3 else 1)
-    scale, shift = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (std, mean))
+    scale, shift = (
+        torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (statistics.std, statistics.mean)
+    )
 
     def pixels(batch: Tensor) -> np.ndarray:
         real = (batch[shown].float() * scale + shift)[:, colours].clamp(0, 1).permute(0, 2, 3, 1)
@@ -158,7 +160,7 @@ def _gather(images: Tensor, painted: Tensor, out: MAEOutput, mean: Sequence[floa
         return real.expand(-1, -1, -1, 3).cpu().numpy()
 
     loss = torch.full(out.mask.shape, torch.nan, device=images.device)
-    loss[out.predicted] = out.patch_loss.float()
+    loss[out.predicted] = out.errors.float()
     difficulty = torch.where(out.mask & out.difficulty.isfinite(), out.difficulty, torch.nan)
     return _Cells(
         pictures=pixels(images),

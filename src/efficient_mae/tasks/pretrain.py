@@ -26,10 +26,10 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
-from efficient_mae.methods.mae import MAEOutput, MaskedAutoencoder, MaskLayout, part_size
+from efficient_mae.methods import Method, Output, Plan
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
-from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, ResolvedConfig, build_model, resolve
+from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, build_model, resolve
 
 # Images of a panel.
 PANEL_IMAGES = 6
@@ -62,32 +62,31 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """The Difficulty-Flatten Loss over the predicted patches of the global batch (Eq. 2)."""
+class MethodObjective:
+    """A method's weighted mean of errors over the global batch; of Efficient MAE, Eq. 2."""
 
     statistics: ImageStatistics
 
     def weight(self, batch: TrainBatch) -> Tensor:
-        """Sum of d ** -gamma over the batch's predicted patches."""
-        return _layout(batch).weights.sum()
+        """Sum of the weights of the batch's terms."""
+        return _plan(batch).weights.sum()
 
     def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
-        """Sum of d ** -gamma times the error over the batch's predicted patches."""
+        """Sum of weight times error over the batch's terms."""
         return self._output(model, batch).weighted_sum
 
     def sample_sums(self, model: nn.Module, batch: TrainBatch) -> Tensor:
-        """The same over each image's predicted patches, (B,)."""
+        """The same over each image's terms, (B,)."""
         out = self._output(model, batch)
-        image = out.predicted.nonzero()[:, 0]
-        return out.patch_loss.new_zeros(len(batch.images)).index_add(0, image, out.weights * out.patch_loss)
+        return out.errors.new_zeros(len(batch.images)).index_add(0, out.plan.images, out.plan.weights * out.errors)
 
-    def _output(self, model: nn.Module, batch: TrainBatch) -> MAEOutput:
-        return model(normalize(batch.images, self.statistics.mean, self.statistics.std), _layout(batch))
+    def _output(self, model: nn.Module, batch: TrainBatch) -> Output:
+        return model(normalize(batch.images, self.statistics.mean, self.statistics.std), _plan(batch))
 
 
-def _layout(batch: TrainBatch) -> MaskLayout:
+def _plan(batch: TrainBatch) -> Plan:
     if batch.masks is None:
-        raise ValueError("images without masks reached a masked autoencoder")
+        raise ValueError("images without a plan reached a method that needs one")
     return batch.masks.value
 
 
@@ -96,17 +95,16 @@ class PretrainRun(Run):
 
     operational = OPERATIONAL
     results = ("encoder.safetensors",)
-    config: ResolvedConfig
-    model: MaskedAutoencoder
+    config: PretrainConfig
+    model: Method
 
-    def __init__(self, config: ResolvedConfig, source: Source, model: MaskedAutoencoder, processes: Processes):
+    def __init__(self, config: PretrainConfig, source: Source, model: Method, processes: Processes):
         super().__init__(config, source, model, processes)
         model.set_grad_checkpointing(config.grad_checkpointing)
-        self.unit, self.multiple = part_size(model.config, processes.device), config.repeats
-        self.statistics = ImageStatistics(config.mean, config.std)
-        self.transform = PretrainTransform(
-            model.img_size, config.in_chans, scale=config.crop_scale, hflip=config.hflip
-        )
+        self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
+        self.statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std))
+        shape = model.config.img_size, model.config.in_chans
+        self.transform = PretrainTransform(*shape, scale=config.crop_scale, hflip=config.hflip)
         self._knn = None if config.knn_every is None else self._knn_monitor()
 
     @property
@@ -127,23 +125,23 @@ class PretrainRun(Run):
         return self._dataset(TrainDataset)
 
     def _dataset(self, kind: type[TrainDataset]) -> TrainDataset:
-        model = self.model
+        model = self.model.config
         return kind(
             self.source,
             self.transform,
             self.config.seed,
             min_size=model.patch_size,
             num_patches=model.grid_size[0] * model.grid_size[1],
-            # The gradients of a sharded decoder are gathered by hooks of its own.
-            make_masks=model.config.planner(None if self.is_sharded else self.unit),
+            # The gradients of sharded blocks are gathered by hooks of their own.
+            make_masks=model.planner(None if self.is_sharded else model.unit(self.processes.device)),
             epochs=self.config.epochs,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         return build_adamw(self.model, self.config.weight_decay)
 
-    def objective(self) -> Reconstruction:
-        return Reconstruction(self.statistics)
+    def objective(self) -> MethodObjective:
+        return MethodObjective(self.statistics)
 
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.model.config, self.statistics)
@@ -167,20 +165,19 @@ class PretrainRun(Run):
             if panel:
                 self._draw_panel(model, epochs_done)
 
-    def _whole_model(self) -> MaskedAutoencoder:
+    def _whole_model(self) -> Method:
         """The model as the main process can use it by itself; every process calls this."""
-        return cast(MaskedAutoencoder, self.whole(self.model, wanted=self.processes.is_main))
+        return cast(Method, self.whole(self.model, wanted=self.processes.is_main))
 
-    def _draw_panel(self, model: MaskedAutoencoder, epochs_done: int) -> None:
+    def _draw_panel(self, model: Method, epochs_done: int) -> None:
         config = self.config
         images = self._panel_images.to(self.processes.device)
-        layout = model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
+        plan = model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
         draw_panel(
             model,
-            normalize(images, config.mean, config.std),
-            layout,
-            mean=config.mean,
-            std=config.std,
+            normalize(images, self.statistics.mean, self.statistics.std),
+            plan,
+            self.statistics,
             title=f"after epoch {epochs_done}",
             path=self.out / "figures" / f"panel-epoch-{epochs_done:04d}.png",
         )
@@ -196,10 +193,10 @@ class PretrainRun(Run):
             num_workers=self.num_workers,
         )
 
-    def _log_knn(self, model: MaskedAutoencoder, epochs_done: int) -> None:
+    def _log_knn(self, model: Method, epochs_done: int) -> None:
         """Log the encoder's k-NN accuracy in a row of its own."""
         if self._knn is not None and self.metrics is not None:
-            accuracy = self._knn(model)
+            accuracy = self._knn(model.backbone)
             step = epochs_done * self.steps_per_epoch
             self.metrics.write({"step": step, "epoch": float(epochs_done), "knn": accuracy})
             say(f"epoch {epochs_done}: k-NN accuracy {accuracy:.2%}")
@@ -211,7 +208,7 @@ class PretrainRun(Run):
             source = open_source(self.config.data, "test")
         except InputError:
             source = self.source
-        transform = EvalTransform(self.model.img_size, self.config.in_chans)
+        transform = EvalTransform(self.model.config.img_size, self.model.config.in_chans)
         images = []
         for index in range(0, len(source), max(1, len(source) // PANEL_IMAGES)):
             with suppress(UnreadableImage):

@@ -1,8 +1,9 @@
 """Settings of `emae pretrain`, and how they are settled for given data on a given machine."""
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -10,7 +11,7 @@ from efficient_mae.data import default_mean_std
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
-from efficient_mae.methods.mae import MAESettings, MaskedAutoencoder, create_model
+from efficient_mae.methods import Method, MethodSettings, method_of
 from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
@@ -18,16 +19,47 @@ OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "panel_every", "knn_
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(MAESettings):
-    """Settings that make a model and its objective."""
+class ModelChoice(MethodSettings):
+    """Settings of a command that makes a model: which one, and those of its method.
+
+    Called, a class of these makes an instance of what :meth:`of` gives for the model, as `Path` makes a `PosixPath`.
+    """
+
+    _declared: ClassVar[Any] = None  # of a class that `of` made: what it was made of
 
     model: str = "mae_vit_base_patch16"
-    """mae_vit_{tiny,small,base,large,huge}_patch{P}"""
+    """{method}_vit_{tiny,small,base,large,huge}_patch{P}"""
+
+    @classmethod
+    def of(cls, model: str) -> Any:
+        """This class with the settings of a model's method.
+
+        Raises:
+            InputError: the name is of no method's model.
+        """
+        return _with_method(cls._declared or cls, method_of(model))
+
+    def __new__(cls, model: str | None = None, **_: Any) -> Any:
+        return super().__new__(cls.of(cls.model if model is None else model))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make, (self._declared, {one.name: getattr(self, one.name) for one in fields(self)})
+
+
+@cache
+def _with_method(settings: type[ModelChoice], method: type[Method]) -> Any:
+    bases: tuple[type, ...] = (method.Settings, settings)
+    both: Any = type(settings.__name__, bases, {"__doc__": settings.__doc__, "_declared": settings})
+    return dataclass(frozen=True, kw_only=True)(both)
+
+
+def _make(settings: type[ModelChoice], values: dict[str, Any]) -> ModelChoice:
+    return settings(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(ModelSettings, RunConfig):
-    """Settings of a pre-training run; the defaults are the paper's (Sec. 5.1) where it has one."""
+class PretrainConfig(ModelChoice, RunConfig):
+    """Settings of a pre-training run, by any method; the defaults are the paper's where it has one (Sec. 5.1)."""
 
     seed: Seed = 0
     """of weights, order, crops and masks"""
@@ -60,17 +92,7 @@ class PretrainConfig(ModelSettings, RunConfig):
     """epochs between two k-NN accuracies of the encoder, for labelled data with a held-out part (null: none)"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedConfig(PretrainConfig):
-    """The settings with everything settled that depends on the data and the machine; what `config.yaml` holds."""
-
-    batch_size: PositiveInt = field()
-    warmup_epochs: NonNegative = field()
-    mean: tuple[Finite, ...] = field()
-    std: tuple[Positive, ...] = field()
-
-
-def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> ResolvedConfig:
+def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> PretrainConfig:
     """Settle what depends on the data and the machine.
 
     Raises:
@@ -88,10 +110,10 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> R
         if len(values) != config.in_chans:
             raise InputError(f"{name}={list(values)}: in_chans={config.in_chans} needs as many numbers")
     settled = settle(config, num_samples, device, usual_warmup=40.0)
-    return ResolvedConfig(**dataclasses.asdict(config) | settled | statistics)
+    return dataclasses.replace(config, **settled | statistics)
 
 
-def build_model(config: ModelSettings) -> MaskedAutoencoder:
+def build_model(config: ModelChoice) -> Method:
     """The model of a configuration, with random weights."""
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(MAESettings)}
-    return create_model(config.model, **settings)
+    method = method_of(config.model)
+    return method(method.Config.resolve(config.model, cast(MethodSettings, config)))

@@ -11,7 +11,7 @@ from efficient_mae.data import EvalTransform, normalize
 from efficient_mae.data.images.decode import decode
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.errors import InputError
-from efficient_mae.interop import load_autoencoder, load_statistics
+from efficient_mae.interop import load_statistics, load_whole
 from efficient_mae.ranges import PositiveInt, Seed, Settings
 from efficient_mae.tasks.panels import draw_panel
 
@@ -43,7 +43,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     Raises:
         InputError: no such weights or image, weights without a decoder, or an image smaller than a patch.
     """
-    model = load_autoencoder(config.weights)
+    model = load_whole(config.weights)
     statistics = load_statistics(config.weights)
     device = find_device(config.device)
     file, picture = Path(config.image), Path(config.out)
@@ -52,17 +52,19 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     if not picture.parent.is_dir():
         raise InputError(f"out={config.out}: {picture.parent} is no directory; make it first")
     image = decode(file.read_bytes(), config.image)
-    if min(image.size) < model.patch_size:
+    described = model.config
+    if min(image.size) < described.patch_size:
         raise InputError(
             f"image={config.image}: {image.width} x {image.height} pixels are less than a patch of "
-            f"{model.patch_size} x {model.patch_size}; give a larger image"
+            f"{described.patch_size} x {described.patch_size}; give a larger image"
         )
-    pixels = EvalTransform(model.img_size, model.in_chans)(image)[None].to(device)
+    pixels = EvalTransform(described.img_size, described.in_chans)(image)[None].to(device)
     images = normalize(pixels, statistics.mean, statistics.std).expand(config.masks, -1, -1, -1).contiguous()
     layout = model.plan(config.masks, generator=torch.Generator().manual_seed(config.seed))
     with torch.no_grad():
         loss = model.to(device)(images, layout).loss.item()
-    draw_panel(model, images, layout, mean=statistics.mean, std=statistics.std, title=file.name, path=picture)
+    if draw_panel(model, images, layout, statistics, title=file.name, path=picture) is None:
+        raise InputError(f"weights={config.weights}: a model of {described.method} predicts no pixels to draw")
     return {"picture": str(picture), "loss": loss}
 
 

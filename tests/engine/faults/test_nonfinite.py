@@ -20,7 +20,7 @@ from efficient_mae.engine.optim import build_adamw, set_learning_rate
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MaskPlanner, MaskSettings
-from efficient_mae.tasks.pretrain import Reconstruction
+from efficient_mae.tasks.pretrain import MethodObjective
 from tests.operators import Operators
 from tests.processes import spawn
 
@@ -28,7 +28,7 @@ STEPS, BAD = 4, (0, 2)  # the first step, in which the optimiser's state is made
 SIZE = 4  # images of a process' micro-batch
 
 
-class Poisoned(Reconstruction):
+class Poisoned(MethodObjective):
     """The real objective, but for what it does to the image of index -1."""
 
     def __init__(self, kind: str):

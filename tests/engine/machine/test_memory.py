@@ -14,8 +14,7 @@ from efficient_mae.engine.machine.distributed import ALONE, Processes
 from efficient_mae.engine.machine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.methods.mae import part_size
-from efficient_mae.tasks.pretrain import Reconstruction, pretrain
+from efficient_mae.tasks.pretrain import MethodObjective, pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 GIB = 2**30
@@ -37,9 +36,9 @@ def memory_of(
     with torch.device("meta"):
         model = emae.create_model(name, **masks, **depths)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    unit = part_size(model.config, ALONE.device)
+    unit = model.config.unit(ALONE.device)
 
-    rows, columns = model.grid_size
+    rows, columns = model.config.grid_size
     dataset = TrainDataset(
         open_source("fashion-mnist-sample"),
         PretrainTransform((224, 224), 3),
@@ -48,7 +47,7 @@ def memory_of(
         make_masks=model.config.planner(unit),
     )
     monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.world_size)
-    objective = Reconstruction(ImageStatistics((0.5,) * 3, (0.5,) * 3))
+    objective = MethodObjective(ImageStatistics((0.5,) * 3, (0.5,) * 3))
     processes = Processes(0, world_size, ALONE.device)
     optimizer = build_adamw(model, 0.05)
     return BatchMemory(config, processes, optimizer, model, objective, dataset, unit=unit, num_workers=8, **batching)

@@ -134,7 +134,7 @@ def on_gpus(rank: int, results) -> None:
                 torch.cuda.set_sync_debug_mode("error")
             with autocast("bf16", processes.device):
                 out = trained(images, layout)
-            out.patch_loss.mean().backward()
+            out.errors.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
         torch.cuda.set_sync_debug_mode("default")

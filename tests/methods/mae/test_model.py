@@ -8,7 +8,7 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import efficient_mae as emae
-from efficient_mae.methods.mae import MaskedAutoencoder, build_layout, part_size
+from efficient_mae.methods.mae import MaskedAutoencoder, build_layout
 
 SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
 
@@ -32,7 +32,7 @@ def theirs_and_ours(norm_pix_loss: bool, dtype: torch.dtype) -> tuple[ViTMAEForP
         for ours_, theirs_ in parameter_pairs(ours, theirs):
             theirs_.copy_(ours_.view_as(theirs_))
         # A model made from a config has all-zero positions in transformers 5.
-        theirs.vit.embeddings.position_embeddings.copy_(ours.pos_embed)
+        theirs.vit.embeddings.position_embeddings.copy_(ours.backbone.pos_embed)
         theirs.decoder.decoder_pos_embed.copy_(ours.decoder_pos_embed)
     return theirs, ours
 
@@ -40,16 +40,16 @@ def theirs_and_ours(norm_pix_loss: bool, dtype: torch.dtype) -> tuple[ViTMAEForP
 def parameter_pairs(ours, theirs, gradient: bool = False):
     """(ours, theirs) for every learned tensor, the fused qkv cut into three."""
     get = (lambda p: p.grad) if gradient else (lambda p: p)
-    yield get(ours.cls_token), get(theirs.vit.embeddings.cls_token)
+    yield get(ours.backbone.cls_token), get(theirs.vit.embeddings.cls_token)
     yield get(ours.mask_token), get(theirs.decoder.mask_token)
     modules = [
-        (ours.patch_embed.proj, theirs.vit.embeddings.patch_embeddings.projection),
+        (ours.backbone.patch_embed.proj, theirs.vit.embeddings.patch_embeddings.projection),
         (ours.norm, theirs.vit.layernorm),
         (ours.decoder_embed, theirs.decoder.decoder_embed),
         (ours.decoder_norm, theirs.decoder.decoder_norm),
         (ours.decoder_pred, theirs.decoder.decoder_pred),
     ]
-    blocks = [*zip(ours.blocks, theirs.vit.layers), *zip(ours.decoder_blocks, theirs.decoder.decoder_layers)]
+    blocks = [*zip(ours.backbone.blocks, theirs.vit.layers), *zip(ours.decoder_blocks, theirs.decoder.decoder_layers)]
     for block, layer in blocks:
         modules += [
             (block.norm1, layer.layernorm_before),
@@ -100,24 +100,24 @@ def test_is_mae_without_the_papers_additions(dtype: torch.dtype, tolerance: floa
 def test_positions_are_those_of_transformers():
     theirs, ours = theirs_and_ours(True, torch.float32)
     theirs.vit.embeddings.initialize_weights()
-    torch.testing.assert_close(ours.pos_embed, theirs.vit.embeddings.position_embeddings.data)
+    torch.testing.assert_close(ours.backbone.pos_embed, theirs.vit.embeddings.position_embeddings.data)
 
 
 @pytest.mark.parametrize("img_size", [64, (48, 80)])
 def test_packed_decoding_is_decoding_one_image_at_a_time(img_size):
     torch.manual_seed(0)
     model = emae.create_model("mae_vit_tiny_patch8", **{**SMALL, "img_size": img_size, "beta": 16.0}).double()
-    images = torch.randn(5, 3, *model.img_size, dtype=torch.float64)
+    images = torch.randn(5, 3, *model.config.img_size, dtype=torch.float64)
     out = model(images, generator=torch.Generator().manual_seed(2))
-    assert len(out.layout.parts[0].tokens.lengths.unique()) > 1
+    assert len(out.plan.parts[0].tokens.lengths.unique()) > 1
     together = torch.autograd.grad(out.loss, list(model.parameters()))
 
     alone = [model(image[None], mask[None]) for image, mask in zip(images, out.mask)]
-    predictions, errors = [one.prediction for one in alone], [one.patch_loss for one in alone]
+    predictions, errors = [one.prediction for one in alone], [one.errors for one in alone]
     weights = out.weights.double()
     numerator = (weights * torch.cat(errors)).sum()
     torch.testing.assert_close(out.prediction, torch.cat(predictions), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(out.patch_loss, torch.cat(errors), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(out.errors, torch.cat(errors), rtol=1e-10, atol=1e-12)
     apart = torch.autograd.grad(numerator / weights.sum(), list(model.parameters()))
     for a, b in zip(together, apart):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -127,9 +127,9 @@ def test_packed_decoding_is_decoding_one_image_at_a_time(img_size):
 def test_decoding_in_parts_is_decoding_at_once(part_size):
     torch.manual_seed(0)
     model = emae.create_model("mae_vit_tiny_patch8", **SMALL).double()
-    images = torch.randn(7, 3, *model.img_size, dtype=torch.float64)
+    images = torch.randn(7, 3, *model.config.img_size, dtype=torch.float64)
     # One image without a target between others, which makes a part of its own or none.
-    mask = emae.random_masking(7, model.grid_size, 0.85, torch.Generator().manual_seed(0))
+    mask = emae.random_masking(7, model.config.grid_size, 0.85, torch.Generator().manual_seed(0))
     difficulty = emae.p2dist(mask, 8)
     predicted = mask.clone()
     predicted[2] = False
@@ -139,7 +139,7 @@ def test_decoding_in_parts_is_decoding_at_once(part_size):
     expected, found = model(images, whole), model(images, parts)
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(found.prediction, expected.prediction, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found.patch_loss, expected.patch_loss, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.errors, expected.errors, rtol=1e-10, atol=1e-12)
     # Scaled, as by the global batch's weight.
     gradients = [torch.autograd.grad(3.0 * out.loss, list(model.parameters())) for out in (expected, found)]
     for a, b in zip(*gradients):
@@ -150,17 +150,17 @@ def test_decoding_in_parts_is_decoding_at_once(part_size):
 
 def test_parts_are_no_smaller_than_a_device_likes():
     large = emae.create_model("mae_vit_large_patch16", depth=1).config
-    assert [part_size(large, torch.device(name)) for name in ("cpu", "cuda")] == [16, 64]
+    assert [large.unit(torch.device(name)) for name in ("cpu", "cuda")] == [16, 64]
     # A quarter of the patches and of the width: as many numbers are sixteen times the images.
     small = replace(large, img_size=(112, 112), decoder_embed_dim=128)
-    assert part_size(small, torch.device("cpu")) == 16 * 16
+    assert small.unit(torch.device("cpu")) == 16 * 16
 
 
 @pytest.mark.parametrize("img_size", [32, 80])  # short sequences are multiplied in float32, long ones in bfloat16
 def test_parts_under_autocast_are_the_whole_under_autocast(img_size):
     torch.manual_seed(0)
     model = emae.create_model("mae_vit_tiny_patch8", **{**SMALL, "img_size": img_size, "beta": None})
-    images = torch.randn(8, 3, *model.img_size)
+    images = torch.randn(8, 3, *model.config.img_size)
     noise = torch.rand(8, (img_size // 8) ** 2, generator=torch.Generator().manual_seed(0))
     gradients = []
     for size in (None, 3):
@@ -175,7 +175,7 @@ def test_parts_under_autocast_are_the_whole_under_autocast(img_size):
 
 def test_parts_keep_the_activations_of_one_part():
     model = emae.create_model("mae_vit_tiny_patch8", **SMALL)
-    images = torch.randn(16, 3, *model.img_size)
+    images = torch.randn(16, 3, *model.config.img_size)
     noise = torch.rand(16, 64, generator=torch.Generator().manual_seed(0))
 
     def kept(part_size):

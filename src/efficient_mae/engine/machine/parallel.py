@@ -19,13 +19,11 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from efficient_mae.backbones.vit import Block
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.machine.step_memory import hollow
 
 PARALLEL = ("ddp", "fsdp")
-
-# Lists of transformer blocks, by name: the unit of compilation and of sharding.
-_STACKS = ("blocks", "decoder_blocks")
 
 
 def parallelize(
@@ -62,7 +60,7 @@ def compile_blocks(model: nn.Module) -> None:
     """Compile each transformer block, in place: one graph serves them all, for whatever number of packed tokens."""
     for block in _blocks(model):
         block.compile(dynamic=True)
-        for name in _entries(block):
+        for name in block.entries:
             setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
 
 
@@ -82,7 +80,7 @@ def shard(model: nn.Module, processes: Processes, precision: str) -> None:
     )
     for block in _blocks(model):
         fully_shard(block, mesh=processes.mesh, mp_policy=policy)
-        for name in _entries(block):
+        for name in block.entries:
             register_fsdp_forward_method(block, name)
     fully_shard(model, mesh=processes.mesh, mp_policy=policy)
 
@@ -135,12 +133,6 @@ class Skeleton:
         return filled.train(sharded.training)
 
 
-def _entries(block: nn.Module) -> list[str]:
-    """Methods by which a block is entered beside `__call__`, passing by its hooks: the decoder's first and last."""
-    return [name for name in ("forward_shared", "forward_queries") if hasattr(block, name)]
-
-
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    for name, stack in model.named_modules():
-        if name.split(".")[-1] in _STACKS:
-            yield from stack.children()
+def _blocks(model: nn.Module) -> Iterator[Block]:
+    """The units of compilation and of sharding."""
+    return (module for module in model.modules() if isinstance(module, Block))

@@ -171,8 +171,7 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+    parameters = parameters_by_name(model)
     own: dict[str, Tensor] = {}
     if path.is_dir():
         for key, saved in saved_tensors(path).items():
@@ -220,7 +219,7 @@ def load_model(path: Path, model: nn.Module) -> None:
     """
     if path.is_dir():
         own = model.state_dict()
-        _check_architecture({name: saved.shape for name, saved in saved_tensors(path).items()}, own, path)
+        check_architecture({name: saved.shape for name, saved in saved_tensors(path).items()}, own, path)
         read_shards(path, own)
     else:
         load_tensors(_load_tensors(path), model, path)
@@ -233,11 +232,16 @@ def load_tensors(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> No
         InputError: names or shapes differ; the first that does is named.
     """
     own = model.state_dict()
-    _check_architecture({name: tensor.shape for name, tensor in tensors.items()}, own, file)
+    check_architecture({name: tensor.shape for name, tensor in tensors.items()}, own, file)
     model.load_state_dict({name: place_like(tensor, own[name]) for name, tensor in tensors.items()})
 
 
-def _check_architecture(saved: Mapping[str, torch.Size], own: Mapping[str, Tensor], path: Path) -> None:
+def check_architecture(saved: Mapping[str, torch.Size], own: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that were saved of another model.
+
+    Raises:
+        InputError: names or shapes differ; the first that does is named.
+    """
     for name in sorted(own.keys() | saved.keys()):
         if name not in saved:
             raise InputError(f"{path}: weights of another architecture, without {name}")
@@ -257,8 +261,14 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: not a whole safetensors file ({error})") from None
 
 
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's parameters under the names that they have in its state dict, and so in files."""
+    tensors = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
+
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters_by_name(model).items()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, tensors in optimizer.state.items()

@@ -1,11 +1,10 @@
 """MAE and Efficient MAE."""
 
+from efficient_mae.masking.settings import MaskSettings
 from efficient_mae.methods.mae.config import MAEConfig, MAESettings
 from efficient_mae.methods.mae.layout import DecoderLayout, MaskLayout, build_layout
-from efficient_mae.methods.mae.model import MAEOutput, MaskedAutoencoder, create_model
-from efficient_mae.methods.mae.parts import part_size
+from efficient_mae.methods.mae.model import MAEOutput, MaskedAutoencoder
 from efficient_mae.methods.mae.planner import MaskPlanner
-from efficient_mae.methods.mae.settings import MaskSettings
 
 __all__ = [
     "DecoderLayout",
@@ -17,6 +16,4 @@ __all__ = [
     "MaskSettings",
     "MaskedAutoencoder",
     "build_layout",
-    "create_model",
-    "part_size",
 ]

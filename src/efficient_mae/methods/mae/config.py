@@ -1,30 +1,33 @@
 """What a model is made of."""
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 
-from efficient_mae.backbones.patches import as_pair
 from efficient_mae.backbones.sizes import DECODER_HEAD_DIM, parse_name
 from efficient_mae.errors import InputError
-from efficient_mae.masking import check_schedule, num_visible, p2dist
+from efficient_mae.masking import MaskSettings, check_schedule, num_visible, p2dist
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
+from efficient_mae.methods.base import MethodConfig, MethodSettings, PublishedCost
+from efficient_mae.methods.mae.costs import PUBLISHED, stack_macs
+from efficient_mae.methods.mae.layout import MaskLayout
 from efficient_mae.methods.mae.planner import MaskPlanner
-from efficient_mae.methods.mae.settings import MaskSettings
-from efficient_mae.ranges import Pixels, PositiveInt
+from efficient_mae.ranges import PositiveInt
+
+# MAE's own mask ratio, which savings are measured against, and those at which Efficient MAE is timed beside it.
+MAE_MASK_RATIO, EFFICIENT_RATIOS = 0.75, (0.85, 0.90, 0.95)
+# Patches of a part times the decoder's width, at least: 16 and 64 images of 14 x 14 patches at width 512. Smaller
+# parts make matrix products that are too small for the device.
+_PART_NUMBERS = {"cpu": 16 * 196 * 512, "cuda": 64 * 196 * 512}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAESettings(MaskSettings):
-    """What can be chosen of a model of a given name; see :func:`create_model`."""
+class MAESettings(MethodSettings, MaskSettings):
+    """What can be chosen of a model of a given name; see :func:`efficient_mae.create_model`."""
 
-    img_size: Pixels = 224
-    """pixels, one number or [height, width]"""
-    in_chans: PositiveInt = 3
-    """channels that images are converted to: 1 grey, 3 RGB, 4 RGBA"""
-    depth: PositiveInt | None = None
-    """encoder blocks (null: the model's)"""
     decoder_depth: PositiveInt = 8
     """decoder blocks"""
     decoder_embed_dim: PositiveInt | None = None
@@ -36,61 +39,73 @@ class MAESettings(MaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig(MAESettings):
+class MAEConfig(MethodConfig, MAESettings):
     """Everything that a model is made of; what a checkpoint records."""
 
-    img_size: tuple[PositiveInt, PositiveInt] = field()
-    patch_size: PositiveInt = field()
-    embed_dim: PositiveInt = field()
-    depth: PositiveInt = field()
-    num_heads: PositiveInt = field()
+    method = "mae"
+    added = frozenset({"difficulty", "schedule"})
+
     decoder_embed_dim: PositiveInt = field()
     decoder_num_heads: PositiveInt = field()
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MAEConfig":
-        """The config that :meth:`to_dict` wrote.
+    def resolve(cls, name: str, settings: MethodSettings, **derived: Any) -> "MAEConfig":
+        """As of any method; the decoder's width and heads too."""
+        size, _ = parse_name(name, name.partition("_")[0])
+        given = cast(MAESettings, settings)
+        width = given.decoder_embed_dim or size.decoder_embed_dim
+        heads = given.decoder_num_heads or max(1, width // DECODER_HEAD_DIM)
+        return super().resolve(name, settings, decoder_embed_dim=width, decoder_num_heads=heads, **derived)
 
-        Raises:
-            KeyError: a value is missing; the first versions had neither `difficulty` nor `schedule`.
-            TypeError: there are others.
+    def unit(self, device: torch.device) -> int:
+        """Images that the decoder takes at a time on a device."""
+        rows, columns = self.grid_size
+        return math.ceil(_PART_NUMBERS[device.type] / (rows * columns * self.decoder_embed_dim))
+
+    def variants(self) -> Mapping[str, "MAEConfig"]:
+        """MAE's and Efficient MAE's masks for one and the same model."""
+        mae = self.baseline()
+        compared = {f"MAE {MAE_MASK_RATIO:.2f}": mae, "MAE 0.85": replace(mae, mask_ratio=0.85)}
+        for ratio in EFFICIENT_RATIOS:
+            compared[f"Efficient MAE {ratio:.2f}"] = replace(self, mask_ratio=ratio)
+        return compared
+
+    def baseline(self) -> "MAEConfig":
+        """The same model trained as plain MAE: mask ratio 0.75, every masked patch predicted, all weighted alike."""
+        return replace(self, mask_ratio=MAE_MASK_RATIO, beta=None, gamma=0.0)
+
+    def tokens(self, plan: MaskLayout) -> dict[str, float]:
+        """Of the encoder (its class token among them) and of the decoder, and the patches that this predicts."""
+        images = len(plan.mask)
+        return {
+            "encoder_tokens": 1 + plan.ids_keep.shape[1],
+            "decoder_tokens": sum(int(part.tokens.lengths.sum()) for part in plan.parts) / images,
+            "predicted_patches": len(plan.ids_predict) / images,
+        }
+
+    def paper_gmacs(self, images: int = 256, seed: int = 0) -> float:
+        """Every patch is embedded, and every token goes through all of the decoder and its head.
+
+        Source: the conventions of docs/readings.md, which reproduce Tables 1, 3 and 4.
         """
-        if missing := {one.name for one in fields(cls)} - {"difficulty", "schedule"} - values.keys():
-            raise KeyError(min(missing))
-        return cls(**{**values, "img_size": as_pair(tuple(values["img_size"]))})
+        patches = self.grid_size[0] * self.grid_size[1]
+        layout = self.planner()(torch.rand(images, patches, generator=torch.Generator().manual_seed(seed)))
+        encoded = 1 + layout.ids_keep.shape[1]
+        decoded = layout.parts[0].tokens.lengths.double()
+        width, decoder_width = self.embed_dim, self.decoder_embed_dim
+        pixels = self.in_chans * self.patch_size**2
+        encoder = patches * pixels * width + stack_macs(self.depth, width, torch.tensor([encoded]).double())
+        decoder = encoded * width * decoder_width + stack_macs(self.decoder_depth, decoder_width, decoded)
+        return (encoder + decoder + float(decoded.mean()) * decoder_width * pixels) / 1e9
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON and YAML hold them."""
-        return asdict(self) | {"img_size": list(self.img_size)}
+    @classmethod
+    def published(cls) -> tuple[PublishedCost, ...]:
+        """Tables 1, 3 and 4."""
+        return PUBLISHED
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """(H, W) in patches."""
-        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
-
-    def planner(self, part_size: int | None = None) -> MaskPlanner:
+    def planner(self, unit: int | None = None) -> MaskPlanner:
         """Makes this model's masks, laid out for parts of so many images; None for all at once."""
-        return MaskPlanner(self.grid_size, self.patch_size, self, part_size)
-
-
-def resolve_model(name: str, settings: MAESettings) -> MAEConfig:
-    """What a model of a name is made of.
-
-    Raises:
-        InputError: an unknown name, or sizes that don't go together.
-    """
-    size, patch_size = parse_name(name)
-    width = settings.decoder_embed_dim or size.decoder_embed_dim
-    chosen = {one.name: getattr(settings, one.name) for one in fields(settings)}
-    return MAEConfig(**chosen | {
-        "img_size": as_pair(settings.img_size),
-        "patch_size": patch_size,
-        "embed_dim": size.embed_dim,
-        "depth": settings.depth or size.depth,
-        "num_heads": size.num_heads,
-        "decoder_embed_dim": width,
-        "decoder_num_heads": settings.decoder_num_heads or max(1, width // DECODER_HEAD_DIM),
-    })  # fmt: skip
+        return MaskPlanner(self.grid_size, self.patch_size, self, unit)
 
 
 def check_objective(config: MAEConfig) -> None:

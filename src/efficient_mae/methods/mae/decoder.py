@@ -15,6 +15,8 @@ from efficient_mae.methods.mae.packing import spread
 class DecoderBlock(Block):
     """A transformer block that computes once what images share, and only what is asked of it."""
 
+    entries = ("forward_shared", "forward_queries")
+
     def forward_shared(self, encoded: Tensor, hidden: Tensor, layout: DecoderLayout) -> Tensor:
         """The block's output (S, D) where a hidden patch is the same token in every image, as in the first block.
 

@@ -69,6 +69,11 @@ class MaskLayout:
     weights: Float[Tensor, " T"]
     parts: tuple[DecoderLayout, ...]
 
+    @property
+    def images(self) -> Int64[Tensor, " T"]:
+        """The image that each predicted patch belongs to."""
+        return self.ids_predict // self.mask[0].numel()
+
     def to(self, device: torch.device | str) -> "MaskLayout":
         """The same on a device; the lengths of sequences stay on the host."""
         device = torch.device(device)

@@ -4,8 +4,8 @@ B images, C channels, H x W patches of P x P pixels, N = H * W, V visible patche
 batch, S packed decoder tokens, D and E the encoder's and decoder's widths.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from efficient_mae.backbones.kernels.linear import Linear
 from efficient_mae.backbones.patches import patch_statistics, pixel_targets
 from efficient_mae.backbones.positions import sincos_position_embedding
-from efficient_mae.backbones.vit import LAYER_NORM_EPS, VisionTransformer, init_weights
-from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.backbones.vit import LAYER_NORM_EPS, init_weights
+from efficient_mae.errors import InputError
 from efficient_mae.masking.loss import weighted_error_sum
-from efficient_mae.methods.mae.config import MAEConfig, MAESettings, check_objective, resolve_model
+from efficient_mae.methods.base import Method, Output
+from efficient_mae.methods.mae.config import MAEConfig, MAESettings, check_objective
 from efficient_mae.methods.mae.decoder import DecoderBlock
 from efficient_mae.methods.mae.layout import DecoderLayout, MaskLayout
 from efficient_mae.methods.mae.packing import spread
@@ -25,74 +26,58 @@ from efficient_mae.methods.mae.parts import decode_in_parts
 
 
 @dataclass(frozen=True)
-class MAEOutput:
+class MAEOutput(Output):
     """What a forward pass returns.
 
     Where the layout is in several parts, the weighted sum and the loss alone have a gradient.
 
     Attributes:
-        weighted_sum: of the predicted patches' errors: the numerator of Eq. 2.
+        weighted_sum: of the predicted patches' errors: the numerator of Eq. 2; `loss` is the whole.
+        errors: mean squared error of each predicted patch, before weighting.
+        plan: the masks that were used, their difficulties and the decoder's packing.
         prediction: predicted patches, in the order of ``predicted.nonzero()``; normalised if norm_pix_loss.
         target: their true values, normalised alike.
-        patch_loss: mean squared error of each predicted patch, before weighting.
-        layout: the masks that were used, their difficulties and the decoder's packing.
     """
 
-    weighted_sum: Float[Tensor, ""]
+    plan: MaskLayout
     prediction: Float[Tensor, "T X"]
     target: Float[Tensor, "T X"]
-    patch_loss: Float[Tensor, " T"]
-    layout: MaskLayout
-
-    @property
-    def loss(self) -> Float[Tensor, ""]:
-        """Difficulty-Flatten Loss of this batch (Eq. 2)."""
-        return self.weighted_sum / self.weights.to(self.weighted_sum.dtype).sum()
-
-    @property
-    def mask(self) -> Bool[Tensor, "B H W"]:
-        """True = masked."""
-        return self.layout.mask
 
     @property
     def difficulty(self) -> Float[Tensor, "B H W"]:
         """Of masked patches, 0 where visible; P2Dist in pixels unless the model goes by another metric."""
-        return self.layout.difficulty
+        return self.plan.difficulty
 
     @property
     def predicted(self) -> Bool[Tensor, "B H W"]:
         """Masked patches that the decoder reconstructed."""
-        return self.layout.predicted
+        return self.plan.predicted
 
     @property
     def weights(self) -> Float[Tensor, " T"]:
         """Weight of each predicted patch in the loss; d ** -gamma unless the model goes by another schedule."""
-        return self.layout.weights
+        return self.plan.weights
 
 
-class MaskedAutoencoder(VisionTransformer):
+class MaskedAutoencoder(Method):
     """A ViT encoder with MAE's decoder, the Difficulty-Flatten Loss and decoder masking.
 
-    The encoder's parameters lie at the top under timm's names, the decoder's beside them under MAE's
+    In files the encoder's parameters lie at the top under timm's names, the decoder's beside them under MAE's
     (``decoder_embed``, ``mask_token``, ``decoder_blocks``, ``decoder_norm``, ``decoder_pred``).
-    Make one with :func:`create_model`.
+    Make one with :func:`efficient_mae.create_model`.
     """
 
+    Settings = MAESettings
+    Config = MAEConfig
+    config: MAEConfig
+
     def __init__(self, config: MAEConfig):
-        super().__init__(
-            config.img_size,
-            config.patch_size,
-            config.in_chans,
-            config.embed_dim,
-            config.depth,
-            config.num_heads,
-        )
+        super().__init__(config)
         check_objective(config)
         width = config.decoder_embed_dim
-        self.config = config
         self.decoder_embed = Linear(config.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("decoder_pos_embed", sincos_position_embedding(width, self.grid_size)[None])
+        self.register_buffer("decoder_pos_embed", sincos_position_embedding(width, config.grid_size)[None])
         self.decoder_pos_embed: Tensor
         self.decoder_blocks = nn.ModuleList(
             DecoderBlock(width, config.decoder_num_heads) for _ in range(config.decoder_depth)
@@ -106,8 +91,8 @@ class MaskedAutoencoder(VisionTransformer):
     def plan(
         self,
         batch_size: int,
-        mask: Bool[Tensor, "B H W"] | None = None,
         generator: torch.Generator | None = None,
+        mask: Bool[Tensor, "B H W"] | None = None,
     ) -> MaskLayout:
         """Masks for a batch, laid out: the given ones, or random ones from the generator; on their device.
 
@@ -115,14 +100,11 @@ class MaskedAutoencoder(VisionTransformer):
             InputError: a mask of another shape, or one that leaves an image nothing visible or nothing masked.
         """
         if mask is None:
-            device = generator.device if generator is not None else None
-            patches = self.grid_size[0] * self.grid_size[1]
-            noise = torch.rand(batch_size, patches, generator=generator, device=device)
-            return self.config.planner()(noise)
-        if tuple(mask.shape) != (batch_size, *self.grid_size) or mask.dtype != torch.bool:
+            return cast(MaskLayout, super().plan(batch_size, generator))
+        if tuple(mask.shape) != (batch_size, *self.config.grid_size) or mask.dtype != torch.bool:
             raise InputError(
                 f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
-                f"must be torch.bool of shape {(batch_size, *self.grid_size)}, True = masked"
+                f"must be torch.bool of shape {(batch_size, *self.config.grid_size)}, True = masked"
             )
         return self.config.planner().plan(mask)
 
@@ -143,19 +125,19 @@ class MaskedAutoencoder(VisionTransformer):
         Raises:
             InputError: images or mask of a shape that this model does not take.
         """
-        self.check_images(images)
-        layout = mask if isinstance(mask, MaskLayout) else self.plan(len(images), mask, generator)
+        self.backbone.check_images(images)
+        layout = mask if isinstance(mask, MaskLayout) else self.plan(len(images), generator, mask)
         layout = layout.to(images.device)
-        latent, target = self.forward_features(images, layout.ids_keep), self.targets(images, layout)
+        latent, target = self.backbone.forward_features(images, layout.ids_keep), self.targets(images, layout)
         if len(layout.parts) > 1 and torch.is_grad_enabled():
             parameters = self._decoder_parameters()
-            total, prediction, patch_loss = decode_in_parts(self.decode, parameters, latent, target, layout)
+            total, prediction, errors = decode_in_parts(self.decode, parameters, latent, target, layout)
         else:
             pieces = latent.split([part.num_images for part in layout.parts])
             predictions = [self.decode(*pair) for pair in zip(pieces, layout.parts, strict=True)]
             prediction = predictions[0] if len(predictions) == 1 else torch.cat(predictions)
-            total, patch_loss = weighted_error_sum(prediction, target, layout.weights)
-        return MAEOutput(total, prediction, target, patch_loss, layout)
+            total, errors = weighted_error_sum(prediction, target, layout.weights)
+        return MAEOutput(total, errors, layout, prediction, target)
 
     def _decoder_parameters(self) -> list[nn.Parameter]:
         modules = (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred)
@@ -177,16 +159,16 @@ class MaskedAutoencoder(VisionTransformer):
         if len(blocks) == 1:
             x = spread(torch.cat([encoded, hidden]), layout)  # (S, E)
         else:
-            x = self.run_block(blocks[0].forward_shared, encoded, hidden, layout)
+            x = self.backbone.run_block(blocks[0].forward_shared, encoded, hidden, layout)
         for block in blocks[1:-1]:
-            x = self.run_block(block, x, layout.tokens)
+            x = self.backbone.run_block(block, x, layout.tokens)
         last = blocks[-1].forward_queries
-        x = self.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
+        x = self.backbone.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
         return self.decoder_pred(self.decoder_norm(x.index_select(0, layout.order_predict)))
 
     def targets(self, images: Float[Tensor, "B C h w"], layout: MaskLayout) -> Float[Tensor, "T X"]:
         """The predicted patches' pixels, normalised by each patch's own statistics if norm_pix_loss."""
-        target = pixel_targets(images, layout.ids_predict, self.patch_size)
+        target = pixel_targets(images, layout.ids_predict, self.config.patch_size)
         if self.config.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
@@ -206,33 +188,13 @@ class MaskedAutoencoder(VisionTransformer):
 
     def paint(self, images: Float[Tensor, "B C h w"], out: MAEOutput) -> Float[Tensor, "B C h w"]:
         """:meth:`reconstruct` from an output that is at hand."""
-        size, (rows, columns) = self.patch_size, self.grid_size
+        size, (rows, columns) = self.config.patch_size, self.config.grid_size
         prediction = out.prediction.to(images.dtype)
         if self.config.norm_pix_loss:
-            mean, std = patch_statistics(pixel_targets(images, out.layout.ids_predict, size))
+            mean, std = patch_statistics(pixel_targets(images, out.plan.ids_predict, size))
             prediction = prediction * std + mean
         hidden = out.mask.repeat_interleave(size, 1).repeat_interleave(size, 2)
         painted = images.masked_fill(hidden[:, None], 0.0)
-        patches = painted.view(len(images), self.in_chans, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
-        patches[out.predicted] = prediction.view(-1, size, size, self.in_chans)  # writes through the view
+        patches = painted.view(len(images), self.config.in_chans, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
+        patches[out.predicted] = prediction.view(-1, size, size, self.config.in_chans)  # writes through the view
         return painted
-
-
-def create_model(name: str, **settings: Any) -> MaskedAutoencoder:
-    """A model by name, with random weights from torch's global generator.
-
-    Args:
-        name: ``mae_vit_{tiny,small,base,large,huge}_patch{P}``.
-        settings: the fields of :class:`efficient_mae.models.MAESettings`, which says what each is: `img_size`
-            (pixels, one number or (height, width)), `in_chans`, `mask_ratio`, `gamma`, `beta` (pixels at patch size
-            16), `norm_pix_loss`, `decoder_depth`, ... ``beta=None, gamma=0`` is MAE.
-
-    Raises:
-        InputError: anything that cannot work, with what would be accepted.
-
-    Source: Sec. 5.1 for the defaults.
-    """
-    known = {field.name for field in fields(MAESettings)}
-    for unknown in settings.keys() - known:
-        raise InputError(f"{unknown}={settings[unknown]!r}: not a setting of {name}{did_you_mean(unknown, known)}")
-    return MaskedAutoencoder(resolve_model(name, MAESettings(**settings)))

@@ -7,7 +7,6 @@ is known up to a factor as soon as that part is decoded. Nothing is computed twi
 B images, T predicted patches of the batch, X numbers of a patch, D the encoder's width.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from efficient_mae.masking.loss import weighted_error_sum
-from efficient_mae.methods.mae.config import MAEConfig
 from efficient_mae.methods.mae.layout import DecoderLayout, MaskLayout
-
-# Patches of a part times the decoder's width, at least: 16 and 64 images of 14 x 14 patches at width 512. Smaller
-# parts make matrix products that are too small for the device.
-_PART_NUMBERS = {"cpu": 16 * 196 * 512, "cuda": 64 * 196 * 512}
-
-
-def part_size(config: MAEConfig, device: torch.device) -> int:
-    """Images that this model's decoder takes at a time on a device."""
-    rows, columns = config.grid_size
-    return math.ceil(_PART_NUMBERS[device.type] / (rows * columns * config.decoder_embed_dim))
 
 
 def decode_in_parts(

@@ -14,9 +14,9 @@ from efficient_mae.masking.schedules import (
     normalising_weights,
     sample_difficulties,
 )
+from efficient_mae.masking.settings import MaskSettings
 from efficient_mae.masking.targets import flatten_weights, select_targets
 from efficient_mae.methods.mae.layout import MaskLayout, build_layout
-from efficient_mae.methods.mae.settings import MaskSettings
 
 
 @dataclass(frozen=True)

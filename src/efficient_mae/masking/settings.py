@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Ratio, Settings
 
 
@@ -21,3 +22,7 @@ class MaskSettings(Settings):
     """p2dist, p2dist_exact, visible_neighbours, inverse_distance_sum or nearest_patch (Table 5)"""
     schedule: str = "flatten"
     """flatten (weights d ** -gamma), threshold (all alike), curriculum or normalise (Table 6)"""
+
+    def beta_in_pixels(self, patch_size: int) -> float | None:
+        """The largest P2Dist that is reconstructed at a patch size; None for no limit."""
+        return None if self.beta is None else self.beta * patch_size / BETA_PATCH_SIZE

@@ -1,0 +1,87 @@
+"""Other libraries' implementations of a method, which `emae bench step --peers` times beside ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efficient_mae.bench.contenders import Contender, image_statistics, images_of, training_step
+from efficient_mae.data import TrainBatch, normalize
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics, to_hf
+from efficient_mae.methods import MethodConfig
+from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods.mae.config import MAE_MASK_RATIO
+
+
+@dataclass(frozen=True)
+class PeerLoss:
+    """Another implementation's own loss, which is a mean over a batch of one size."""
+
+    statistics: ImageStatistics
+
+    def weight(self, batch: TrainBatch) -> Tensor:
+        """One; filled in on the images' device."""
+        return torch.ones((), device=batch.images.device)
+
+    def weighted_sum(self, model: nn.Module, batch: TrainBatch) -> Tensor:
+        """The loss."""
+        return model(normalize(batch.images, self.statistics.mean, self.statistics.std)).loss
+
+
+def peer_contenders(config: MethodConfig, batch_size: int, device: torch.device, precision: str) -> list[Contender]:
+    """Other implementations that are installed, at MAE's mask ratio, with the same optimiser.
+
+    Raises:
+        InputError: there is none.
+    """
+    config = config.baseline()
+    batch = TrainBatch(images_of(config, batch_size), torch.arange(batch_size), None, []).to(device)
+    contenders = []
+    for name, make in _peers(config).items():
+        torch.manual_seed(0)
+        step = training_step(make().to(device).train(), PeerLoss(image_statistics(config)), device, precision)
+        contenders.append(Contender(name, _gmacs(name, config), step, [batch]))
+    if not contenders:
+        raise InputError(
+            f"peers=true: no other implementation of {config.method} is installed; pip install 'efficient-mae[hub]'"
+        )
+    return contenders
+
+
+def _peers(config: MethodConfig) -> dict[str, Callable[[], nn.Module]]:
+    peers: dict[str, Callable[[], nn.Module]] = {}
+    if not isinstance(config, MAEConfig):
+        return peers
+    if find_spec("transformers"):
+        peers[f"transformers ViTMAE {MAE_MASK_RATIO:.2f}"] = lambda: to_hf(MaskedAutoencoder(config))
+    if find_spec("stable_pretraining"):
+        peers[f"stable-pretraining MAE {MAE_MASK_RATIO:.2f}"] = lambda: _stable("MAE", config)
+        peers[f"stable-pretraining CrossMAE {MAE_MASK_RATIO:.2f}"] = lambda: _stable("CrossMAE", config)
+    return peers
+
+
+def _stable(method: str, config: MAEConfig) -> nn.Module:
+    """stable-pretraining's MAE or CrossMAE around timm's encoder of the same sizes, with the same decoder's."""
+    from stable_pretraining import methods as theirs  # pyright: ignore[reportMissingImports]
+    from timm.models import VisionTransformer
+
+    encoder = VisionTransformer(**config.backbone, num_classes=0)
+    settings: dict[str, Any] = {
+        "decoder_embed_dim": config.decoder_embed_dim,
+        "decoder_depth": config.decoder_depth,
+        "decoder_num_heads": config.decoder_num_heads,
+        "mask_ratio": config.mask_ratio,
+        "norm_pix_loss": config.norm_pix_loss,
+    }
+    if method == "CrossMAE":
+        settings |= {"image_size": config.img_size[0], "in_channels": config.in_chans}
+    return getattr(theirs, method)(encoder, **settings)
+
+
+def _gmacs(name: str, config: MethodConfig) -> float:
+    """As the paper counts MAE, which is what these compute; CrossMAE's decoder is another, and isn't counted."""
+    return float("nan") if "CrossMAE" in name else config.paper_gmacs()

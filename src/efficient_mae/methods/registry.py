@@ -1,0 +1,68 @@
+"""The methods of pre-training, by name, and the models by theirs."""
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from efficient_mae.backbones.sizes import parse_name
+from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.methods.base import Method, MethodConfig
+from efficient_mae.methods.mae.model import MaskedAutoencoder
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> None:
+    """Let the command line, files and everything else know a method, by the name that its config has for it."""
+    METHODS[method.Config.method] = method
+
+
+register(MaskedAutoencoder)
+
+
+def method_of(model: str) -> type[Method]:
+    """The method of a model, by the model's name.
+
+    Raises:
+        InputError: the name is of no method's model; the nearest is suggested.
+    """
+    name = model.partition("_")[0]
+    if name not in METHODS:
+        name = (difflib.get_close_matches(name, METHODS, n=1) or [*METHODS])[0]
+        parse_name(model, name)  # raises: it isn't one of these either
+    return METHODS[name]
+
+
+def resolve_config(model: str, settings: Any) -> MethodConfig:
+    """What a model is made of.
+
+    Args:
+        model: its name.
+        settings: the method's, or what holds them too.
+
+    Raises:
+        InputError: an unknown name, or sizes that don't go together.
+    """
+    return method_of(model).Config.resolve(model, settings)
+
+
+def create_model(name: str, **settings: Any) -> Method:
+    """A model by name, with random weights from torch's global generator.
+
+    Args:
+        name: ``{method}_vit_{tiny,small,base,large,huge}_patch{P}``.
+        settings: those of the method. Of ``mae_...`` the fields of :class:`efficient_mae.methods.mae.MAESettings`,
+            which says what each is: `img_size` (pixels, one number or (height, width)), `in_chans`, `mask_ratio`,
+            `gamma`, `beta` (pixels at patch size 16), `norm_pix_loss`, `decoder_depth`, ...
+            ``beta=None, gamma=0`` is MAE.
+
+    Raises:
+        InputError: anything that cannot work, with what would be accepted.
+
+    Source: Sec. 5.1 for the defaults.
+    """
+    method = method_of(name)
+    known = {field.name for field in fields(method.Settings)}
+    for unknown in settings.keys() - known:
+        raise InputError(f"{unknown}={settings[unknown]!r}: not a setting of {name}{did_you_mean(unknown, known)}")
+    return method(method.Config.resolve(name, method.Settings(**settings)))
