@@ -104,6 +104,23 @@ def test_without_onednn_all_are_pytorchs(monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_onednn
+def test_compiled_code_asks_for_no_size_within_autocast(onednn):
+    """Small or large: there it is PyTorch's, and one graph is enough."""
+    layer, graphs = Linear(IN, OUT), []
+
+    def keep(graph: torch.fx.GraphModule, _: list[torch.Tensor]):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        for images in (2, LARGE[0]):
+            x = normal(images, *LARGE[1:], IN)
+            torch.testing.assert_close(compiled(x), layer(x))
+    assert len(graphs) == 1
+
+
+@needs_onednn
 def test_compiled_code_takes_it_too(onednn):
     layer, x = Linear(IN, OUT), normal(*LARGE, IN)
     graphs: list[str] = []

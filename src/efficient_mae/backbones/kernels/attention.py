@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from efficient_mae.backbones.kernels.operators import versioned
+from efficient_mae.backbones.kernels.operators import versioned, works
 from efficient_mae.backbones.kernels.sequences import Sequences
 
 # On a CPU, PyTorch's fused bfloat16 backward is several times slower than two matrix products and a softmax
@@ -50,7 +50,7 @@ def packed_attention(
     keys: Sequences,
 ) -> Float[Tensor, "Sq h d"]:
     """Attention of each sequence's queries to the same sequence's keys, and to no others."""
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if _has_packed_kernel(q):
         from torch.nn.attention.varlen import varlen_attn
 
         # A window as wide as the longest sequence leaves nothing out, but cuDNN takes no window. From 2.14 on PyTorch
@@ -60,6 +60,12 @@ def packed_attention(
         lengths = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
         return varlen_attn(q, k, v, *lengths, window_size=window)  # pyright: ignore[reportReturnType]
     return grouped_attention(q, k, v, queries.lengths, keys.lengths, keys.max_seqlen)[0]
+
+
+def _has_packed_kernel(q: Tensor) -> bool:
+    """Whether PyTorch's, which is FlashAttention, takes it: other types and other widths of a head it refuses."""
+    half = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 @torch.library.custom_op(versioned("grouped_attention", __name__), mutates_args=())
@@ -104,17 +110,18 @@ def grouped_attention_backward(
     """Gradients of :func:`grouped_attention`'s result for q, k and v, each of its own shape."""
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     backward = _fused_backward if _is_fused(q) else _explicit_backward
-    for group in _groups(query_lengths, key_lengths, q):
-        places = (group.queries(grad_q), group.keys(grad_k), group.keys(grad_v))
-        found = backward(group, grad, q, k, v, out, kept) if group.num_queries else (0, 0, 0)
-        for place, values in zip(places, found, strict=True):
-            place[:] = values
+    with _without_autocast(q.device.type):
+        for group in _groups(query_lengths, key_lengths, q):
+            places = (group.queries(grad_q), group.keys(grad_k), group.keys(grad_v))
+            found = backward(group, grad, q, k, v, out, kept) if group.num_queries else (0, 0, 0)
+            for place, values in zip(places, found, strict=True):
+                place[:] = values
     return grad_q, grad_k, grad_v
 
 
 def _is_fused(q: Tensor) -> bool:
-    """Whether PyTorch's fused kernel for CPUs is the faster one (benchmarks/attention_cpu.py)."""
-    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+    """Whether PyTorch has a fused kernel, and it is the faster one (benchmarks/attention_cpu.py)."""
+    return _HAS_FUSED and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
 
 
 def _fused(group: "_Group", q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
@@ -157,10 +164,21 @@ def _explicit_backward(
     chosen, nothing, scale = group.probabilities(kept), kept.new_empty(()), q.shape[-1] ** -0.5
     grad_v = chosen.transpose(1, 2) @ grad_out
     grad_chosen = grad_out @ value.transpose(1, 2)
-    grad_scores = torch.ops.aten._softmax_backward_data(grad_chosen, chosen, -1, chosen.dtype)
+    grad_scores = (_softmax_backward if _HAS_SOFTMAX_BACKWARD else _plain_softmax_backward)(grad_chosen, chosen)
     grad_q = torch.baddbmm(nothing, grad_scores, key, beta=0, alpha=scale)
     grad_k = torch.baddbmm(nothing, grad_scores.transpose(1, 2), query, beta=0, alpha=scale)
     return tuple(rows.unflatten(0, (group.images, group.heads)) for rows in (grad_q, grad_k, grad_v))
+
+
+def _softmax_backward(grad: Tensor, chosen: Tensor) -> Tensor:
+    return torch.ops.aten._softmax_backward_data(grad, chosen, -1, chosen.dtype)
+
+
+def _plain_softmax_backward(grad: Tensor, chosen: Tensor) -> Tensor:
+    """By its definition; rounded once, as the operator rounds."""
+    wide = torch.promote_types(chosen.dtype, torch.float32)
+    grad, probabilities = grad.to(wide), chosen.to(wide)
+    return (probabilities * (grad - (probabilities * grad).sum(dim=-1, keepdim=True))).to(chosen.dtype)
 
 
 def _empty_kept(q: Tensor, max_seqlen: int | torch.SymInt) -> Tensor:
@@ -218,6 +236,16 @@ def _groups(query_lengths: Tensor, key_lengths: Tensor, q: Tensor) -> Iterator[_
             key += images * num_keys
             probability += images * scores
             left -= images
+
+
+def _try_fused(row: Tensor) -> None:
+    group, kept = _Group(1, 1, 1, 1, 0, 0, 0), row.new_empty(1)
+    _fused(group, row, row, row, kept)
+    _fused_backward(group, row, row, row, row, row, kept)
+
+
+_HAS_FUSED = works(_try_fused)
+_HAS_SOFTMAX_BACKWARD = works(lambda one: _softmax_backward(one, one))
 
 
 @grouped_attention.register_fake

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from efficient_mae.backbones.kernels.operators import versioned
+from efficient_mae.backbones.kernels.operators import versioned, works
 
 # Multiply-accumulates from which a product is worth an operator of Python's and a compiled product's memory.
 _LARGE = 1 << 27
@@ -24,12 +24,15 @@ def _is_amds() -> bool:
         return False
 
 
-# The operator is one of PyTorch's own, which its compiler uses.
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By a private operator of PyTorch's, which its compiler uses."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 _ONEDNN_IS_FASTER = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    torch.backends.cpu.get_cpu_capability() == "AVX512"
     and _is_amds()
+    and works(lambda one: _onednn(one, one[0], None))
 )
 
 
@@ -53,15 +56,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _is_large_float32(x: Tensor, weight: Tensor) -> bool:
     """Whether both lie on the CPU as float32, and autocast leaves them so."""
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    return x.numel() * len(weight) >= _LARGE and not torch.is_autocast_enabled("cpu")
+    return x.numel() * len(weight) >= _LARGE  # last: compiled code that asks for a size is for such sizes alone
 
 
 @torch.library.custom_op(versioned("onednn_linear", __name__), mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`linear` by oneDNN; an operator of its own, since compiled code takes oneDNN's for inference alone."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _onednn(x, weight, bias)
 
 
 @onednn_linear.register_fake

@@ -1,8 +1,12 @@
-"""Names of operators of our own, which change with what they stand for."""
+"""Operators: of our own, whose names change with what they stand for, and PyTorch's private ones, tried first."""
 
 import hashlib
 import inspect
 import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
 
 from efficient_mae import __version__
 
@@ -23,3 +27,19 @@ def versioned(name: str, module: str) -> str:
     except OSError:  # installed without it
         source = __version__
     return f"efficient_mae::{name}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def works(trial: Callable[[Tensor], object]) -> bool:
+    """Whether the private operators of PyTorch that a trial calls are there and take what it gives them.
+
+    PyTorch promises nothing of such operators; without them, the caller takes a plain form. To be asked once, at
+    import: compiled code relies on the answer.
+
+    Args:
+        trial: is given a single number, (1, 1, 1) in float32 on the CPU.
+    """
+    try:
+        trial(torch.ones(1, 1, 1, dtype=torch.float32, device="cpu"))
+    except Exception:  # an operator may be missing, know other arguments, or have no kernel here
+        return False
+    return True
