@@ -18,6 +18,7 @@ from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
 from efficient_mae.commands import COMMANDS, GROUPS, Command
 from efficient_mae.console import PlainConsole, printable, say
+from efficient_mae.engine.machine.launcher import place
 from efficient_mae.engine.machine.spokesman import may_say, see_out
 from efficient_mae.engine.storage.plain_files import parse_yaml
 from efficient_mae.errors import (
@@ -96,8 +97,10 @@ def _run(arguments: list[str]) -> int:
         name, own = f"{name} {own.subcommand}", own[own.subcommand]
     command, values = COMMANDS[name], vars(own)
     assert config is not None
-    result = command.run(config(**{field.name: values[field.name] for field in fields(config)}))
-    if int(os.environ.get("RANK", "0")) > 0:
+    settings = config(**{field.name: values[field.name] for field in fields(config)})
+    command.prepare(settings)
+    result = command.run(settings)
+    if place().rank > 0:
         return 0
     if values["json"]:
         print(json.dumps(result))

@@ -22,12 +22,14 @@ class Command:
         function: does it, and returns what `--json` prints.
         display: prints that for a person.
         help: one line.
+        preparation: tells the process, which is the command's alone, what suits it on a device.
     """
 
     settings: str
     function: str
     display: str
     help: str
+    preparation: str = ""
 
     @property
     def config(self) -> type[Settings]:
@@ -44,6 +46,11 @@ class Command:
         """What does it."""
         return _resolve(self.function)
 
+    def prepare(self, config: Settings) -> None:
+        """Prepare the process; for the command line alone, since a library leaves its host as it is."""
+        if self.preparation:
+            _resolve(self.preparation)(vars(config)["device"])
+
     @property
     def show(self) -> Callable[[dict[str, Any], Console], None]:
         """What prints its result."""
@@ -54,18 +61,23 @@ def _resolve(name: str) -> Any:
     return resolve_name(f"efficient_mae.{name}")
 
 
+_TRAINING = "engine.machine.own_process:prepare_training"
+_TIMING = "engine.machine.own_process:prepare_timing"
+
 COMMANDS = {
     "demo": Command(
         "demo:DemoConfig",
         "demo:demo",
         "demo:show_demo",
         "learn on bundled images in a few minutes, and see what came of it",
+        _TRAINING,
     ),
     "pretrain": Command(
         "tasks.pretrain_config:PretrainConfig",
         "report.command:pretrain_and_report",
         "report.command:show_pretrain",
         "pre-train an encoder on images; the same command again resumes",
+        _TRAINING,
     ),
     "reconstruct": Command(
         "tasks.reconstruct:ReconstructConfig",
@@ -84,18 +96,21 @@ COMMANDS = {
         "tasks.linear_probe:linear_probe",
         "tasks.classifier:show_classifier",
         "train a linear head on a frozen encoder, and judge it",
+        _TRAINING,
     ),
     "finetune": Command(
         "tasks.finetune:FinetuneConfig",
         "tasks.finetune:finetune",
         "tasks.classifier:show_classifier",
         "train an encoder and a head with labels, and judge them",
+        _TRAINING,
     ),
     "replay": Command(
         "tasks.replay:ReplayConfig",
         "tasks.replay:replay",
         "tasks.replay:show_replay",
         "do a skipped step of a run again, and show what went wrong",
+        _TRAINING,
     ),
     "export": Command(
         "tasks.export:ExportConfig",
@@ -108,6 +123,7 @@ COMMANDS = {
         "bench.step:bench_step",
         "bench.step:show_bench_step",
         "time training steps of MAE, Efficient MAE and other libraries",
+        _TIMING,
     ),
     "bench data": Command(
         "bench.data:BenchDataConfig",

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from efficient_mae.bench.doctor_finding import Finding, Plan, in_bytes, note, ok, problem
-from efficient_mae.engine.machine.distributed import slurm_environment
 from efficient_mae.engine.machine.facts import available_cores, control_groups
 from efficient_mae.engine.machine.free_memory import free_memory
+from efficient_mae.engine.machine.launcher import launch_environment
 
 # Batches that a worker keeps ready, PyTorch's and ours.
 _PREFETCH = 2
@@ -23,7 +23,7 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_AD
 def check_threads(plan: Plan) -> Finding:
     """Threads that compute, beside the cores that there are for them."""
     cores, threads, asked = _usable_cores(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = int(launch_environment().get("LOCAL_WORLD_SIZE", "1"))
     found = f"{threads} threads for {cores:g} cores"
     if asked is not None:
         found += f" (OMP_NUM_THREADS={asked})"
@@ -83,9 +83,7 @@ def check_open_files(_: Plan) -> Finding:
 
 def check_processes(_: Plan) -> Finding:
     """What torchrun or Slurm set: whether it is complete, consistent, and names a machine that can be found."""
-    given = dict(os.environ)
-    if "WORLD_SIZE" not in given:
-        given |= slurm_environment(os.environ)
+    given = launch_environment()
     if "WORLD_SIZE" not in given:
         if int(given.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" not in given:
             return note(

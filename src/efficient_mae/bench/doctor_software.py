@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 
 from efficient_mae.bench.contenders import model_step
 from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.methods import create_model
 
@@ -123,8 +124,7 @@ def check_numerics(plan: Plan) -> Finding:
 
 def check_step(plan: Plan) -> Finding:
     """A training step of a small model, with everything that a large one's has."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_seeded(0):
         model = create_model("mae_vit_tiny_patch16", img_size=64, depth=2, decoder_depth=2, decoder_embed_dim=64)
     step, batches = model_step(model, 4, plan.device, plan.precision)
     losses = [step(index, [batches[0]]) for index in range(2)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from efficient_mae.bench.contenders import Contender, image_statistics, images_of, training_step
 from efficient_mae.data import TrainBatch, normalize
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, to_hf
 from efficient_mae.methods import MethodConfig
@@ -42,8 +43,9 @@ def peer_contenders(config: MethodConfig, batch_size: int, device: torch.device,
     batch = TrainBatch(images_of(config, batch_size), torch.arange(batch_size), None, []).to(device)
     contenders = []
     for name, make in _peers(config).items():
-        torch.manual_seed(0)
-        step = training_step(make().to(device).train(), PeerLoss(image_statistics(config)), device, precision)
+        with torch_seeded(0):
+            model = make()
+        step = training_step(model.to(device).train(), PeerLoss(image_statistics(config)), device, precision)
         contenders.append(Contender(name, _gmacs(name, config), step, [batch]))
     if not contenders:
         raise InputError(

@@ -21,8 +21,9 @@ from efficient_mae.bench.contenders import Contender, own_contenders, seconds_of
 from efficient_mae.bench.peaks import device_peak, host_peaks
 from efficient_mae.bench.peers import peer_contenders
 from efficient_mae.console import say
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
-from efficient_mae.engine.machine.facts import describe_machine, keep_compiled_products, keep_freed_memory
+from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.memory import is_out_of_memory
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
@@ -82,10 +83,8 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     peaks: dict[str, float] = {}
     try:
         if device.type == "cpu":
-            keep_freed_memory()
-            # Before this process fills the memory, and with what training keeps compiled.
+            # Before this process fills the memory.
             peaks = host_peaks(partial(host_contender, config, batch_size, precision)) if config.memory else {}
-            keep_compiled_products()
         contenders = _contenders(config, batch_size, device, precision)
         seconds, matmul = _race(contenders, config.rounds, device, precision)
         if config.memory and device.type == "cuda":
@@ -135,8 +134,8 @@ def _contenders(
     config: BenchStepConfig, batch_size: int, device: torch.device, precision: str, number: int | None = None
 ) -> list[Contender]:
     """All of them, or the one of this number (none if there are fewer)."""
-    torch.manual_seed(0)
-    model = build_model(config)
+    with torch_seeded(0):
+        model = build_model(config)
     model.set_grad_checkpointing(config.grad_checkpointing)
     own = len(model.config.variants())
     if number is not None and number < own:
@@ -174,7 +173,8 @@ def _race(
 def matmul_tflops(device: torch.device, precision: str) -> float:
     """Best of a few products of large square matrices of random numbers, computed as a model's linear maps are."""
     side, dtype = MATMUL_SIDE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds_of(lambda: linear(a, b, None), device) for _ in range(5)) / 1e12
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from efficient_mae.data.batches.generators import seeded_generators
+from efficient_mae.data.batches.generators import seeded_generators, torch_seeded
 from efficient_mae.data.batches.order import sample_rng
 from efficient_mae.engine.faults.nonfinite import SkippedStep, Window
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
@@ -92,7 +92,7 @@ class Step:
 
     def backward(self, index: int, micro_batches: list[Any]) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the step with this index on the parameters; return what the step returns."""
-        with step_generators(self.seed, index, self.processes.rank):
+        with step_generators(self.seed, index, self.processes.rank, self.processes.device):
             loss = self._backward(micro_batches)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return loss, whole_tensor(nn.utils.get_total_norm(gradients))
@@ -125,19 +125,14 @@ class Step:
 
 
 @contextmanager
-def step_generators(seed: int, index: int, rank: int) -> Iterator[None]:
+def step_generators(seed: int, index: int, rank: int, device: torch.device | None = None) -> Iterator[None]:
     """Within, every global generator starts from (seed, step, rank), so that a resumed run draws the same numbers.
 
-    Python's, numpy's and PyTorch's on the host are as before afterwards; seeding a GPU's makes nobody wait for it.
+    Python's, numpy's and PyTorch's, on the host and on the device, are as before afterwards; nobody waits for a GPU.
     """
     rng = sample_rng(seed, index, rank, "step")
-    host = torch.get_rng_state()
-    with seeded_generators(rng):
-        torch.manual_seed(int(rng.integers(2**63)))
-        try:
-            yield
-        finally:
-            torch.set_rng_state(host)
+    with seeded_generators(rng), torch_seeded(int(rng.integers(2**63)), device):
+        yield
 
 
 @dataclass

@@ -10,6 +10,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from efficient_mae.backbones import VisionTransformer
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments
 from efficient_mae.methods import Method, backbone_of
@@ -17,6 +18,7 @@ from efficient_mae.methods import Method, backbone_of
 CHANNELS = ("mean", "repeat", "first")
 
 
+@torch_seeded(0)
 def adapt_encoder(
     model: Method | VisionTransformer,
     img_size: int | tuple[int, int] | None = None,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import default_mean_std
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import ImageStatistics, find_weights, load_own, read_metadata, read_statistics
 from efficient_mae.interop.mae_files import SUFFIXES, read_mae_checkpoint
@@ -11,6 +12,7 @@ from efficient_mae.interop.vit_mae import hf_statistics, is_hf_folder, load_hf_f
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
+@torch_seeded(0)
 def load(path: str | Path) -> Method | VisionTransformer:
     """A trained model, in evaluation mode. Nothing in a file is ever run.
 

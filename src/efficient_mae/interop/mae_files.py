@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
@@ -49,6 +50,7 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
     return model
 
 
+@torch_seeded(0)
 def read_mae_checkpoint(file: Path) -> MaskedAutoencoder | VisionTransformer:
     """As :func:`from_mae_checkpoint`; the encoder alone if the file holds no decoder.
 

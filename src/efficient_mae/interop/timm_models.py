@@ -6,11 +6,13 @@ from pathlib import Path
 import timm.models.vision_transformer as timm_vit
 
 from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.data.images.transforms import EVAL_MARGIN
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments, save_encoder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
+@torch_seeded(0)
 def to_timm(model: Method | VisionTransformer) -> timm_vit.VisionTransformer:
     """timm's VisionTransformer with the encoder's weights; `forward_features` gives the same tokens.
 

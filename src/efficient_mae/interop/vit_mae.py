@@ -10,6 +10,7 @@ import torch
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
 from efficient_mae.data import default_mean_std
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
@@ -27,6 +28,7 @@ _K = 8
 _LARGEST_EPS = 1e-5
 
 
+@torch_seeded(0)
 def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
     """transformers' ViTMAEForPreTraining with the model's weights: the same loss for the same mask where beta is None
     and gamma 0; transformers has neither, reconstructs every masked patch and weights them alike.
@@ -77,6 +79,7 @@ def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
     return hf.train(model.training)
 
 
+@torch_seeded(0)
 def from_hf(hf: "ViTMAEForPreTraining", gamma: float = 0.0, beta: float | None = None) -> MaskedAutoencoder:
     """The model with the weights of transformers' ViTMAE; mask ratio and norm_pix_loss are its config's.
 

@@ -1,12 +1,12 @@
 """`emae report`: write a run's report again; `emae pretrain` ends with it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from efficient_mae.engine.machine.launcher import place
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.ranges import Settings
 from efficient_mae.report.report import write_report
@@ -43,7 +43,7 @@ def pretrain_and_report(config: PretrainConfig) -> dict[str, Any]:
         Where the run, its encoder and its report are.
     """
     run = pretrain(config)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if place().rank == 0:
         write_report(run)
     return {"run": str(run), "encoder": str(run / "encoder.safetensors"), "report": str(run / "report.html")}
 

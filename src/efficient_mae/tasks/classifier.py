@@ -18,6 +18,7 @@ from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.durable import replace_file
@@ -93,8 +94,9 @@ class ClassifierRun(Run, Generic[Config]):
         encoder, self.statistics = starting_encoder(config)
         self.data = data
         self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
-        torch.manual_seed(config.seed)
-        super().__init__(config, data.train, self.build_model(config, encoder, len(data.classes)), processes)
+        with torch_seeded(config.seed):
+            model = self.build_model(config, encoder, len(data.classes))
+        super().__init__(config, data.train, model, processes)
         self.transform = self.build_transform(config)
 
     @abstractmethod

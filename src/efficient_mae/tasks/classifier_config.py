@@ -8,6 +8,7 @@ import torch
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import default_mean_std
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
@@ -95,6 +96,6 @@ def starting_encoder(config: ClassifierConfig) -> tuple[VisionTransformer, Image
     name = config.model or _DEFAULT_MODEL
     method = method_of(name)
     settings = method.Settings(**{name: value for name, value in chosen.items() if value is not None})
-    torch.manual_seed(config.seed)
-    encoder = VisionTransformer(**method.Config.resolve(name, settings).backbone)
+    with torch_seeded(config.seed):
+        encoder = VisionTransformer(**method.Config.resolve(name, settings).backbone)
     return encoder, ImageStatistics(*default_mean_std(encoder.in_chans))

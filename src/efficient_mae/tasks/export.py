@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from efficient_mae.backbones import VisionTransformer
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
 from efficient_mae.interop import (
     ImageStatistics,
@@ -84,6 +85,7 @@ class Format:
     snippet: Callable[[Path, Any], str]
 
 
+@torch_seeded(0)
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a trained model for another library, load it with that library, and compare outputs on random images.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import describe_images, open_source
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
@@ -78,8 +79,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
     if config.k > len(train_images):
         raise InputError(f"k={config.k}: must lie between 1 and the {len(train_images)} training images")
-    torch.manual_seed(config.seed)
-    untrained = VisionTransformer(**encoder_arguments(encoder))
+    with torch_seeded(config.seed):
+        untrained = VisionTransformer(**encoder_arguments(encoder))
 
     def features(images: Tensor, model: VisionTransformer) -> Tensor:
         return encode(

@@ -21,6 +21,7 @@ from efficient_mae.data import (
     normalize,
     open_source,
 )
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
@@ -57,8 +58,9 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
     """
     source = open_source(config.data, "train")
     resolved = resolve(config, len(source), processes.device)
-    torch.manual_seed(resolved.seed)
-    return PretrainRun(resolved, source, build_model(resolved), processes)
+    with torch_seeded(resolved.seed):
+        model = build_model(resolved)
+    return PretrainRun(resolved, source, model, processes)
 
 
 @dataclass(frozen=True)

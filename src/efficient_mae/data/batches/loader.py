@@ -18,6 +18,7 @@ from efficient_mae.data.batches.worker_signals import leave_signals_to_the_main_
 from efficient_mae.data.batches.workers import (
     WorkerTable,
     enter_worker,
+    no_lasting_handler,
     note_image,
     waiting_for_workers,
 )
@@ -95,7 +96,8 @@ class _Loader(DataLoader[B]):
         super().__init__(*arguments, **options)
 
     def __iter__(self) -> Iterator[B]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        batches = super().__iter__()
+        with no_lasting_handler():
+            batches = super().__iter__()
         while (batch := self._next(batches)) is not None:
             if isinstance(batch, WorkerFailure):
                 raise WorkerFailure(str(batch))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 from typing import Any
+
+from torch.utils.data._utils import signal_handling
 
 from efficient_mae.data.sources.registry import Source
 from efficient_mae.errors import WorkerFailure
@@ -98,34 +100,35 @@ def note_image(index: int = _IDLE) -> None:
 
 @contextmanager
 def waiting_for_workers() -> Iterator[None]:
-    """Within alone, the death of a worker is raised: what died before, at once.
+    """Within alone, the death of a worker is raised: what died before, at once."""
+    before = signal.getsignal(signal.SIGCHLD)
 
-    PyTorch would raise it wherever the main process happens to be, be it in the middle of a checkpoint.
-    """
-    global _is_waiting
-    handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler) and not isinstance(handler, _Listener):
-        handler = _Listener(handler)
-        if threading.current_thread() is threading.main_thread():  # which alone hears of it
-            signal.signal(signal.SIGCHLD, handler)
-    _is_waiting = True
+    def tell(number: int, frame: FrameType | None) -> None:
+        signal_handling._error_if_any_worker_fails()
+        if callable(before):
+            before(number, frame)
+
+    # Python lets the main thread alone hear of it, and can't put back what other code than Python's has set.
+    hears = threading.current_thread() is threading.main_thread() and before is not None
     try:
-        if isinstance(handler, _Listener):
-            handler(signal.SIGCHLD, None)
+        if hears:
+            signal.signal(signal.SIGCHLD, tell)
+        signal_handling._error_if_any_worker_fails()
         yield
     finally:
-        _is_waiting = False
+        if hears:
+            signal.signal(signal.SIGCHLD, before)
 
 
-_is_waiting = False
+@contextmanager
+def no_lasting_handler() -> Iterator[None]:
+    """Within, PyTorch starts workers without setting its own handler of their death.
 
-
-class _Listener:
-    """A handler of the death of children that acts while a batch is awaited."""
-
-    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        self._handler = handler
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if _is_waiting:
-            self._handler(number, frame)
+    It would stay for good, and raise wherever the main process happens to be, be it in the middle of a checkpoint.
+    """
+    before = signal_handling._SIGCHLD_handler_set
+    signal_handling._SIGCHLD_handler_set = True
+    try:
+        yield
+    finally:
+        signal_handling._SIGCHLD_handler_set = before

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,12 +22,9 @@ from PIL import Image, UnidentifiedImageError
 from efficient_mae.console import printable
 from efficient_mae.errors import InputError
 
-Image.init()
 # EPS runs Ghostscript on the file's program, and training must not run what it should only read; the others
 # are recognised by PIL but have no decoder.
-FORMATS = tuple(name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
-# Endings of file names, lower case, without the dot.
-EXTENSIONS = frozenset(end[1:] for end, name in Image.registered_extensions().items() if name in FORMATS)
+_NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Scales at which a JPEG can be decoded, as divisors of its size: libjpeg shortens the cosine transforms.
 REDUCTIONS = (8, 4, 2, 1)
@@ -41,6 +39,19 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """PIL's names of the formats that are read; asked for when an image is, for PIL then loads its plugins."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in _NOT_READ)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Endings of file names of these formats, lower case, without the dot."""
+    return frozenset(end[1:] for end, name in Image.registered_extensions().items() if name in formats())
 
 
 class UnreadableImage(InputError):  # noqa: N818 - it is what the file is
@@ -122,7 +133,7 @@ class OpenedImage:
         if self.jpeg is None and self._image is not None:
             return DecodedImage(self._image if in_chans is None else to_channels(self._image, in_chans))
         with _damage_named(self.name):
-            image, self._image = self._image or Image.open(io.BytesIO(self.jpeg or b""), formats=FORMATS), None
+            image, self._image = self._image or Image.open(io.BytesIO(self.jpeg or b""), formats=formats()), None
             width, height = image.size
             mode, size = "L" if in_chans == 1 else image.mode, (width // reduction, height // reduction)
             if image.draft(mode, size) is None:
@@ -165,7 +176,7 @@ def open_image(data: bytes, name: str) -> OpenedImage:
             decompression bomb does; or, unless it is a JPEG, it is damaged or cut short.
     """
     with _damage_named(name, empty=not data):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats())
         if image.format in ("JPEG", "MPO"):
             return OpenedImage(image, name, num_bytes=len(data), jpeg=data)
         image.load()

@@ -10,12 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.decode import EXTENSIONS, OpenedImage, UnreadableImage, open_image, read_regular
+from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, extensions, open_image, read_regular
 from efficient_mae.data.sources.names import PackedNames
 from efficient_mae.errors import InputError
 
 HELD_OUT = ("val", "validation", "test")
-_ENDINGS = frozenset(end.encode() for end in EXTENSIONS)
 
 
 class FolderSource:
@@ -153,7 +152,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 def _is_image(entry: os.DirEntry[bytes]) -> bool:
     """Whether a file should be an image. A link that leads nowhere counts, to be named as unreadable later."""
     _, dot, ending = entry.name.rpartition(b".")
-    return bool(dot) and ending.lower() in _ENDINGS and (entry.is_symlink() or entry.is_file())
+    return bool(dot) and ending.lower().decode("latin-1") in extensions() and (entry.is_symlink() or entry.is_file())
 
 
 def _class_numbers(holders: list[bytes], class_root: bytes, root: bytes) -> dict[bytes, int]:

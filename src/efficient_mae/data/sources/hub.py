@@ -7,6 +7,8 @@ data set brings along is run: datasets 4 and later cannot do so. What lies on di
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,26 +126,38 @@ def open_hub(spec: str, split: str) -> HubSource:
 
 
 def _load(spec: str) -> Any:
-    from datasets import config, load_dataset
+    from datasets import load_dataset
 
-    # datasets tells the hub of every data set that is opened, of files on this disk too.
-    config.HF_UPDATE_DOWNLOAD_COUNTS = False
     path = Path(spec).expanduser()
-    if not path.exists():
+    with _discreet(offline=path.exists()):
+        if path.exists():
+            return _load_local(path)
         name, _, part = spec.partition(":")
         return load_dataset(name, part or None)
-    online, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
+
+
+@contextmanager
+def _discreet(offline: bool) -> Iterator[None]:
+    """Within, datasets keeps to itself what is opened, and draws no bars where nobody sees them."""
+    from datasets import are_progress_bars_disabled, config, disable_progress_bars, enable_progress_bars
+
+    counts, online = config.HF_UPDATE_DOWNLOAD_COUNTS, config.HF_HUB_OFFLINE
+    quiet = offline and not sys.stderr.isatty() and not are_progress_bars_disabled()
+    # It tells the hub of every data set that is opened, of files on this disk too.
+    config.HF_UPDATE_DOWNLOAD_COUNTS, config.HF_HUB_OFFLINE = False, offline or online
+    if quiet:
+        disable_progress_bars()
     try:
-        return _load_local(path)
+        yield
     finally:
-        config.HF_HUB_OFFLINE = online
+        config.HF_UPDATE_DOWNLOAD_COUNTS, config.HF_HUB_OFFLINE = counts, online
+        if quiet:
+            enable_progress_bars()
 
 
 def _load_local(path: Path) -> Any:
-    from datasets import disable_progress_bars, load_dataset, load_from_disk
+    from datasets import load_dataset, load_from_disk
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     if path.is_file():
         if path.suffix not in _KINDS:
             raise InputError(f"hf:{path}: a file must be one of {', '.join(_KINDS)}")

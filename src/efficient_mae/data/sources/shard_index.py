@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.decode import EXTENSIONS
+from efficient_mae.data.images.decode import extensions
 from efficient_mae.data.sources.names import MAX_CLASSES
 from efficient_mae.errors import InputError
 
@@ -134,7 +134,7 @@ def _index(path: Path) -> ShardIndex:
                     label = _read_label(file, start, size)
                     if has_image:
                         labels[-1] = label
-                elif not has_image and ending.rpartition(".")[2] in EXTENSIONS:
+                elif not has_image and ending.rpartition(".")[2] in extensions():
                     has_image = True
                     names += name.encode("utf-8", "surrogateescape")
                     for column, value in ((ends, len(names)), (starts, start), (sizes, size), (labels, label)):

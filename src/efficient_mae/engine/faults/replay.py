@@ -87,7 +87,7 @@ def _look_into(
     shares: list[list[float]] = []
     with (
         torch.compiler.set_stance("force_eager"),
-        step_generators(step.seed, index, processes.rank),
+        step_generators(step.seed, index, processes.rank, processes.device),
         _first_non_finite(run.model) as found,
     ):
         for batch in micro_batches:

@@ -8,8 +8,8 @@ import re
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, cached_property
@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from efficient_mae.engine.machine import spokesman
-from efficient_mae.engine.machine.facts import keep_freed_memory
+from efficient_mae.engine.machine.launcher import as_torchrun_says, launch_environment, place
 from efficient_mae.errors import InputError, LostProcessError
 
 # How long all wait for the last to start, and a GPU for another, whose process may be waiting for images, drawing,
@@ -132,17 +132,18 @@ _JOINED = itertools.count()
 
 
 @cache
-def _store(on_one_machine: bool) -> tuple[Store, int]:
-    """What the processes tell each other their addresses by, and this one's rank; the same for as long as it lives.
+def _store(on_one_machine: bool) -> Store:
+    """What the processes tell each other their addresses by; the same for as long as this one lives.
 
     torchrun lends its own store, where addresses from before a restart still lie
     (https://github.com/pytorch/pytorch/issues/167288). On one machine all have restarted as often, and so find those
     of their own time; machines may differ in that.
     """
-    store, rank, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    with as_torchrun_says():
+        store = next(rendezvous("env://", timeout=TIMEOUT))[0]
     if on_one_machine:
         store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    return store, rank
+    return store
 
 
 @contextmanager
@@ -187,23 +188,23 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         LostProcessError: another process didn't come, or ended while this one was at work, or its host is out of
             reach.
     """
-    if "WORLD_SIZE" not in os.environ:
-        os.environ |= slurm_environment(os.environ)
-    world_size, local_rank, local_world_size = (
-        int(os.environ.get(name, default))
-        for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
+    rank, local_rank, world_size = place()
+    local_world_size = int(launch_environment().get("LOCAL_WORLD_SIZE", "1"))
     device = find_device(device_name, local_rank, local_world_size)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
-    if world_size == 1:
-        yield Processes(0, 1, device)
-        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if world_size == 1:
+            yield Processes(0, 1, device)
+            return
+        with _joined(Processes(rank, world_size, device, local_world_size)) as processes:
+            yield processes
+
+
+@contextmanager
+def _joined(processes: Processes) -> Iterator[Processes]:
+    rank, world_size, device = processes.rank, processes.world_size, processes.device
     try:
         with _hosts_watched():
-            store, rank = _store(local_world_size == world_size)
+            store = _store(processes.local_world_size == world_size)
             spokesman.meet(store, rank, world_size)
             # A name of this time's own: those who joined before have left their addresses.
             store = PrefixStore(f"joined {next(_JOINED)}", store)
@@ -220,7 +221,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         raise LostProcessError(f"cannot join the other processes: {_reason(error)}{way}") from error
     lost = False
     try:
-        yield Processes(rank, world_size, device, local_world_size)
+        yield processes
     except RuntimeError as error:
         lost = _is_of_another(error)
         if not lost:
@@ -240,35 +241,6 @@ def _reason(error: RuntimeError) -> str:
 def _is_of_another(error: RuntimeError) -> bool:
     """Whether this is what a collective says when a process that takes part in it has ended."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
-
-
-def slurm_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, for a process that srun started; {} for one that it didn't.
-
-    The variables of a job step are read, not those of a job: a batch script that starts one process is one process.
-
-    Args:
-        given: the environment.
-    """
-    if int(given.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        return {}
-    # As in gpu[003-006,9],gpu12 or r[1-2]n5: names, some with ranges of numbers.
-    first = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", given["SLURM_STEP_NODELIST"])
-    tasks = re.match(r"\d+", given["SLURM_STEP_TASKS_PER_NODE"])
-    if first is None or tasks is None:
-        raise InputError(
-            f"SLURM_STEP_NODELIST={given['SLURM_STEP_NODELIST']!r}: not understood; start with srun torchrun"
-        )
-    # A port of the job's own, for several may share a machine; below those that Linux hands out by itself.
-    port = 15000 + int(given["SLURM_JOB_ID"]) % 15000
-    return {
-        "RANK": given["SLURM_PROCID"],
-        "LOCAL_RANK": given["SLURM_LOCALID"],
-        "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_WORLD_SIZE": tasks[0],
-        "MASTER_ADDR": given.get("MASTER_ADDR", "".join(part or "" for part in first.groups())),
-        "MASTER_PORT": given.get("MASTER_PORT", str(port)),
-    }
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -166,7 +166,7 @@ class BatchMemory:
         device, precision = self._processes.device, self._config.precision
 
         def loss(model: nn.Module, batch: TrainBatch) -> Tensor:
-            with step_generators(0, 0, 0), autocast(precision, device):
+            with step_generators(0, 0, 0, device), autocast(precision, device):
                 return self._objective.weighted_sum(model, batch.to(device))
 
         return count_passes(loss, self._model, self._sample(images), device)

@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from efficient_mae.engine.machine.launcher import place
+
 # Seconds that the process which keeps the store stays for the others: what all meet, they meet at about one time.
 _PATIENCE = 5.0
 
@@ -39,7 +41,7 @@ def may_say(line: str) -> bool:
     Before the processes have met, what one meets all meet: the first of a machine says it.
     """
     if not _joined:
-        return int(os.environ.get("LOCAL_RANK", "0")) == 0
+        return place().local_rank == 0
     try:
         return _joined[0].counters.add(_key(line), 1) == 1
     except RuntimeError:  # the process that kept the store is gone: rather twice than never
