@@ -20,7 +20,7 @@ import torch
 
 from efficient_mae.children import end_with_main_process
 from efficient_mae.engine.machine.distributed import join_processes
-from efficient_mae.engine.machine.facts import describe_machine
+from efficient_mae.engine.machine.facts import describe_machine, keep_freed_memory
 from efficient_mae.engine.machine.memory import GIB, BatchMemory
 from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.tasks.pretrain import make_pretrain_run
@@ -48,6 +48,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 def measure(settings: dict[str, Any]) -> tuple[float, float]:
     """Bytes counted and taken by a step with these settings."""
+    keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as folder:
         own = {"data": "fashion-mnist-sample", "out": folder, "device": "cpu", "precision": "fp32", "num_workers": 0}
         config = PretrainConfig(**own | settings)

@@ -49,7 +49,10 @@ SETTINGS = {
     "torch.cuda": "is_initialized",
 }
 # What these do when they are imported is theirs: some set variables or draw random numbers.
-LIBRARIES = ("rich.console", "timm", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard", "sklearn")
+LIBRARIES = (
+    "rich.console", "sklearn", "timm", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard",
+    "transformers.models.vit_mae.modeling_vit_mae",
+)  # fmt: skip
 HOOKS = {"excepthook", "displayhook", "unraisablehook", "showwarning"}
 LOGGERS = (None, "torch", "torch.onnx", "PIL", "matplotlib", "timm", "datasets", "transformers")
 
@@ -71,7 +74,7 @@ def state() -> dict[str, Any]:
     limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
     found["limits"] = [resource.getrlimit(getattr(resource, name)) for name in limits]
     found["environment"] = dict(os.environ)
-    found["children"] = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+    found["children"] = "".join(path.read_text() for path in Path("/proc/self/task").glob("*/children"))
     found["start method"] = multiprocessing.get_start_method(allow_none=True)
     found["locale"] = locale.setlocale(locale.LC_ALL)
     found["logging"] = [(logging.getLogger(name).level, logging.getLogger(name).handlers[:]) for name in LOGGERS]
@@ -109,6 +112,7 @@ def set_up() -> None:
     import numpy as np
     import PIL.Image
     import torch
+    from tqdm.auto import tqdm
 
     for library in LIBRARIES:
         importlib.import_module(library)
@@ -123,6 +127,7 @@ def set_up() -> None:
     PIL.Image.init()  # as PIL does by itself, before it reads or writes any but the usual formats
     matplotlib.rcParams["font.size"] = 7
     datasets.enable_progress_bars()
+    tqdm([], disable=True)  # which starts a thread, and settles how processes are started; datasets uses it
 
 
 MODEL = {
@@ -163,11 +168,19 @@ def hub() -> None:
     open_source("hf:labelled", "train").image(0)
 
 
+def bench_flops() -> None:
+    from efficient_mae.bench import flops_tables
+
+    flops_tables.PAPER = flops_tables.PAPER[:1]
+    call("bench flops", masks=2)
+
+
 def bench_step() -> None:
     from efficient_mae.bench import step
 
     step.MATMUL_SIDE["cpu"] = 64
-    call("bench step", **MODEL, batch_size=2, rounds=1, memory=False, device="cpu", precision="fp32", peers=True)
+    settings = {**MODEL, "img_size": 28, "batch_size": 2, "rounds": 1, "device": "cpu", "precision": "fp32"}
+    call("bench step", **settings, memory=False, peers=True)
 
 
 def replay() -> None:
@@ -176,16 +189,13 @@ def replay() -> None:
     call("replay", run="run")
 
 
-CLASSIFIER = {**RUN, "data": "labelled", "seeds": 2, "num_workers": 1}
+CLASSIFIER = {**RUN, "data": "labelled", "num_workers": 1}
 CALLS: dict[str, Callable[[], Any]] = {
     "import": import_all,
-    "pretrain": lambda: call(
-        "pretrain", **MODEL, **RUN | {"batch_size": 2000}, data="fashion-mnist-sample", out="run", knn_every=None
-    ),
-    "pretrain labelled": lambda: call("pretrain", **MODEL, **RUN, data="labelled", out="own", knn_every=1),
+    "pretrain": lambda: call("pretrain", **MODEL, **RUN, data="labelled", out="run", knn_every=1, num_workers=1),
     "finetune": lambda: call("finetune", **CLASSIFIER, weights="run", out="tuned", ema_decay=0.9),
     "finetune from scratch": lambda: call(
-        "finetune", **CLASSIFIER | {"num_workers": 0, "seeds": 1}, from_scratch=True, out="scratch",
+        "finetune", **CLASSIFIER | {"num_workers": 0}, from_scratch=True, out="scratch",
         model="mae_vit_tiny_patch4", img_size=16, in_chans=1, depth=1,
     ),
     "linear-probe": lambda: call("linear-probe", **CLASSIFIER, weights="run", out="probed"),
@@ -197,7 +207,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "report": lambda: call("report", run="run"),
     "doctor": lambda: call("doctor", **MODEL, data="labelled", out="new", device="cpu", batch_size=8),
     "info": lambda: call("info", weights="run", device="cpu"),
-    "bench flops": lambda: call("bench flops", masks=2),
+    "bench flops": bench_flops,
     "bench step": bench_step,
     "models": models,
     "hub": hub,

@@ -3,10 +3,12 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from efficient_mae.data import TrainBatch
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.loop import Step, step_generators
 from efficient_mae.engine.machine.distributed import Processes
 
@@ -50,3 +52,30 @@ def test_no_trace_is_left():
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert inside not in draws([3])
+
+
+def test_seeded_as_pytorch_seeds_and_put_back():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        theirs = torch.rand(3)
+    before = torch.get_rng_state()
+    with torch_seeded(5):
+        assert torch.equal(torch.rand(3), theirs)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_seeded_on_a_gpu_and_put_back():
+    device = torch.device("cuda", 0)
+    torch.manual_seed(5)
+    theirs = torch.rand(3, device=device)
+    torch.manual_seed(7)
+    expected = torch.rand(3, device=device)
+    torch.manual_seed(7)
+    with torch_seeded(5, device):
+        assert torch.equal(torch.rand(3, device=device), theirs)
+    with torch_seeded(5):  # the host alone
+        torch.rand(3)
+    with step_generators(seed=0, index=0, rank=0, device=device):
+        drawn = torch.rand(3, device=device)
+    assert torch.equal(torch.rand(3, device=device), expected) and not torch.equal(drawn, expected)

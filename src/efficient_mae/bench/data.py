@@ -20,6 +20,7 @@ from efficient_mae.data import (
     open_source,
     spread,
 )
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
@@ -80,7 +81,8 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
     source = open_source(config.data, "train")
-    model = build_model(config)
+    with torch_seeded(0):
+        model = build_model(config)
     described = model.config
     transform = PretrainTransform(described.img_size, described.in_chans, scale=config.crop_scale, hflip=config.hflip)
     dataset = TrainDataset(

@@ -13,14 +13,10 @@ import torch
 import torch.multiprocessing as mp
 
 from efficient_mae.engine.machine import distributed
-from efficient_mae.engine.machine.distributed import find_device, join_processes, slurm_environment
+from efficient_mae.engine.machine.distributed import find_device, join_processes
 from efficient_mae.errors import LostProcessError
+from tests.engine.machine.test_launcher import STEP
 from tests.processes import free_port, spawn
-
-STEP = {
-    "SLURM_JOB_ID": "31007", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
-    "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLURM_STEP_NODELIST": "gpu[07-08]",
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -62,34 +58,6 @@ def test_no_gpu_at_all(monkeypatch: pytest.MonkeyPatch):
         find_device("cuda", 1, 2)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("gpu[07-08]", "gpu07"),
-        ("gpu[003,005-009]", "gpu003"),
-        ("gpu12,gpu[20-23]", "gpu12"),
-        ("r[1-2]n5", "r1n5"),
-        ("node-a,node-b", "node-a"),
-    ],
-)
-def test_srun_says_what_torchrun_would(nodes: str, first: str):
-    found = slurm_environment(STEP | {"SLURM_STEP_NODELIST": nodes})
-    assert found == {
-        "RANK": "11", "LOCAL_RANK": "3", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8",
-        "MASTER_ADDR": first, "MASTER_PORT": "16007",
-    }  # fmt: skip
-
-
-def test_an_address_that_is_given_stays():
-    found = slurm_environment(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
-    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.1", "29500")
-
-
-def test_a_batch_script_is_one_process():
-    job = {"SLURM_JOB_ID": "31007", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "gpu[07-08]"}
-    assert slurm_environment(job) == slurm_environment(STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
-
-
 def test_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join_processes("cpu") as processes:
@@ -105,10 +73,12 @@ def in_a_step(rank: int, port: int, results) -> None:
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_PROCID": str(rank),
         "SLURM_LOCALID": str(rank), "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port),
     }  # fmt: skip
+    before = dict(os.environ)
     with join_processes("cpu") as processes:
         total = processes.sum(torch.tensor([float(rank + 1)])).item()
         processes.barrier()
         results[rank] = processes.rank, processes.world_size, processes.gather(f"process {rank}"), total
+        assert os.environ == before
 
 
 def test_processes_that_srun_started_find_each_other():

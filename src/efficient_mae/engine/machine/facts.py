@@ -47,6 +47,8 @@ def keep_freed_memory() -> None:
     By default it gives large blocks back to the system, which hands them out again page by page: on a CPU that costs
     a step a tenth of its time and more. Not where the address space is limited: a heap that keeps all of it leaves
     no pages for other uses, such as the code that oneDNN compiles.
+
+    It is for good, so the command line alone calls it, and any program that does nothing but train may.
     """
     libc = _glibc()
     if libc is None or address_space_limit() is not None:
