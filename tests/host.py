@@ -2,7 +2,8 @@
 
     python -m tests.host FOLDER
 
-Prints JSON: of each of CALLS the names of what it changed. What is compared is a whole process', so it runs alone.
+Prints JSON: of each of CALLS the names of what it changed; of each of COMMANDS what it told its own process. What is
+compared is a whole process', so it runs alone.
 """
 
 import ctypes
@@ -214,19 +215,44 @@ CALLS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+# They end with status 2 before anything is computed.
+COMMANDS = {
+    "pretrain": "--data absent --out absent",
+    "finetune": "--data absent --out absent --from scratch",
+    "bench step": "--model mae_vit_tiny_patch4 --img_size 16 --memory false",
+    "knn": "--weights absent",
+}
+
+
+def told(command: str) -> tuple[bool, str | None]:
+    """Whether a process that was given a command keeps what it frees, and for how many products oneDNN has room."""
+    from efficient_mae.cli import main
+
+    ours, theirs = multiprocessing.Pipe()
+    if (child := os.fork()) == 0:
+        status = main([*command.split(), *COMMANDS[command].split(), "--device", "cpu"])
+        theirs.send((status, kept_addresses() >= 128, os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY")))
+        os._exit(0)
+    os.waitpid(child, 0)
+    status, keeps, products = ours.recv()
+    assert status == 2
+    return keeps, products
+
+
 def main(folder: Path) -> None:
     from tests.tasks.labelled import write_labelled
 
     os.chdir(folder)
     write_labelled(Path("labelled"))
     set_up()
+    commands = {command: told(command) for command in COMMANDS}
     changed, said, sys.stdout = {}, sys.stdout, sys.stderr
     for name, function in CALLS.items():
         before = state()
         function()
         after = state()
         changed[name] = sorted(setting for setting in before if before[setting] != after[setting])
-    print(json.dumps(changed), file=said)
+    print(json.dumps({"changed": changed, "commands": commands}), file=said)
 
 
 if __name__ == "__main__":
