@@ -21,6 +21,9 @@ from torch.utils.data._utils import signal_handling
 from efficient_mae.data.sources.registry import Source
 from efficient_mae.errors import WorkerFailure
 
+# PyTorch's: raises if one of this process' workers has died.
+_raise_of_the_dead = signal_handling._error_if_any_worker_fails  # pyright: ignore[reportPrivateImportUsage]
+
 _IDLE = -1
 # What usually lies behind a signal.
 _CAUSES = {
@@ -104,7 +107,7 @@ def waiting_for_workers() -> Iterator[None]:
     before = signal.getsignal(signal.SIGCHLD)
 
     def tell(number: int, frame: FrameType | None) -> None:
-        signal_handling._error_if_any_worker_fails()
+        _raise_of_the_dead()
         if callable(before):
             before(number, frame)
 
@@ -113,7 +116,7 @@ def waiting_for_workers() -> Iterator[None]:
     try:
         if hears:
             signal.signal(signal.SIGCHLD, tell)
-        signal_handling._error_if_any_worker_fails()
+        _raise_of_the_dead()
         yield
     finally:
         if hears:
