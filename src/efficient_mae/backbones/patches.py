@@ -64,6 +64,8 @@ def pixel_targets(
 
 def patch_statistics(target: Float[Tensor, "T X"]) -> tuple[Float[Tensor, "T 1"], Float[Tensor, "T 1"]]:
     """Mean and standard deviation of each patch, by which norm_pix_loss normalises (variance unbiased, + 1e-6)."""
+    if not len(target):
+        return target[:, :1], target[:, :1]  # PyTorch warns of the variance of nothing
     # Unbiased variance and 1e-6 as in MAE, for parity with its weights' predictions.
     return target.mean(dim=1, keepdim=True), (target.var(dim=1, keepdim=True) + 1e-6).sqrt()
 

@@ -91,7 +91,8 @@ class ProgressDisplay:
         if not self._show:
             return
         step = int(row["step"])
-        loss = f"loss {row['loss']:.4f}" if "loss" in row else "all steps skipped"
+        missing = "no loss" if "grad_norm" in row else "all steps skipped"
+        loss = f"loss {row['loss']:.4f}" if "loss" in row else missing
         left = int(self._clock() / max(1, step - self.first) * (self.total - step))
         text = (
             f"step {step}/{self.total}  epoch {row['epoch']:.2f}  {loss}  "

@@ -5,6 +5,7 @@ weights (for Efficient MAE, the sum of the predicted patches' d ** -gamma) diffe
 means would do; every part contributes its weighted sum, divided by the weight of the whole.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -74,9 +75,9 @@ class Step:
         """Do the step with this index, or skip it: if the loss or the gradient isn't finite, all stays as it was.
 
         Returns:
-            This process' part of the loss (the loss is the sum over the processes), and the norm of the gradient
-            before it was clipped; the step was skipped if that isn't finite. Both stay on the device; nothing here
-            waits for it.
+            This process' part of the loss (the loss is the sum over the processes; nan, with a gradient of 0, where
+            the global batch weighs nothing), and the norm of the gradient before it was clipped; the step was
+            skipped if that isn't finite. Both stay on the device; nothing here waits for it.
         """
         put_back = keep(self.model.buffers())
         loss, norm = self.backward(index, micro_batches)
@@ -102,18 +103,20 @@ class Step:
         processes = self.processes
         total = torch.stack([self.objective.weight(batch) for batch in micro_batches]).sum()
         total = processes.sum(total.to(processes.device, non_blocking=True))
+        nothing = total == 0
+        divisor = total + nothing
         loss = torch.zeros((), device=processes.device)
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with self._gradients_averaged_after(last), autocast(self.precision, processes.device):
-                part = self.objective.weighted_sum(self.model, batch) / total
+                part = self.objective.weighted_sum(self.model, batch) / divisor
             value = part.detach()
             # Averaging the gradients over the processes divides by their number; the total counts them all. Times
             # zero, a loss that isn't finite makes the gradient NaN: so all processes hear of it with no more said.
             with self._gradients_averaged_after(last):
                 part.backward(processes.world_size + 0 * value)
             loss += value
-        return loss
+        return loss.masked_fill(nothing, math.nan)  # no mean of nothing is logged
 
     def _gradients_averaged_after(self, last: bool):
         """Processes exchange gradients once a step, after the last micro-batch."""

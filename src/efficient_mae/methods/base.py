@@ -74,8 +74,9 @@ class Output:
 
     @property
     def loss(self) -> Float[Tensor, ""]:
-        """The weighted mean of this batch's errors."""
-        return self.weighted_sum / self.plan.weights.to(self.weighted_sum.dtype).sum()
+        """The weighted mean of this batch's errors; 0 where it has no terms, with a gradient of 0."""
+        total = self.plan.weights.to(self.weighted_sum.dtype).sum()
+        return self.weighted_sum / (total + (total == 0))
 
     @property
     def mask(self) -> Bool[Tensor, "B H W"]:

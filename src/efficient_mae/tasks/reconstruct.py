@@ -38,7 +38,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     """Hide patches of an image at random, reconstruct them, and write a picture of it.
 
     Returns:
-        Where the picture is, and the mean loss over its masks.
+        Where the picture is, and the mean loss over its masks, None where these leave nothing to predict.
 
     Raises:
         InputError: no such weights or image, weights without a decoder, or an image smaller than a patch.
@@ -62,7 +62,8 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     images = normalize(pixels, statistics.mean, statistics.std).expand(config.masks, -1, -1, -1).contiguous()
     layout = model.plan(config.masks, generator=torch.Generator().manual_seed(config.seed))
     with torch.no_grad():
-        loss = model.to(device)(images, layout).loss.item()
+        out = model.to(device)(images, layout)
+    loss = out.loss.item() if len(out.errors) else None
     if draw_panel(model, images, layout, statistics, title=file.name, path=picture) is None:
         raise InputError(f"weights={config.weights}: a model of {described.method} predicts no pixels to draw")
     return {"picture": str(picture), "loss": loss}
@@ -70,4 +71,5 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
 
 def show_reconstruct(result: dict[str, Any], console: Console) -> None:
     """Print what :func:`reconstruct` did."""
-    console.print(f"{result['picture']}  (mean loss {result['loss']:.4f})", markup=False)
+    loss = "nothing to predict" if result["loss"] is None else f"mean loss {result['loss']:.4f}"
+    console.print(f"{result['picture']}  ({loss})", markup=False)

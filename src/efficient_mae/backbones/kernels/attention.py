@@ -50,6 +50,8 @@ def packed_attention(
     keys: Sequences,
 ) -> Float[Tensor, "Sq h d"]:
     """Attention of each sequence's queries to the same sequence's keys, and to no others."""
+    if not len(q):
+        return q  # no kernel need be asked what it makes of nothing
     if _has_packed_kernel(q):
         from torch.nn.attention.varlen import varlen_attn
 

@@ -66,8 +66,8 @@ class Window:
         """Wait for the device, and begin a new window; every process calls this at the same steps.
 
         Returns:
-            Figures for the log, `loss`, the mean over the steps that were taken, `grad_norm`, of the last of them,
-            and `skipped_steps`, if any; and the steps that were skipped.
+            Figures for the log, `loss`, the mean over the steps that were taken and weighed anything, `grad_norm`, of
+            the last that was taken, and `skipped_steps`, if any; and the steps that were skipped.
         """
         indices, losses, norms, images = zip(*self._steps)
         self._steps = []
@@ -75,9 +75,12 @@ class Window:
         whole = self._processes.sum(parts.clone())
         rows = list(zip(whole.tolist(), parts.tolist(), torch.stack(norms).tolist()))
         taken = [(loss, norm) for loss, _, norm in rows if math.isfinite(norm)]
+        weighed = [loss for loss, _ in taken if not math.isnan(loss)]
         figures: dict[str, float] = {}
+        if weighed:
+            figures["loss"] = math.fsum(weighed) / len(weighed)
         if taken:
-            figures = {"loss": math.fsum(loss for loss, _ in taken) / len(taken), "grad_norm": taken[-1][1]}
+            figures["grad_norm"] = taken[-1][1]
         skipped = [
             SkippedStep(index, *row, [numbers.tolist() for numbers in seen])
             for index, row, seen in zip(indices, rows, images)

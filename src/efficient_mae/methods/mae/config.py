@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from efficient_mae.backbones.sizes import DECODER_HEAD_DIM, parse_name
 from efficient_mae.errors import InputError
-from efficient_mae.masking import MaskSettings, check_schedule, num_visible, p2dist
-from efficient_mae.masking.targets import BETA_PATCH_SIZE
+from efficient_mae.masking import MaskSettings, check_schedule, difficulty, num_visible
+from efficient_mae.masking.targets import BETA_PATCH_SIZE, select_targets
 from efficient_mae.methods.base import MethodConfig, MethodSettings, PublishedCost
 from efficient_mae.methods.mae.costs import PUBLISHED, stack_macs
 from efficient_mae.methods.mae.layout import MaskLayout
@@ -109,16 +111,33 @@ class MAEConfig(MethodConfig, MAESettings):
 
 
 def check_objective(config: MAEConfig) -> None:
-    """Refuse at once what could only fail later."""
+    """Refuse at once what could only fail later, or never learn anything."""
     rows, columns = config.grid_size
     num_visible(rows * columns, config.mask_ratio)
     check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)
-    # No patch is easier than one with eight visible neighbours, judged by all of their points.
-    surrounded = torch.zeros(1, 3, 3, dtype=torch.bool, device="cpu")
-    surrounded[0, 1, 1] = True
-    easiest = float(p2dist(surrounded, config.patch_size, k=9 * 8)[0, 1, 1])
-    if config.beta is not None and not config.beta * config.patch_size / BETA_PATCH_SIZE >= easiest:
+    if config.norm_pix_loss and config.patch_size**2 * config.in_chans == 1:
+        raise InputError("norm_pix_loss=True: a patch of a single number has no variance; take norm_pix_loss=False")
+    if config.beta is None:
+        return
+    measured, masks = _near_difficulties(config)
+    if not select_targets(measured, config.patch_size, config.beta, masks).any():
+        easiest = float(measured[masks].min()) * BETA_PATCH_SIZE / config.patch_size
         raise InputError(
-            f"beta={config.beta}: no patch is that easy; take at least "
-            f"{easiest * BETA_PATCH_SIZE / config.patch_size:.2f}, or none to reconstruct every masked patch"
+            f"beta={config.beta}: no patch is that easy; take at least {math.ceil(easiest * 100) / 100:.2f}, "
+            "or none to reconstruct every masked patch"
         )
+
+
+def _near_difficulties(config: MAEConfig) -> tuple[Float[Tensor, "M H W"], Bool[Tensor, "M H W"]]:
+    """All masks of 3 x 3 neighbouring patches, or as many as there are, with their P2Dist: no other mask is easier.
+
+    No point of a patch farther off is nearer to any pixel than those of a visible neighbour.
+    """
+    rows, columns = (min(3, side) for side in config.grid_size)
+    cells = torch.arange(rows * columns, device="cpu")
+    masks = torch.arange(1, 2 ** len(cells) - 1, device="cpu")[:, None] >> cells & 1 == 1
+    patches = config.grid_size[0] * config.grid_size[1]
+    visible = num_visible(patches, config.mask_ratio)
+    masked = masks.sum(dim=1)
+    masks = masks[(masked <= patches - visible) & (len(cells) - masked <= visible)].view(-1, rows, columns)
+    return difficulty(masks, config.patch_size, config.difficulty, config.k), masks

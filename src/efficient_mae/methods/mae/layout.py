@@ -94,7 +94,7 @@ def build_layout(
             leaves it whole.
 
     Raises:
-        InputError: images with different numbers of visible patches, or nothing to predict in the whole batch.
+        InputError: images with different numbers of visible patches.
     """
     images = len(mask)
     visible = ~mask.flatten(1)
@@ -106,8 +106,6 @@ def build_layout(
         )
     ids_keep = visible.nonzero()[:, 1].view(images, -1)
     ids_predict = predicted.flatten().nonzero()[:, 0]
-    if len(ids_predict) == 0:
-        raise InputError("beta leaves no masked patch of the batch to predict: take a larger one")
     count = 1 if part_size is None else max(1, images // part_size)
     pairs = zip(ids_keep.tensor_split(count), predicted.flatten(1).tensor_split(count), strict=True)
     return MaskLayout(

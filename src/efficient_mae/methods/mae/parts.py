@@ -68,7 +68,9 @@ class _InParts(torch.autograd.Function):
             grad_latent.append(grad_piece)
             predictions.append(predicted.detach())
             errors.append(error.detach())
-        prediction, patch_loss = torch.cat(predictions), torch.cat(errors)
+        prediction = torch.cat(predictions or [torch.empty_like(target)])
+        patch_loss = torch.cat(errors or [target.new_empty(0)])
+        grads = grads or [torch.zeros_like(parameter) for parameter in parameters]
         ctx.grads = [torch.cat(grad_latent), *grads]
         ctx.mark_non_differentiable(prediction, patch_loss)
         return whole, prediction, patch_loss

@@ -56,8 +56,7 @@ class MaskPlanner:
             progress: as above.
 
         Raises:
-            InputError: images with different numbers of visible patches, or without a visible or a masked one, or
-                nothing to predict in the whole batch.
+            InputError: images with different numbers of visible patches, or without a visible or a masked one.
 
         Source: Secs. 3.3, 4.1 and 4.2.
         """
