@@ -120,8 +120,10 @@ def test_it_is_the_same_after_a_journey(batch: dict[str, Tensor], part_size: int
     }
     for name, arrived in journeys.items():
         for ours, theirs in zip(tensors(arrived), tensors(layout), strict=True):
-            same = ours == theirs if isinstance(ours, int) else torch.equal(ours, theirs) and ours.dtype == theirs.dtype
-            assert same, name
+            if isinstance(ours, int):
+                assert ours == theirs, name
+            else:
+                assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), name
     assert layout.to("cpu") is layout
 
 
@@ -143,5 +145,5 @@ def test_lengths_stay_on_the_host(batch: dict[str, Tensor], part_size: int):
 
 def test_images_with_other_numbers_of_visible_patches_are_refused():
     mask = torch.tensor([[[True, False, True]], [[True, False, False]]])
-    with pytest.raises(ValueError, match="between 1 and 2 patches visible: every image of a batch must keep the same"):
+    with pytest.raises(ValueError, match="between 1 and 2 patches visible: every image"):
         build_layout(mask, mask.float(), mask, mask.float())

@@ -88,8 +88,8 @@ def test_compiled_blocks_take_nothing_too():
     for targets in (True, False, True):
         losses = [one(images_of(), masks(targets)).loss for one in (model, compiled)]
         torch.testing.assert_close(losses[1], losses[0])
-        gradients = [torch.autograd.grad(loss, list(one.parameters())) for loss, one in zip(losses, (model, compiled))]
-        for ours, theirs in zip(*gradients):
+        pairs = zip(losses, (model, compiled))
+        for ours, theirs in zip(*(torch.autograd.grad(loss, list(one.parameters())) for loss, one in pairs)):
             torch.testing.assert_close(ours, theirs)
 
 

@@ -82,8 +82,8 @@ def test_a_model_is_that_of_pixels(in_chans: int, norm_pix_loss: bool):
 def test_a_run_trains(tmp_path: Path):
     config = PretrainConfig(
         data=str(write_images(tmp_path / "images", 7)), out=str(tmp_path / "run"), model="mae_vit_tiny_patch1",
-        img_size=8, depth=1, decoder_depth=1, decoder_embed_dim=32, epochs=2, batch_size=4, num_workers=0, precision="fp32",
-        log_every=1, device="cpu",
+        img_size=8, depth=1, decoder_depth=1, decoder_embed_dim=32, epochs=2, batch_size=4, num_workers=0,
+        precision="fp32", log_every=1, device="cpu",
     )  # fmt: skip
     run = pretrain(config)
     logged = rows(run)
