@@ -8,11 +8,12 @@ import torch
 import efficient_mae as emae
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
+from efficient_mae.methods.mae import MaskedAutoencoder
 
 STATISTICS = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-def small_model(**settings) -> emae.methods.mae.MaskedAutoencoder:
+def small_model(**settings) -> MaskedAutoencoder:
     """A model with random weights, biases and norms too, so that a wrong one shows."""
     torch.manual_seed(0)
     settings = {"img_size": 32, "depth": 2, "decoder_depth": 2, **settings}
@@ -23,7 +24,7 @@ def small_model(**settings) -> emae.methods.mae.MaskedAutoencoder:
     return model
 
 
-def save_model(file: Path, model: emae.methods.mae.MaskedAutoencoder) -> Path:
+def save_model(file: Path, model: MaskedAutoencoder) -> Path:
     """As a checkpoint's `model.safetensors`."""
     save_tensors(file, model.state_dict(), file_metadata(model.config, STATISTICS))
     return file
