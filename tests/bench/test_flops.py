@@ -1,4 +1,4 @@
-"""The cost counter against the paper's costs (the reading notes' table, computed from the architecture)."""
+"""The cost counter against the paper's costs (docs/readings.md's table, computed from the architecture)."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def config_of(name: str, **changes) -> MAEConfig:
         return emae.create_model(name, **changes).config
 
 
-# Multiply-accumulates of one image's forward pass, computed from MAE's architecture: ../shared/paper/NOTES.md. Where
+# Multiply-accumulates of one image's forward pass, computed from MAE's architecture: docs/readings.md. Where
 # the paper gives a figure, it is the same to a rounding.
 GMACS = [
     ("mae_vit_base_patch16", 0.75, None, 9.78),

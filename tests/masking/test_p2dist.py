@@ -7,7 +7,7 @@ from scipy.ndimage import distance_transform_edt
 
 import efficient_mae as emae
 
-# Patches with d <= beta by Algorithm 1 and exactly, 14 x 14, P = 16: ../shared/paper/NOTES.md.
+# Patches with d <= beta by Algorithm 1 and exactly, 14 x 14, P = 16: docs/readings.md.
 COUNTS = {
     0.75: {9: (100.9, 98.5), 13: (127.3, 127.3), 26: (144.0, 142.8)},
     0.85: {9: (78.0, 76.0), 13: (113.7, 113.7), 26: (150.1, 145.0)},
@@ -56,7 +56,7 @@ def masks(draw) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ratio", COUNTS)
-def test_counts_of_the_notes(ratio: float):
+def test_counts_of_the_readings(ratio: float):
     mask = random_masks(ratio)
     for form, distance in enumerate((emae.p2dist(mask), emae.p2dist_exact(mask))):
         for beta, expected in COUNTS[ratio].items():

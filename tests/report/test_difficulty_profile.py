@@ -91,7 +91,7 @@ def test_higher_mask_ratios_have_fewer_easy_and_more_hard_patches():
     edges = np.array([0.0, 13.0, 26.0, 500.0])
     low, high = (patches_by_difficulty(config, ratio, edges, masks=2000) for ratio in (0.75, 0.85))
     assert low.sum() == pytest.approx(147) and high.sum() == pytest.approx(167)
-    # The reading notes' table: patches with P2Dist up to 13 and up to 26.
+    # The table of docs/readings.md: patches with P2Dist up to 13 and up to 26.
     np.testing.assert_allclose(low.cumsum()[:2], [127.3, 144.0], rtol=0.01)
     np.testing.assert_allclose(high.cumsum()[:2], [113.7, 150.1], rtol=0.01)
 

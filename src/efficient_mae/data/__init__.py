@@ -7,8 +7,14 @@ from efficient_mae.data.batches.loader import make_eval_loader, make_train_loade
 from efficient_mae.data.batches.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.images.augment import AugmentTransform
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
-from efficient_mae.data.images.transforms import EvalTransform, PretrainTransform, default_mean_std, normalize
-from efficient_mae.data.sources.describe import ImageSummary, describe_images
+from efficient_mae.data.images.transforms import (
+    EvalTransform,
+    PretrainTransform,
+    crop_share,
+    default_mean_std,
+    normalize,
+)
+from efficient_mae.data.sources.describe import ImageSummary, common_size, describe_images
 from efficient_mae.data.sources.labelled import LabelledData, open_labelled
 from efficient_mae.data.sources.registry import Source, open_source
 from efficient_mae.data.sources.subset import Subset, spread
@@ -28,6 +34,8 @@ __all__ = [
     "TrainBatch",
     "TrainDataset",
     "UnreadableImage",
+    "common_size",
+    "crop_share",
     "decode",
     "default_mean_std",
     "describe_images",

@@ -1,4 +1,4 @@
-"""AdamW as MAE uses it: no decay on biases, norms and tokens; linear warm-up, then half a cosine."""
+"""AdamW with a linear warm-up, then half a cosine, as MAE uses it but for its tokens, which MAE decays."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,11 @@ BASE_BATCH_SIZE = 256
 
 
 def build_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
-    """AdamW with the decay on weight matrices alone. The learning rate is set at each step."""
+    """AdamW with the decay on weight matrices alone. The learning rate is set at each step.
+
+    MAE decays its class and mask tokens too. Here they have been without decay from the first version on, as biases
+    and norms are, and a run must go on as it began.
+    """
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

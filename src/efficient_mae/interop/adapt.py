@@ -3,6 +3,8 @@
 P patch size, C channels, D width.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from timm.layers.patch_embed import resample_patch_embed
@@ -103,4 +105,4 @@ def adapt_statistics(statistics: ImageStatistics, in_chans: int, channels: str |
         kept = values[:in_chans] if channels == "first" else ()
         return kept + (mean,) * (in_chans - len(kept))
 
-    return ImageStatistics(adapt(statistics.mean), adapt(statistics.std))
+    return replace(statistics, mean=adapt(statistics.mean), std=adapt(statistics.std))

@@ -22,7 +22,7 @@ from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
-from efficient_mae.ranges import Finite, Positive, Settings
+from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings
 
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
@@ -36,10 +36,15 @@ _ENCODER = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_hea
 
 @dataclass(frozen=True)
 class ImageStatistics(Settings):
-    """Mean and standard deviation of each channel by which images are normalised, for pixels in 0 to 1."""
+    """Mean and standard deviation of each channel by which images are normalised, for pixels in 0 to 1.
+
+    Attributes:
+        size: (height, width) in pixels that the images had; None where they differed or no file says it.
+    """
 
     mean: tuple[Finite, ...]
     std: tuple[Positive, ...]
+    size: tuple[PositiveInt, PositiveInt] | None = None
 
 
 def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
@@ -51,7 +56,8 @@ def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatis
     """
     whole = isinstance(config, MethodConfig)
     described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
-    content = {**described, "mean": statistics.mean, "std": statistics.std}
+    size = {} if statistics.size is None else {"images": statistics.size}
+    content = {**described, "mean": statistics.mean, "std": statistics.std, **size}
     # One key only: safetensors writes several in random order, and equal runs should write equal files.
     return {_METADATA_KEY: json.dumps(content)}
 
@@ -181,7 +187,8 @@ def _read_header(file: Path) -> _Header:
     metadata, _ = read_header(file)
     try:
         content = parse_json(metadata[_METADATA_KEY], str(file))
-        statistics = ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
+        size = tuple(content["images"]) if "images" in content else None
+        statistics = ImageStatistics(tuple(content["mean"]), tuple(content["std"]), size)
         return _Header(str(content.get("method", "mae")), dict(content["model"]), statistics)
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None

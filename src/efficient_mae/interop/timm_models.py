@@ -6,8 +6,8 @@ from pathlib import Path
 import timm.models.vision_transformer as timm_vit
 
 from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.data import crop_share
 from efficient_mae.data.batches.generators import torch_seeded
-from efficient_mae.data.images.transforms import EVAL_MARGIN
 from efficient_mae.interop.files import ImageStatistics, encoder_arguments, save_encoder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 
@@ -31,7 +31,7 @@ def save_timm(folder: Path, model: Method | VisionTransformer, statistics: Image
     Args:
         folder: exists.
         model: whose encoder is written.
-        statistics: of its images; timm's `resolve_model_data_config` gives them back.
+        statistics: of its images; timm's `resolve_model_data_config` gives them back, with how they were cropped.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -47,7 +47,8 @@ def save_timm(folder: Path, model: Method | VisionTransformer, statistics: Image
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, *encoder.img_size],
             "fixed_input_size": True,
-            "crop_pct": 1 / EVAL_MARGIN,
+            "crop_pct": crop_share(encoder.img_size, statistics.size),
+            "crop_mode": "center",
             "interpolation": "bicubic",
             "mean": statistics.mean,
             "std": statistics.std,

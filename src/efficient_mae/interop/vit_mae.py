@@ -9,7 +9,7 @@ import torch
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
-from efficient_mae.data import default_mean_std
+from efficient_mae.data import crop_share, default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.engine.storage.plain_files import parse_json
@@ -237,8 +237,11 @@ def save_hf(folder: Path, model: MaskedAutoencoder, statistics: ImageStatistics)
     height, width = model.config.img_size
     with quiet(transformers):
         to_hf(model).save_pretrained(folder)
+        # By itself it would squash whole images.
         transformers.ViTImageProcessor(
-            size={"height": height, "width": width},
+            size={"shortest_edge": int(height / crop_share(model.config.img_size, statistics.size))},
+            do_center_crop=True,
+            crop_size={"height": height, "width": width},
             resample=3,  # bicubic
             image_mean=list(statistics.mean),
             image_std=list(statistics.std),

@@ -124,7 +124,7 @@ class ClassifierRun(Run, Generic[Config]):
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
 
     def metadata(self) -> dict[str, str]:
-        statistics = dataclasses.asdict(self.statistics)
+        statistics = {"mean": self.statistics.mean, "std": self.statistics.std}
         return {"efficient_mae_classifier": json.dumps({"classes": self.data.classes, **statistics})}
 
     @cached_property

@@ -38,6 +38,7 @@ from efficient_mae.interop.vit_mae import quiet, save_hf
 from efficient_mae.methods import Method, backbone_of
 from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.ranges import Pixels, PositiveInt, Settings
+from efficient_mae.tasks.export_images import Transform, check_transform, timm_transform, transformers_transform
 
 # Largest difference that passes, relative to the largest output where that is beyond 1. Kernels sum in other orders.
 TOLERANCE = 1e-4
@@ -78,19 +79,24 @@ class Format:
         write: writes a model into a folder.
         differences: loads what was written with the other library's own call; (its output, ours) on given images.
         snippet: Python that loads it from a folder.
+        transform: loads what the other library makes of images, from a folder; None where it holds no such thing.
     """
 
     write: Callable[[Path, Any, ImageStatistics], None]
     differences: Callable[[Path, Any, Tensor], Pairs]
     snippet: Callable[[Path, Any], str]
+    transform: Callable[[Path], Transform] | None = None
 
 
 @torch_seeded(0)
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write a trained model for another library, load it with that library, and compare outputs on random images.
 
+    Where the library transforms images too, what it makes of them is compared with what evaluation here does.
+
     Returns:
-        `format`, `folder`, `files`, `largest_difference` of the outputs, and `snippet` that loads it.
+        `format`, `folder`, `files`, `largest_difference` of the outputs, `snippet` that loads it, and `transform`:
+        None, or the `largest_difference` of the pixels, of 255 levels, and `remarks` on images where they differ.
 
     Raises:
         InputError: no such weights or format, a folder that holds something, a change of the image or of the
@@ -105,7 +111,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if config.format == "onnx":
         require_onnx()
     model, statistics = _model(config)
-    form = FORMATS[config.format]
+    form, encoder = FORMATS[config.format], backbone_of(model)
     # Written and checked under another name, so that a folder of this name is a whole export.
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,6 +119,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     try:
         form.write(partial, model, statistics)
         difference = _check(form, partial, model)
+        check = form.transform and check_transform(
+            form.transform(partial), encoder.img_size, encoder.in_chans, statistics
+        )
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,15 +131,22 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "files": sorted(path.name for path in out.iterdir()),
         "largest_difference": difference,
         "snippet": form.snippet(out, model),
+        "transform": check and dataclasses.asdict(check),
     }
 
 
 def show_export(result: dict[str, Any], console: Console) -> None:
     """Print what :func:`export` did."""
+    lines = [f"{result['folder']}: {', '.join(result['files'])}"]
+    if check := result["transform"]:
+        if check["largest_difference"] is not None:
+            lines.append(
+                f"its transform gives the pixels that evaluation does, to {check['largest_difference']:.1f} of 255 levels"
+            )
+        lines += [f"not for {remark}" for remark in check["remarks"]]
+    lines.append(f"loaded back, its outputs differ by {result['largest_difference']:.1e} at most. To load it:")
     console.print(
-        f"{result['folder']}: {', '.join(result['files'])}\n"
-        f"loaded back, its outputs differ by {result['largest_difference']:.1e} at most. To load it:\n\n"
-        f"{result['snippet']}",
+        "\n".join(lines) + f"\n\n{result['snippet']}",
         markup=False,
         highlight=False,
     )
@@ -229,7 +245,12 @@ def _quoted(path: Path | str) -> str:
 
 
 def _timm_snippet(folder: Path, _: Method | VisionTransformer) -> str:
-    return f"import timm\n\nvit = timm.create_model({_quoted(f'local-dir:{folder}')}, pretrained=True)\n"
+    return f"""\
+import timm
+
+vit = timm.create_model({_quoted(f"local-dir:{folder}")}, pretrained=True)
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit))
+"""
 
 
 def _transformers_snippet(folder: Path, _: Method | VisionTransformer) -> str:
@@ -260,8 +281,8 @@ tokens = encoder(images)  # normalised, (B, C, h, w)
 
 
 FORMATS = {
-    "timm": Format(save_timm, _timm_outputs, _timm_snippet),
-    "transformers": Format(save_hf, _transformers_outputs, _transformers_snippet),
+    "timm": Format(save_timm, _timm_outputs, _timm_snippet, timm_transform),
+    "transformers": Format(save_hf, _transformers_outputs, _transformers_snippet, transformers_transform),
     "safetensors": Format(
         lambda folder, model, statistics: save_encoder(folder / "encoder.safetensors", model, statistics),
         _safetensors_outputs,

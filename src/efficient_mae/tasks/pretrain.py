@@ -18,6 +18,7 @@ from efficient_mae.data import (
     TrainBatch,
     TrainDataset,
     UnreadableImage,
+    common_size,
     normalize,
     open_source,
 )
@@ -104,7 +105,7 @@ class PretrainRun(Run):
         super().__init__(config, source, model, processes)
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
-        self.statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std))
+        self.statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
         shape = model.config.img_size, model.config.in_chans
         self.transform = PretrainTransform(*shape, scale=config.crop_scale, hflip=config.hflip)
         self._knn = None if config.knn_every is None else self._knn_monitor()

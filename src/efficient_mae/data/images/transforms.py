@@ -22,12 +22,12 @@ from efficient_mae.errors import InputError
 # timm.data.constants, IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# MAE evaluates 224 x 224 pixels from the middle of an image whose shorter side was brought to 256.
-EVAL_MARGIN = 256 / 224
+# MAE evaluates 224 pixels from the middle of an image whose shorter side was brought to 256, and of larger sizes all.
+_EVAL_SHARE, _LARGEST_CROPPED = 224 / 256, 224
 
 
 class PretrainTransform:
-    """Random resized crop and random flip, MAE's augmentation for pre-training (He et al. 2022, Table 8)."""
+    """Random resized crop and random flip (Sec. 5.1; He et al. 2022, Table 8, names the crop alone)."""
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class PretrainTransform:
 
 
 class EvalTransform:
-    """The middle of an image: resized so that the crop is 224 / 256 of the side that fits tighter, then cropped.
+    """The middle of an image: resized so that the crop is a share of the side that fits tighter, then cropped.
 
-    An image that already has the wanted size is left as it is.
+    The share is :func:`crop_share`'s. An image that already has the wanted size is left as it is.
     """
 
     def __init__(self, img_size: tuple[int, int], in_chans: int) -> None:
@@ -106,14 +106,27 @@ class EvalTransform:
         make a gigapixel of a banner 30,000 wide and 2 high.
         """
         _, height, width = self.shape
-        full_h, full_w = round(height * EVAL_MARGIN), round(width * EVAL_MARGIN)
+        share = crop_share((height, width))
+        full_h, full_w = int(height / share), int(width / share)
+        # How torchvision rounds the longer side where the result is square, and timm where it isn't.
+        whole = int if height == width else round
         if full_h * image.width >= full_w * image.height:
-            full_w = int(full_h * image.width / image.height)
+            full_w = whole(full_h * image.width / image.height)
         else:
-            full_h = int(full_w * image.height / image.width)
+            full_h = whole(full_w * image.height / image.width)
         top, left = round((full_h - height) / 2), round((full_w - width) / 2)
         across, down = image.width / full_w, image.height / full_h
         return left * across, top * down, (left + width) * across, (top + height) * down
+
+
+def crop_share(img_size: tuple[int, int], images: tuple[int, int] | None = None) -> float:
+    """Share of a resized image's tighter side that evaluation shows: MAE's 224 / 256 up to 224 pixels, beyond all.
+
+    Args:
+        img_size: (height, width) of the result in pixels.
+        images: (height, width) of all images, where they have one. If it is the result's, they are shown whole.
+    """
+    return _EVAL_SHARE if max(img_size) <= _LARGEST_CROPPED and images != img_size else 1.0
 
 
 def default_mean_std(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,10 +1,12 @@
 """What the images of a source are, and what is made of them for a model: in words, since it is done in silence."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from efficient_mae.data.images.decode import MODES, UnreadableImage, check_channels
+from efficient_mae.data.images.decode import MODES, OpenedImage, UnreadableImage, check_channels
 from efficient_mae.data.sources.registry import Source
 from efficient_mae.data.sources.subset import spread
 
@@ -42,16 +44,14 @@ def describe_images(
         InputError: images can't be read as so many channels.
     """
     check_channels(shape[0])
-    sample, sizes, kinds = spread(source, _LOOKED_AT), [], Counter[str]()
-    for index in range(len(sample)):
-        try:
-            image = sample.open(index)
-        except UnreadableImage:
-            continue
+    sizes, kinds = [], Counter[str]()
+    for image in _looked_at(source):
         sizes.append(image.size)
         kinds[_KINDS.get(image.mode, image.mode)] += 1
     if not sizes:
-        return ImageSummary(f"none of {len(sample)} images that were looked at can be read", 0.0, False)
+        return ImageSummary(
+            f"none of {min(len(source), _LOOKED_AT)} images that were looked at can be read", 0.0, False
+        )
     channels, height, width = shape
     kind = _KINDS.get(MODES[channels], MODES[channels])
     factors = [max(height / h, width / w) for w, h in sizes]
@@ -64,6 +64,20 @@ def describe_images(
         text += f"; crops of {crop_scale[0]:.0%} to {crop_scale[1]:.0%} of their area are brought to that size"
     invented = channels > 1 and any(name == "grey" or channels == 4 for name in others)
     return ImageSummary(text, len(larger) / len(factors), invented)
+
+
+def common_size(source: Source) -> tuple[int, int] | None:
+    """(height, width) in pixels that all images have which are looked at, or None where they differ."""
+    sizes = {image.size for image in _looked_at(source)}
+    return tuple(reversed(sizes.pop())) if len(sizes) == 1 else None
+
+
+def _looked_at(source: Source) -> Iterator[OpenedImage]:
+    """Some images of a source; of those, the readable ones."""
+    sample = spread(source, _LOOKED_AT)
+    for index in range(len(sample)):
+        with suppress(UnreadableImage):
+            yield sample.open(index)
 
 
 def _resizing(factors: list[float], larger: list[float], wanted: str) -> str:
