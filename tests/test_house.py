@@ -1,5 +1,6 @@
 """The house rules: imports run downward, the linter, the formatter and the type checker are content."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ RUFF = [sys.executable, "-m", "ruff"]
 def test_rule(command: list[str]):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_cited_is_here():
+    files = [path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    cited = {(path, doc) for path in files for doc in re.findall(r"[\w./-]+/[\w-]+\.md\b", path.read_text())}
+    assert {doc for _, doc in cited} >= {"docs/readings.md"}
+    assert not {(path.name, doc) for path, doc in cited if not (ROOT / doc).is_file()}
 
 
 def test_no_file_is_too_long():

@@ -75,6 +75,12 @@ def test_curriculum_widens_from_the_easiest_to_all(metric: str):
     assert layouts[0].weights.unique().tolist() == [1]
 
 
+def test_equally_hard_patches_let_a_curriculum_begin_with_more_than_a_quarter():
+    """As docs/readings.md has it: 31.7 % at 14 x 14 patches and ratio 0.85."""
+    first, whole = (plan(2000, schedule="curriculum", beta=None, progress=progress) for progress in (0, 1))
+    assert len(first.ids_predict) / len(whole.ids_predict) == pytest.approx(0.317, abs=0.002)
+
+
 def test_a_curriculum_keeps_to_beta():
     full = plan(schedule="curriculum", beta=26.0, progress=1.0)
     assert torch.equal(full.predicted, plan(beta=26.0).predicted)

@@ -37,8 +37,8 @@ def p2dist(mask: Bool[Tensor, "B H W"], patch_size: int = 16, k: int = 8) -> Flo
     Args:
         mask: True = masked; each image needs a visible and a masked patch.
         patch_size: P, in pixels. Algorithm 1's pixels sit at -P/2 ... P/2 - 1 from the patch's centre, half a pixel
-            off: at P = 16 weights left and right differ by 6 %, at 4 by 28 %. Difficulty follows from the grid alone,
-            so the value at P is the one at 16 times P / 16.
+            off: weights left and right differ by 6 % at P = 16, by 28 % at 4. Difficulty follows from the grid's
+            geometry alone, so the value at P is the one at 16 times P / 16.
         k: number of points in S, counted once for each patch that offers them; where fewer exist, all are taken.
 
     Returns:

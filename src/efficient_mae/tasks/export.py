@@ -139,11 +139,9 @@ def show_export(result: dict[str, Any], console: Console) -> None:
     """Print what :func:`export` did."""
     lines = [f"{result['folder']}: {', '.join(result['files'])}"]
     if check := result["transform"]:
-        if check["largest_difference"] is not None:
-            lines.append(
-                f"its transform gives the pixels that evaluation does, to {check['largest_difference']:.1f} of 255 levels"
-            )
-        lines += [f"not for {remark}" for remark in check["remarks"]]
+        if (levels := check["largest_difference"]) is not None:
+            lines.append(f"its transform gives the pixels that are evaluated here, to {levels:.1f} of 255 levels")
+        lines += check["remarks"]
     lines.append(f"loaded back, its outputs differ by {result['largest_difference']:.1e} at most. To load it:")
     console.print(
         "\n".join(lines) + f"\n\n{result['snippet']}",

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
+from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from efficient_mae.data import EvalTransform, PretrainTransform, default_mean_std, normalize
@@ -114,24 +115,24 @@ def assert_nearly_equal(ours, theirs):
 
 
 @settings(max_examples=40, deadline=None)
-@given(height=st.integers(20, 300), width=st.integers(20, 300), side=st.sampled_from([28, 64, 112, 224]))
+@given(height=st.integers(20, 300), width=st.integers(20, 300), side=st.sampled_from([28, 96, 160, 224, 256]))
 def test_eval_transform_is_resize_and_centre_crop(height, width, side):
     if (height, width) == (side, side):
         return
     image = photo(height, width)
-    resize = tv.Resize(round(side * 256 / 224), F.InterpolationMode.BICUBIC)
+    # What MAE publishes: nothing is cut off the shorter side above 224 pixels.
+    resize = tv.Resize(int(side / (224 / 256 if side <= 224 else 1.0)), F.InterpolationMode.BICUBIC)
     theirs = F.pil_to_tensor(tv.CenterCrop(side)(resize(image)))
     assert_nearly_equal(EvalTransform((side, side), 3)(image), theirs)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 640)])
-@pytest.mark.parametrize("img_size", [(56, 112), (112, 56)])
+@pytest.mark.parametrize("img_size", [(56, 112), (112, 56), (64, 96), (192, 256)])
 def test_eval_transform_of_rectangles(size, img_size):
     image = photo(*size)
-    scale = max(round(want * 256 / 224) / have for want, have in zip(img_size, size, strict=True))
-    whole = image.resize((int(size[1] * scale + 1e-9), int(size[0] * scale + 1e-9)), Image.Resampling.BICUBIC)
-    theirs = F.pil_to_tensor(F.center_crop(whole, list(img_size)))
-    assert_nearly_equal(EvalTransform(img_size, 3)(image), theirs)
+    share = 0.875 if max(img_size) <= 224 else 1.0
+    theirs = create_transform((3, *img_size), interpolation="bicubic", crop_pct=share, normalize=False)
+    assert_nearly_equal(EvalTransform(img_size, 3)(image), theirs(image))
 
 
 def test_eval_transform_leaves_the_right_size_alone():

@@ -69,7 +69,10 @@ def describe_images(
 def common_size(source: Source) -> tuple[int, int] | None:
     """(height, width) in pixels that all images have which are looked at, or None where they differ."""
     sizes = {image.size for image in _looked_at(source)}
-    return tuple(reversed(sizes.pop())) if len(sizes) == 1 else None
+    if len(sizes) != 1:
+        return None
+    width, height = sizes.pop()
+    return height, width
 
 
 def _looked_at(source: Source) -> Iterator[OpenedImage]:
