@@ -94,7 +94,8 @@ def _picture(size: tuple[int, int], in_chans: int) -> Image.Image:
 def timm_transform(folder: Path) -> Transform:
     """What timm makes of images for the model in a folder."""
     vit: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    made: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(vit), is_training=False)
+    data: Any = timm.data
+    made = data.create_transform(**data.resolve_model_data_config(vit), is_training=False)
     return made
 
 
