@@ -95,8 +95,7 @@ def timm_transform(folder: Path) -> Transform:
     """What timm makes of images for the model in a folder."""
     vit: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     data: Any = timm.data
-    made = data.create_transform(**data.resolve_model_data_config(vit), is_training=False)
-    return made
+    return data.create_transform(**data.resolve_model_data_config(vit), is_training=False)
 
 
 def transformers_transform(folder: Path) -> Transform:
