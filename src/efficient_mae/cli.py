@@ -12,7 +12,7 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, set_parsing_settings
 
 from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
@@ -31,6 +31,7 @@ from efficient_mae.errors import (
     did_you_mean,
 )
 from efficient_mae.ranges import Settings, describe, shown
+from efficient_mae.tasks.registry import Task
 
 # What a disk says that cannot be written to, by the system's numbers.
 _DISK = {
@@ -97,6 +98,8 @@ def _run(arguments: list[str]) -> int:
         name, own = f"{name} {own.subcommand}", own[own.subcommand]
     command, values = COMMANDS[name], vars(own)
     assert config is not None
+    if values.get("task") not in (None, name):
+        raise InputError(f"{name}: the configuration is of task={values['task']}; call emae {values['task']}")
     settings = config(**{field.name: values[field.name] for field in fields(config)})
     command.prepare(settings)
     result = command.run(settings)
@@ -180,6 +183,9 @@ def _add_flags(parser: ArgumentParser, command: Command, config: type[Settings])
     for action in parser._actions:
         if declared := describe(config.ranges.get(action.dest)):
             action.help = f"{action.help}; {declared}"
+    if isinstance(command, Task):
+        for name in ("task", "version"):  # which a run's config.yaml says too
+            parser.add_argument(f"--{name}", default=SUPPRESS, help=SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 

@@ -14,6 +14,7 @@ from efficient_mae.engine.storage import checkpoint as module
 from efficient_mae.engine.storage import run_directory
 from efficient_mae.engine.storage.checkpoint import find_checkpoints
 from efficient_mae.errors import InputError
+from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.engine.storage.test_checksums import cut, flip
 from tests.forks import ForkServer
 
@@ -152,17 +153,21 @@ def test_a_directory_that_cannot_be_written_is_refused(
     assert "cannot be written (no); name another" in capsys.readouterr().err
 
 
+def claim(out: Path) -> None:
+    run_directory.claim_run_directory(out, "pretrain", PretrainConfig(data="images", out=str(out)), (), ALONE)
+
+
 def test_what_a_kill_left_is_cleared_away(tmp_path: Path):
     out = tmp_path / "run"
+    claim(out)
     for name in ("figures/.partial-a.png", "checkpoints/.partial-step-00000007/model/x", ".partial-machine.json"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(b"half")
-    (out / "config.yaml").write_text("{}")
-    run_directory.claim_run_directory(out, {}, (), ALONE)
+    claim(out)
     assert not list(out.rglob(".partial-*"))
 
 
 def test_a_run_that_was_killed_before_the_directory_was_its_own(tmp_path: Path):
     (tmp_path / ".partial-config.yaml").write_bytes(b"half")
-    run_directory.claim_run_directory(tmp_path, {}, (), ALONE)
+    claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

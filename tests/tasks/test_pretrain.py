@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import efficient_mae as emae
 from efficient_mae.engine.storage import checkpoint as checkpoint_module
 from efficient_mae.engine.storage import durable
+from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
@@ -35,7 +35,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def settings_of(run: Path) -> dict:
-    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings = read_settings(run).settings
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 

@@ -4,7 +4,6 @@ A task is a subclass of :class:`Run` that says what is learned from what; claimi
 its logs and its checkpoints are here.
 """
 
-import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -41,6 +40,7 @@ class Run(ABC):
     """A run of a task: everything that can be refused is refused when it is made, before anything is written.
 
     Attributes:
+        task: name under which it is registered (:mod:`efficient_mae.tasks.registry`) and recorded.
         operational: settings that may differ when the run is resumed.
         results: files that are written when the run is finished, besides the last checkpoint.
         unit: images that the model takes at a time, if that isn't all of a micro-batch; else a few.
@@ -52,6 +52,7 @@ class Run(ABC):
         metrics: where figures are logged; None before `execute` and for all but the main process.
     """
 
+    task: ClassVar[str]
     operational: ClassVar[Collection[str]] = OPERATIONAL
     results: ClassVar[Collection[str]] = ()
     unit: int = 8
@@ -146,7 +147,7 @@ class Run(ABC):
             OSError: the disk is full; the last checkpoint is intact.
         """
         self.dataset()[0, 0]  # or refuse, before anything is written
-        claim_run_directory(self.out, dataclasses.asdict(self.config), self.operational, self.processes)
+        claim_run_directory(self.out, self.task, self.config, self.operational, self.processes)
         if not self.is_finished:
             stop = StopRequests(self.processes)
             with stop.noted():

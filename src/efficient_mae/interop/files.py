@@ -100,7 +100,7 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     for folder in (path, *path.parents[:3]):
         if (folder / SETTINGS).is_file() and (folder / "checkpoints").is_dir():
-            return read_settings(folder)
+            return read_settings(folder).settings
     return {}
 
 

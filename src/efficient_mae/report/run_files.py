@@ -49,7 +49,7 @@ def read_run(folder: Path) -> RunFiles:
     encoder = folder / "encoder.safetensors"
     return RunFiles(
         folder=folder,
-        settings=read_settings(folder),
+        settings=read_settings(folder).settings,
         metrics=_training_rows(folder / "metrics.jsonl"),
         panels=sorted((folder / "figures").glob("panel-epoch-*.png")),
         encoder=encoder if encoder.is_file() else None,

@@ -99,6 +99,11 @@ class ClassifierRun(Run, Generic[Config]):
         super().__init__(config, data.train, model, processes)
         self.transform = self.build_transform(config)
 
+    @classmethod
+    def make(cls, config: Config, processes: Processes) -> "ClassifierRun":
+        """A run on the data that the settings name."""
+        return cls(config, open_labelled(config.data, config.val_data), processes)
+
     @abstractmethod
     def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
         """The classifier, from normalised images to logits."""

@@ -71,6 +71,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 class FinetuneRun(ClassifierRun[FinetuneConfig]):
     """What fine-tuning adds to the engine."""
 
+    task = "finetune"
     results = (*ClassifierRun.results, "classifier.safetensors")
     verb = "fine-tuning"
     usual_warmup = 5.0

@@ -51,6 +51,7 @@ def linear_probe(config: LinearProbeConfig) -> dict[str, Any]:
 class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     """What linear probing adds to the engine."""
 
+    task = "linear-probe"
     # Features are normalised by the statistics of a micro-batch: their number changes what is learned.
     operational = tuple(name for name in OPERATIONAL if name != "accum_iter")
     verb = "linear probing"

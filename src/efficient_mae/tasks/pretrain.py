@@ -96,6 +96,7 @@ def _plan(batch: TrainBatch) -> Plan:
 class PretrainRun(Run):
     """What pre-training adds to the engine."""
 
+    task = "pretrain"
     operational = OPERATIONAL
     results = ("encoder.safetensors",)
     config: PretrainConfig

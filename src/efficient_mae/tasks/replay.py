@@ -1,7 +1,6 @@
 """`emae replay`: a step that a run skipped, done again to see where it stopped being finite."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from efficient_mae.data import open_labelled
 from efficient_mae.engine.faults.nonfinite import SKIPPED
 from efficient_mae.engine.faults.replay import replay_step
 from efficient_mae.engine.logging import read_metrics
@@ -18,11 +16,7 @@ from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import PositiveInt, Settings
-from efficient_mae.tasks.classifier import ClassifierRun
-from efficient_mae.tasks.finetune import FinetuneConfig, FinetuneRun
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, LinearProbeRun
-from efficient_mae.tasks.pretrain import make_pretrain_run
-from efficient_mae.tasks.pretrain_config import PretrainConfig
+from efficient_mae.tasks.registry import TASKS
 
 # Names that are printed before the rest is counted.
 _MOST_NAMES = 5
@@ -33,7 +27,7 @@ class ReplayConfig(Settings):
     """Settings of `emae replay`."""
 
     run: str
-    """run directory, of pre-training, fine-tuning or linear probing; nothing in it is changed"""
+    """run directory, of any training task; nothing in it is changed"""
     step: PositiveInt | None = None
     """which of the steps in its skipped.jsonl (null: the first)"""
     device: str | None = None
@@ -51,10 +45,10 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         InputError: not a run directory, the step is not recorded, or its data or weights are gone.
     """
     folder = Path(config.run)
-    settings = read_settings(folder) | {"out": str(folder)}
+    device = read_settings(folder).settings.get("device", "auto")
     row = _recorded(folder, config.step)
-    with join_processes(config.device or settings.get("device", "auto")) as processes:
-        run = _make_run(settings, row, processes)
+    with join_processes(config.device or device) as processes:
+        run = _make_run(folder, row, processes)
         # As it was then: later rollbacks led elsewhere.
         del run.rollbacks.made[row["rollbacks"] :]
         found = replay_step(run, row["step"])
@@ -81,29 +75,26 @@ def _recorded(folder: Path, step: int | None) -> dict[str, Any]:
     return rows[step]
 
 
-def _make_run(settings: dict[str, Any], row: dict[str, Any], processes: Processes) -> Run:
-    """The run of these settings, cut into micro-batches as it was when the step was skipped."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    kinds: dict[type, type[ClassifierRun] | None] = {
-        PretrainConfig: None,
-        FinetuneConfig: FinetuneRun,
-        LinearProbeConfig: LinearProbeRun,
-    }
-    kind = next((kind for kind in kinds if settings.keys() <= {field.name for field in fields(kind)}), None)
-    if kind is None:
-        raise InputError(f"run={settings['out']}: its config.yaml is of no training task")
-    make: Callable[..., Any] | None = kinds[kind]
+def _make_run(folder: Path, row: dict[str, Any], processes: Processes) -> Run:
+    """The run in a directory, cut into micro-batches as it was when the step was skipped."""
+    record = read_settings(folder)
+    task = TASKS.get(record.task or "")
+    if task is None:
+        what = f"the task {record.task!r}, which is unknown here" if record.task else "no training task"
+        raise InputError(f"run={folder}: its config.yaml is of {what}")
     before, now = row["world_size"], processes.world_size
-    if now != before and (now > 1 or make is not None):
-        alone = "" if make is not None else " one process or"
+    if now != before and (now > 1 or not task.replays_alone):
+        alone = " one process or" if task.replays_alone else ""
         raise InputError(
             f"{now} processes: step {row['step']} was done by {before}, so start{alone} "
             f"torchrun --nproc_per_node {before} -m efficient_mae replay"
         )
-    config = replace(kind(**plain), accum_iter=row["accum_iter"] * before // now)
-    if make is None:
-        return make_pretrain_run(config, processes)
-    return make(config, open_labelled(config.data, config.val_data), processes)
+    try:
+        kind = task.config_of(record.settings.get("model"))
+        config = record.restore(kind, out=str(folder), accum_iter=row["accum_iter"] * before // now)
+    except InputError as error:
+        raise InputError(f"run={folder}: {error}") from None
+    return task.make(config, processes)
 
 
 def show_replay(result: dict[str, Any], console: Console) -> None:

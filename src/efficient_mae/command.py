@@ -1,0 +1,59 @@
+"""What a subcommand of `emae` is; `commands.py` names those there are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
+
+from rich.console import Console
+
+from efficient_mae.ranges import Settings
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand; each of its parts is itself, or `module:name` within this package, imported when asked for.
+
+    Attributes:
+        settings: dataclass of :class:`efficient_mae.ranges.Settings`; each of its fields is a flag.
+        function: does it, and returns what `--json` prints.
+        display: prints that for a person.
+        help: one line.
+        preparation: tells the process, which is the command's alone, what suits it on a device.
+    """
+
+    settings: str | type[Settings]
+    function: str | Callable[..., dict[str, Any]]
+    display: str | Callable[..., None]
+    help: str
+    preparation: str = ""
+
+    @property
+    def config(self) -> type[Settings]:
+        """The dataclass of its settings."""
+        return self.config_of(None)
+
+    def config_of(self, model: str | None) -> type[Settings]:
+        """The same for a model of this name, or for the usual one, if the settings are such as make a model."""
+        declared = resolve(self.settings)
+        return declared.of(declared.model if model is None else model) if hasattr(declared, "of") else declared
+
+    def prepare(self, config: Settings) -> None:
+        """Prepare the process; for the command line alone, since a library leaves its host as it is."""
+        if self.preparation:
+            resolve(self.preparation)(vars(config)["device"])
+
+    @property
+    def run(self) -> Callable[[Any], dict[str, Any]]:
+        """What does it."""
+        return resolve(self.function)
+
+    @property
+    def show(self) -> Callable[[dict[str, Any], Console], None]:
+        """What prints its result."""
+        return resolve(self.display)
+
+
+def resolve(part: Any) -> Any:
+    """What a name within this package stands for; what is no name is returned as it is."""
+    return resolve_name(f"efficient_mae.{part}") if isinstance(part, str) else part

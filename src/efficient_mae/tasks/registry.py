@@ -1,0 +1,123 @@
+"""What can be trained, by the name that the command line, `emae replay` and a run's `config.yaml` share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from efficient_mae.command import Command, resolve
+
+if TYPE_CHECKING:  # they load torch, for which `emae --help` need not wait
+    import efficient_mae.engine.machine.distributed
+    import efficient_mae.engine.run
+
+
+PREPARE_TRAINING = "engine.machine.own_process:prepare_training"
+
+
+def train(task: "Task", config: Any) -> dict[str, Any]:
+    """Begin a run of a task, or resume it, until done.
+
+    Returns:
+        `run`, where it is.
+
+    Raises:
+        InputError, DivergedError, Stopped, OSError: see :meth:`efficient_mae.engine.run.Run.execute`.
+    """
+    from efficient_mae.engine.machine.distributed import join_processes
+
+    with join_processes(config.device) as processes:
+        run = task.make(config, processes)
+        run.execute()
+    return {"run": str(run.out)}
+
+
+def show_run(result: dict[str, Any], console: Console) -> None:
+    """Print where the run is."""
+    console.print(f"run: {result['run']}", markup=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Command):
+    """A subcommand that trains: it begins a run or resumes it, and `emae replay` does a step of it again.
+
+    Attributes:
+        name: of the subcommand, and in the `config.yaml` of its runs; their :attr:`Run.task`.
+        maker: from settings (as given: it settles them) and processes to a run.
+        function: from settings; where no more is to be done than :func:`train` does, not given.
+        replays_alone: one process may do again a step that several did: what a sample adds to the loss depends
+            neither on the others of its micro-batch nor on what a process draws within the step.
+    """
+
+    name: str
+    maker: str | Callable[..., Any]
+    function: str | Callable[..., dict[str, Any]] = train
+    display: str | Callable[..., None] = show_run
+    preparation: str = PREPARE_TRAINING
+    replays_alone: bool = False
+
+    @property
+    def run(self) -> Callable[[Any], dict[str, Any]]:
+        return partial(train, self) if self.function is train else super().run
+
+    def make(
+        self, config: Any, processes: "efficient_mae.engine.machine.distributed.Processes"
+    ) -> "efficient_mae.engine.run.Run":
+        """A run of these settings, not begun.
+
+        Raises:
+            InputError: a setting that cannot work, or unusable data.
+        """
+        run = resolve(self.maker)(config, processes)
+        if run.task != self.name:
+            raise ValueError(f"the task {self.name!r} makes runs whose task is {run.task!r}")
+        return run
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> None:
+    """Make a task known under its name.
+
+    Raises:
+        ValueError: there is one of that name.
+    """
+    if task.name in TASKS:
+        raise ValueError(f"there is a task {task.name!r} already")
+    TASKS[task.name] = task
+
+
+register(
+    Task(
+        name="pretrain",
+        settings="tasks.pretrain_config:PretrainConfig",
+        maker="tasks.pretrain:make_pretrain_run",
+        function="report.command:pretrain_and_report",
+        display="report.command:show_pretrain",
+        help="pre-train an encoder on images; the same command again resumes",
+        replays_alone=True,
+    )
+)
+register(
+    Task(
+        name="linear-probe",
+        settings="tasks.linear_probe:LinearProbeConfig",
+        maker="tasks.linear_probe:LinearProbeRun.make",
+        function="tasks.linear_probe:linear_probe",
+        display="tasks.classifier:show_classifier",
+        help="train a linear head on a frozen encoder, and judge it",
+    )
+)
+register(
+    Task(
+        name="finetune",
+        settings="tasks.finetune:FinetuneConfig",
+        maker="tasks.finetune:FinetuneRun.make",
+        function="tasks.finetune:finetune",
+        display="tasks.classifier:show_classifier",
+        help="train an encoder and a head with labels, and judge them",
+    )
+)
