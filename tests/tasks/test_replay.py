@@ -1,6 +1,7 @@
 """Runs that meet a batch that isn't finite: what they skip and write down, where they stop, and what replay finds."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -188,6 +189,20 @@ def losses_at(run: Path, data: Path, step: int) -> list[float]:
     image = out.predicted.nonzero()[:, 0]
     parts = torch.zeros(8).index_add(0, image, out.weights * out.errors)
     return (parts / out.weights.sum()).tolist()
+
+
+def test_a_run_of_a_version_that_wrote_no_task_and_had_fewer_settings(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    lacking = ("task", "version", "hflip", "crop_scale")
+    file.write_text(
+        "".join(line for line in re.split(r"(?m)^(?=\w)", file.read_text()) if not line.startswith(lacking))
+    )
+    assert not any(name in file.read_text() for name in lacking)
+    found, expected = (replayed(capsys, "--run", str(folder)) for folder in (tmp_path / "run", run))
+    assert found | {"run": str(run)} == expected and bad(found) == ["018.png"]
 
 
 def test_it_is_told_to_a_person(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -71,7 +71,9 @@ class RotationRun(Run):
         return 1, 16, 16
 
     def dataset(self) -> TrainDataset:
-        return TrainDataset(self.source, PretrainTransform((16, 16), 1, scale=(0.8, 1.0)), self.config.seed)
+        return TrainDataset(
+            self.source, PretrainTransform((16, 16), 1, scale=(0.8, 1.0), hflip=False), self.config.seed
+        )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         return build_adamw(self.model, weight_decay=0.05)
@@ -102,7 +104,7 @@ ROTATION = Task(
 
 # 40 images in batches of 8: 5 steps an epoch. One is white, so a step of each epoch is skipped.
 SETTINGS = {
-    "epochs": 6, "batch_size": 8, "base_lr": 0.3, "checkpoint_every": 4, "log_every": 1, "device": "cpu",
+    "epochs": 6, "batch_size": 8, "base_lr": 0.1, "checkpoint_every": 4, "log_every": 1, "device": "cpu",
     "precision": "fp32", "num_workers": 1,
 }  # fmt: skip
 STEPS, KILLED = 30, 11
