@@ -12,7 +12,8 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
@@ -31,7 +32,6 @@ from efficient_mae.errors import (
     did_you_mean,
 )
 from efficient_mae.ranges import Settings, describe, shown
-from efficient_mae.tasks.registry import Task
 
 # What a disk says that cannot be written to, by the system's numbers.
 _DISK = {
@@ -90,7 +90,7 @@ def _run(arguments: list[str]) -> int:
     parser = build_parser(arguments)
     try:
         spelt = _with_plain_values(_with_scratch(_with_run(_with_study_name(arguments))))
-        parsed = parser.parse_args(_with_recipe_paths(spelt))
+        parsed = parser.parse_args(_with_recipes(spelt))
     except ArgumentError as error:
         raise InputError(explain(str(error), arguments)) from None
     name, own = parsed.subcommand, parsed[parsed.subcommand]
@@ -98,8 +98,6 @@ def _run(arguments: list[str]) -> int:
         name, own = f"{name} {own.subcommand}", own[own.subcommand]
     command, values = COMMANDS[name], vars(own)
     assert config is not None
-    if values.get("task") not in (None, name):
-        raise InputError(f"{name}: the configuration is of task={values['task']}; call emae {values['task']}")
     settings = config(**{field.name: values[field.name] for field in fields(config)})
     command.prepare(settings)
     result = command.run(settings)
@@ -131,7 +129,8 @@ def config_of(arguments: Sequence[str]) -> type[Settings] | None:
     given |= {flag: value for flag, equals, value in (one.partition("=") for one in arguments) if equals}
     model = given.get("--model")
     if model is None and "--config" in given:
-        settings = parse_yaml(Path(recipe := _recipe_path(given["--config"])).read_bytes(), recipe)
+        recipe = _recipe(given["--config"], name)
+        settings = parse_yaml(recipe.encode() if "\n" in recipe else Path(recipe).read_bytes(), given["--config"])
         model = settings.get("model") if isinstance(settings, dict) else None
     try:
         return COMMANDS[name].config_of(model if isinstance(model, str) else None)
@@ -183,9 +182,6 @@ def _add_flags(parser: ArgumentParser, command: Command, config: type[Settings])
     for action in parser._actions:
         if declared := describe(config.ranges.get(action.dest)):
             action.help = f"{action.help}; {declared}"
-    if isinstance(command, Task):
-        for name in ("task", "version"):  # which a run's config.yaml says too
-            parser.add_argument(f"--{name}", default=SUPPRESS, help=SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
@@ -249,25 +245,30 @@ def _split_from(argument: str) -> list[str]:
     return ["--from", argument.removeprefix("--from=")] if argument.startswith("--from=") else [argument]
 
 
-def _with_recipe_paths(arguments: list[str]) -> list[str]:
+def _with_recipes(arguments: list[str]) -> list[str]:
     """The arguments with `--config NAME` turned into the recipe's path.
 
     Raises:
-        InputError: neither a file nor a recipe.
+        InputError: neither a file nor a recipe, or the settings of a run of something else.
     """
-    resolved = list(arguments)
+    resolved, command = list(arguments), called(arguments)
     for number, argument in enumerate(arguments):
         if argument == "--config" and number + 1 < len(arguments):
-            resolved[number + 1] = _recipe_path(arguments[number + 1])
+            resolved[number + 1] = _recipe(arguments[number + 1], command)
         elif argument.startswith("--config="):
-            resolved[number] = f"--config={_recipe_path(argument.removeprefix('--config='))}"
+            resolved[number] = f"--config={_recipe(argument.removeprefix('--config='), command)}"
     return resolved
 
 
-def _recipe_path(name: str) -> str:
+def _recipe(name: str, command: str | None) -> str:
+    """The path of a recipe; of a run's `config.yaml`, which also says what it is of, the settings as YAML."""
     if Path(name).is_file():
-        parse_yaml(Path(name).read_bytes(), f"config={name}")  # jsonargparse would choke on some
-        return name
+        content = parse_yaml(Path(name).read_bytes(), f"config={name}")  # jsonargparse would choke on some
+        if not isinstance(content, dict) or "task" not in content:
+            return name
+        if content["task"] != command:
+            raise InputError(f"config={name}: of a run of {content['task']}, not of {command}")
+        return yaml.safe_dump({key: value for key, value in content.items() if key not in ("task", "version")})
     if name in recipes():
         return str(recipes()[name])
     raise InputError(f"config={name!r}: no such file, and no recipe of that name{did_you_mean(name, recipes())}")

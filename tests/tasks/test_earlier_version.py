@@ -160,10 +160,10 @@ def test_a_directory_of_another_task(run: Path, tmp_path: Path, capsys: pytest.C
             linear_probe(LinearProbeConfig(**small, device="cpu", batch_size=4))
         rewrite(run, task="pretrain", version="0.2.0")
     assert main(["finetune", "--config", str(run / "config.yaml")]) == 2
-    assert "unknown key" in capsys.readouterr().err
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**small, "task": "pretrain"}))
-    assert main(["finetune", "--config", str(tmp_path / "recipe.yaml")]) == 2
-    assert "finetune: the configuration is of task=pretrain; call emae pretrain" in capsys.readouterr().err
+    assert f"config={run / 'config.yaml'}: of a run of pretrain, not of finetune" in capsys.readouterr().err
+    rewrite(run, bata=1)
+    assert main(["pretrain", "--config", str(run / "config.yaml")]) == 2
+    assert "unknown key 'bata' in the configuration; did you mean beta?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["finetune", "linear-probe"])
@@ -177,6 +177,7 @@ def test_the_task_of_its_settings(task: str, tmp_path: Path):
 @pytest.mark.parametrize(("written", "said"), [
     ({"data": "photos"}, "its config.yaml is of no training task"),
     ({"task": "segment"}, "its config.yaml is of the task 'segment', which is unknown here"),
+    ({"task": "pretrain", 3: 4}, "holds no settings, each with a name"),
     ({"task": ["pretrain"]}, "task=['pretrain']: must be a name"),
     ({"task": "finetune", "version": "9.0", "epochs": 1, "blur": 3}, "written by 9.0: blur is 3, and no setting of"),
 ])  # fmt: skip

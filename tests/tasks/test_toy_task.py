@@ -104,7 +104,7 @@ ROTATION = Task(
 
 # 40 images in batches of 8: 5 steps an epoch. One is white, so a step of each epoch is skipped.
 SETTINGS = {
-    "epochs": 6, "batch_size": 8, "base_lr": 0.1, "checkpoint_every": 4, "log_every": 1, "device": "cpu",
+    "epochs": 6, "batch_size": 8, "base_lr": 1.0, "checkpoint_every": 4, "log_every": 1, "device": "cpu",
     "precision": "fp32", "num_workers": 1,
 }  # fmt: skip
 STEPS, KILLED = 30, 11

@@ -26,7 +26,6 @@ SETTINGS, MACHINE = "config.yaml", "machine.json"
 # Share of unreadable images beyond which a run stops; a single one never stops it.
 MOST_DAMAGED = 0.01
 
-
 # A setting that, in the versions which did not write down the task yet, only runs of that task had.
 _TASK_BY_SETTING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "pool": "linear-probe"}
 
@@ -146,8 +145,8 @@ def read_settings(folder: Path) -> RunRecord:
     except FileNotFoundError:
         raise InputError(f"{folder}: not a run directory, it has no config.yaml") from None
     settings = parse_yaml(content, str(file))
-    if not isinstance(settings, dict):
-        raise InputError(f"{file}: holds no settings")
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise InputError(f"{file}: holds no settings, each with a name")
     for name in ("data", "task", "version"):
         if not isinstance(settings.get(name, ""), str):
             raise InputError(f"{file}: {name}={settings[name]!r}: must be a name")
