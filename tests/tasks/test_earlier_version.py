@@ -161,9 +161,9 @@ def test_a_directory_of_another_task(run: Path, tmp_path: Path, capsys: pytest.C
         rewrite(run, task="pretrain", version="0.2.0")
     assert main(["finetune", "--config", str(run / "config.yaml")]) == 2
     assert f"config={run / 'config.yaml'}: of a run of pretrain, not of finetune" in capsys.readouterr().err
-    rewrite(run, bata=1)
+    rewrite(run, gama=1)
     assert main(["pretrain", "--config", str(run / "config.yaml")]) == 2
-    assert "unknown key 'bata' in the configuration; did you mean beta?" in capsys.readouterr().err
+    assert "unknown key 'gama' in the configuration; did you mean gamma?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["finetune", "linear-probe"])
