@@ -1,7 +1,12 @@
-"""Features of a frozen encoder over a labelled source."""
+"""Features of a frozen encoder, and the labelled images that it is judged by.
+
+Letters: B images, C channels, h and w height and width in pixels, D width.
+"""
+
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from efficient_mae.backbones import VisionTransformer
@@ -30,67 +35,38 @@ def extract_features(
     return (tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)).float()
 
 
-def load_labelled(
-    source: Source, img_size: tuple[int, int], in_chans: int, batch_size: int, num_workers: int
-) -> tuple[Tensor, Int64[Tensor, " B"]]:
-    """All readable images of a labelled source, uint8 (B, C, h, w), and their labels.
-
-    Raises:
-        InputError: the source has no labels.
-    """
-    if source.classes is None:
-        raise InputError(f"data={source.name}: has no labels; give a folder per class or another labelled source")
-    loader = make_eval_loader(source, EvalTransform(img_size, in_chans), batch_size, num_workers)
-    batches = [(batch.images, batch.labels) for batch in loader]
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-
-
-def encode(
+def embed(
     encoder: VisionTransformer,
-    images: Tensor,
+    images: UInt8[Tensor, "B C h w"],
     statistics: ImageStatistics,
     *,
-    pool: str,
-    batch_size: int,
-    device: torch.device,
     precision: str,
+    pool: str = "avg",
 ) -> Float[Tensor, "B D"]:
-    """Features of uint8 images (B, C, h, w), on the host."""
-    encoder = encoder.to(device).eval()
-    features = []
-    for part in images.split(batch_size):
-        pixels = normalize(part.to(device), statistics.mean, statistics.std)
-        with autocast(precision, device):
-            features.append(extract_features(encoder, pixels, pool).cpu())
-    return torch.cat(features)
+    """Features of images that lie where the encoder does."""
+    pixels = normalize(images, statistics.mean, statistics.std)
+    with autocast(precision, images.device):
+        return extract_features(encoder, pixels, pool)
 
 
-def source_features(
-    encoder: VisionTransformer,
-    source: Source,
-    statistics: ImageStatistics,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    num_workers: int,
-) -> tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]:
-    """Mean-pooled features and labels of all readable images of a labelled source, on the host.
-
-    The images themselves are never held all at once. Leaves the encoder in evaluation mode.
+def labelled_batches(
+    source: Source, encoder: VisionTransformer, *, batch_size: int, num_workers: int, device: torch.device
+) -> Iterator[tuple[UInt8[Tensor, "B C h w"], Int64[Tensor, " B"], Int64[Tensor, " B"]]]:
+    """The readable images of a labelled source as the encoder takes them and their labels, on the device, and their
+    numbers in the source, on the host.
 
     Raises:
         InputError: none of the images can be read.
+        ValueError: an image has no label.
     """
-    encoder.eval()
     transform = EvalTransform(encoder.img_size, encoder.in_chans)
-    features, labels = [], []
+    found = False
     for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=encoder.patch_size):
-        if len(batch.images):
-            pixels = normalize(batch.images.to(device), statistics.mean, statistics.std)
-            with autocast(precision, device):
-                features.append(extract_features(encoder, pixels).cpu())
-            labels.append(batch.labels)
-    if not features:
+        if not len(batch.images):
+            continue
+        if batch.labels is None or (batch.labels < 0).any():
+            raise ValueError(f"{source.name}: unlabelled images reached a judgement; open_labelled refuses them")
+        found = True
+        yield batch.images.to(device), batch.labels.to(device), batch.indices
+    if not found:
         raise InputError(f"{source.name}: none of its images can be read")
-    return torch.cat(features), torch.cat(labels)

@@ -1,18 +1,17 @@
 """k-nearest-neighbour classification on frozen features: what an encoder knows before anything is tuned."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
-from efficient_mae.data import describe_images, open_source
+from efficient_mae.data import Subset, describe_images, open_labelled
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
@@ -20,13 +19,11 @@ from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed, Settings
-from efficient_mae.tasks.features import encode, load_labelled
+from efficient_mae.tasks.features import embed, labelled_batches
+from efficient_mae.tasks.neighbours import classify
 
-# Scale of the similarities in a neighbour's vote (Wu et al. 2018, as DINO uses it).
-TEMPERATURE = 0.07
-
-# Test images whose similarities to all training images are held at a time.
-_CHUNK = 512
+# Held-out images' pixels that are held at a time, in bytes: 14,000 images of 224 x 224.
+HELD_PIXELS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,62 +53,77 @@ class KnnConfig(Settings):
 def knn(config: KnnConfig) -> dict[str, Any]:
     """k-NN top-1 accuracy of raw pixels, of an untrained encoder and of the trained one, on held-out images.
 
+    Memory is taken for the held-out images' features and for at most `HELD_PIXELS` of their pixels: where they have
+    more, they are searched in parts, each by a pass of its own over the training images.
+
     Returns:
         `accuracy` (0 to 1) of `raw_pixels`, `untrained` and `trained`, and what they were measured on.
 
     Raises:
-        InputError: no such weights or data, or data without labels or without a held-out part.
+        InputError: no such weights or data, data without a held-out part, with images that have no label, or
+            otherwise not as :func:`efficient_mae.data.open_labelled` wants them, or too few training images.
     """
     encoder = backbone_of(load(config.weights))
     statistics = load_statistics(config.weights)
     device = find_device(config.device)
-    data = config.data or find_run_settings(config.weights).get("data")
-    if data is None:
+    spec = config.data or find_run_settings(config.weights).get("data")
+    if spec is None:
         raise InputError(f"{config.weights}: isn't a run directory, so its data is unknown; give --data")
-    parts = {}
-    for split in ("train", "test"):
-        source = open_source(data, split)
-        if split == "train":
-            say(describe_images(source, (encoder.in_chans, *encoder.img_size)).text)
-        parts[split] = load_labelled(
-            source, encoder.img_size, encoder.in_chans, config.batch_size, config.num_workers
-        )
-    (train_images, train_labels), (test_images, test_labels) = parts["train"], parts["test"]
-    if config.k > len(train_images):
-        raise InputError(f"k={config.k}: must lie between 1 and the {len(train_images)} training images")
-    with torch_seeded(config.seed):
-        untrained = VisionTransformer(**encoder_arguments(encoder))
-
-    def features(images: Tensor, model: VisionTransformer) -> Tensor:
-        return encode(
-            model,
-            images,
-            statistics,
-            pool=config.pool,
-            batch_size=config.batch_size,
-            device=device,
-            precision=resolve_precision(config.precision, device),
-        )
-
-    pixels = [images.flatten(1).float() / 255 for images in (train_images, test_images)]
-    pairs = {
-        "raw_pixels": pixels,
-        "untrained": [features(images, untrained) for images in (train_images, test_images)],
-        "trained": [features(images, encoder) for images in (train_images, test_images)],
+    data = open_labelled(spec)
+    _check_k(config.k, len(data.train))
+    shape = encoder.in_chans, *encoder.img_size
+    say(describe_images(data.train, shape).text)
+    precision = resolve_precision(config.precision, device)
+    embeds = {
+        name: partial(embed, model.to(device).eval(), statistics=statistics, precision=precision, pool=config.pool)
+        for name, model in (("untrained", _untrained(encoder, config.seed)), ("trained", encoder))
     }
-    accuracy = {}
-    for name, (train, test) in pairs.items():
-        predicted = knn_classify(train, train_labels, test, config.k)
-        accuracy[name] = (predicted == test_labels).double().mean().item()
+    pixels = {"raw_pixels": partial(torch.flatten, start_dim=1)}
+    read = partial(
+        labelled_batches,
+        encoder=encoder,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        device=device,
+    )
+    at_once = max(1, HELD_PIXELS // math.prod(shape))
+    whole = len(data.test) <= at_once
+    score = classify(data.train, data.test, pixels | embeds if whole else embeds, k=config.k, read=read)
+    _check_k(config.k, score.train_images)
+    for part, source, readable in (
+        ("training", data.train, score.train_images),
+        ("held-out", data.test, len(score.test_images)),
+    ):
+        if readable < len(source):
+            say(f"left out {len(source) - readable:,} of {len(source):,} {part} images, which can't be read")
+    accuracy = score.accuracy()
+    if not whole:
+        parts = score.test_images.split(at_once)
+        say(f"raw pixels: held-out images in {len(parts)} parts, for each of which the training images are read anew")
+        found = (
+            classify(data.train, Subset(data.test, part.numpy()), pixels, k=config.k, read=read) for part in parts
+        )
+        accuracy = {"raw_pixels": sum(one.correct["raw_pixels"] for one in found) / len(score.test_images)} | accuracy
     return {
         "weights": config.weights,
-        "data": data,
+        "data": spec,
         "k": config.k,
         "pool": config.pool,
-        "train_images": len(train_images),
-        "test_images": len(test_images),
+        "train_images": score.train_images,
+        "test_images": len(score.test_images),
         "accuracy": accuracy,
     }
+
+
+def _check_k(k: int, images: int) -> None:
+    if k > images:
+        raise InputError(f"k={k}: must lie between 1 and the {images} training images")
+
+
+def _untrained(encoder: VisionTransformer, seed: int) -> VisionTransformer:
+    """An encoder of the same shape, with the weights that the seed draws."""
+    with torch_seeded(seed):
+        return VisionTransformer(**encoder_arguments(encoder))
 
 
 def show_knn(result: dict[str, Any], console: Console) -> None:
@@ -120,20 +132,3 @@ def show_knn(result: dict[str, Any], console: Console) -> None:
     for name, accuracy in result["accuracy"].items():
         table.add_row(name.replace("_", " "), f"{accuracy:.2%}")
     console.print(table)
-
-
-def knn_classify(
-    train: Float[Tensor, "M D"], labels: Int64[Tensor, " M"], test: Float[Tensor, "N D"], k: int
-) -> Int64[Tensor, " N"]:
-    """Class of each test feature by the votes of its k nearest training features.
-
-    Near is by cosine; a neighbour's vote weighs exp(cosine / 0.07).
-    """
-    train = F.normalize(train, dim=1)
-    classes = int(labels.max()) + 1
-    predicted = []
-    for chunk in F.normalize(test, dim=1).split(_CHUNK):
-        cosine, index = (chunk @ train.T).topk(k, dim=1)
-        votes = torch.zeros(len(chunk), classes).scatter_add_(1, labels[index], (cosine / TEMPERATURE).exp())
-        predicted.append(votes.argmax(dim=1))
-    return torch.cat(predicted)

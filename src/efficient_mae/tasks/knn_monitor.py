@@ -1,13 +1,15 @@
 """k-NN accuracy of an encoder while it is being pre-trained."""
 
+from functools import partial
+
 import torch
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import open_labelled, spread
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.tasks.features import source_features
-from efficient_mae.tasks.knn import knn_classify
+from efficient_mae.tasks.features import embed, labelled_batches
+from efficient_mae.tasks.neighbours import classify
 
 # Images looked at, at most: enough to tell one percent from another, and a small part of an epoch.
 MOST_TRAIN = 10_000
@@ -51,18 +53,15 @@ class KnnMonitor:
     def __call__(self, encoder: VisionTransformer) -> float:
         """Top-1 accuracy, 0 to 1; the encoder is left in the mode that it was in."""
         training = encoder.training
-        (train, train_labels), (test, test_labels) = (
-            source_features(
-                encoder,
-                source,
-                self._statistics,
-                batch_size=self._batch_size,
-                device=self._device,
-                precision=self._precision,
-                num_workers=self._num_workers,
-            )
-            for source in (self._train, self._test)
+        encoder.eval()
+        read = partial(
+            labelled_batches,
+            encoder=encoder,
+            batch_size=self._batch_size,
+            num_workers=self._num_workers,
+            device=self._device,
         )
+        features = partial(embed, encoder, statistics=self._statistics, precision=self._precision)
+        score = classify(self._train, self._test, {"knn": features}, k=NEIGHBOURS, read=read)
         encoder.train(training)
-        predicted = knn_classify(train, train_labels, test, min(NEIGHBOURS, len(train)))
-        return (predicted == test_labels).double().mean().item()
+        return score.accuracy()["knn"]
