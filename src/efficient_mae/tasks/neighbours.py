@@ -33,6 +33,8 @@ class Neighbours:
 
     def __init__(self, held_out: Shaped[Tensor, "N D"], k: int):
         self._held_out = held_out
+        parts = held_out.split(max(1, _VALUES // held_out.shape[1]))
+        self._length = torch.cat([part.float().norm(dim=1, keepdim=True) for part in parts])
         self._cosine = torch.full((len(held_out), k), -torch.inf, device=held_out.device)
         self._labels = torch.zeros((len(held_out), k), dtype=torch.int64, device=held_out.device)
 
@@ -43,7 +45,8 @@ class Neighbours:
         rows = max(1, _VALUES // max(train.shape[1], len(train) + k))
         for start in range(0, len(self._held_out), rows):
             part = slice(start, start + rows)
-            cosine = F.normalize(self._held_out[part].float(), dim=1) @ train.T
+            # Divided afterwards: held-out features that are floats are then not copied.
+            cosine = self._held_out[part].float() @ train.T / self._length[part].clamp_min(1e-12)
             known = torch.cat([self._labels[part], labels.expand(len(cosine), -1)], dim=1)
             self._cosine[part], index = torch.cat([self._cosine[part], cosine], dim=1).topk(k, dim=1)
             self._labels[part] = known.gather(1, index)
