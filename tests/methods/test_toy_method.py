@@ -1,4 +1,4 @@
-"""A method of 70 lines that the house has never seen does all that MAE does: it is a guest, registered in one call."""
+"""A method of 75 lines that the house has never seen does all that MAE does: a guest, registered in one call."""
 
 import json
 import shutil

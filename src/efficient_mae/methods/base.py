@@ -136,7 +136,7 @@ class MethodConfig(MethodSettings):
     num_heads: PositiveInt = field()
 
     @classmethod
-    def resolve(cls, name: str, settings: MethodSettings, **derived: Any) -> "MethodConfig":
+    def resolve(cls, name: str, settings: MethodSettings, **derived: Any) -> Any:
         """What a model of a name is made of.
 
         Args:

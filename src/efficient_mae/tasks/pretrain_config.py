@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, fields
 from functools import cache
+from types import new_class
 from typing import Any, ClassVar, cast
 
 import torch
@@ -48,8 +49,8 @@ class ModelChoice(MethodSettings):
 
 @cache
 def _with_method(settings: type[ModelChoice], method: type[Method]) -> Any:
-    bases: tuple[type, ...] = (method.Settings, settings)
-    both: Any = type(settings.__name__, bases, {"__doc__": settings.__doc__, "_declared": settings})
+    own = {"__doc__": settings.__doc__, "_declared": settings}
+    both = new_class(settings.__name__, (method.Settings, settings), exec_body=lambda names: names.update(own))
     return dataclass(frozen=True, kw_only=True)(both)
 
 

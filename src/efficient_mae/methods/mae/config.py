@@ -51,7 +51,7 @@ class MAEConfig(MethodConfig, MAESettings):
     decoder_num_heads: PositiveInt = field()
 
     @classmethod
-    def resolve(cls, name: str, settings: MethodSettings, **derived: Any) -> "MAEConfig":
+    def resolve(cls, name: str, settings: MethodSettings, **derived: Any) -> Any:
         """As of any method; the decoder's width and heads too."""
         size, _ = parse_name(name, name.partition("_")[0])
         given = cast(MAESettings, settings)
