@@ -52,7 +52,7 @@ OTHERS = {"timm": timms, "transformers": transformers_}
 def levels_apart(folder: Path, form: str, image: Image.Image, weights: Path) -> torch.Tensor:
     """Differences of the pixels, of 255 levels."""
     model, statistics = emae.load(weights), load_statistics(weights)
-    ours = EvalTransform(model.img_size, model.in_chans)(image)
+    ours = EvalTransform(model.config.img_size, model.config.in_chans)(image)
     ours = normalize(ours[None], statistics.mean, statistics.std)[0]
     return (OTHERS[form](folder)(image) - ours).abs() * 255 * torch.tensor(statistics.std).view(-1, 1, 1)
 
@@ -80,7 +80,7 @@ def test_photographs(form: str, size, patch: int, tmp_path: Path, capsys):
         assert apart.max() < 10 and apart.mean() < 0.5
     assert "its transform gives the pixels that are evaluated here, to 0." in said
     # Those of the model's size: one rule can't do both, and the export says so.
-    height, width = model.img_size
+    height, width = model.config.img_size
     alike = levels_apart(tmp_path / "out", form, tile(height, width), weights).max() < 1
     assert alike == (height > 224) == (f"but not for images of {width} x {height} pixels" not in said)
 

@@ -19,7 +19,7 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MaskedAutoencoder
-from efficient_mae.tasks.pretrain import Reconstruction
+from efficient_mae.tasks.pretrain import MethodObjective
 from tests.processes import spawn
 
 SMALL = dict(img_size=16, in_chans=1, depth=1, decoder_embed_dim=32, beta=7.0, mask_ratio=0.75)
@@ -55,7 +55,7 @@ def test_a_batch_without_a_target_has_a_loss_and_gradients_of_zero(settings: dic
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             out = model(images_of(), layout)
         assert out.loss == out.weighted_sum == 0
-        assert out.prediction.shape == out.target.shape == (0, 16) and out.patch_loss.shape == (0,)
+        assert out.prediction.shape == out.target.shape == (0, 16) and out.errors.shape == (0,)
         for parameter, gradient in zip(model.parameters(), torch.autograd.grad(out.loss, list(model.parameters()))):
             assert gradient.shape == parameter.shape and not gradient.any()
     with torch.no_grad():
@@ -105,7 +105,7 @@ def step_of(processes: Processes, parallel: str, batches: list[TrainBatch]) -> t
     model = model_of()
     trained = parallelize(model, processes, parallel=parallel)
     step = Step(
-        trained, build_adamw(model, 0.05), Reconstruction(ImageStatistics((0.5,), (0.5,))), processes, lambda _: 1e-3
+        trained, build_adamw(model, 0.05), MethodObjective(ImageStatistics((0.5,), (0.5,))), processes, lambda _: 1e-3
     )
     loss, norm = step.backward(0, batches)
     gradients = [whole_tensor(parameter.grad).clone() for parameter in model.parameters()]
@@ -170,7 +170,7 @@ def test_a_process_or_micro_batch_without_a_target_weighs_nothing(over_processes
 def test_a_step_without_a_target_has_no_gradient_and_no_loss_in_the_log():
     model = model_of()
     optimizer = build_adamw(model, 0.05)
-    objective = Reconstruction(ImageStatistics((0.5,), (0.5,)))
+    objective = MethodObjective(ImageStatistics((0.5,), (0.5,)))
     step, window = Step(model, optimizer, objective, ALONE, lambda _: 1e-3, clip_grad=1.0), Window(ALONE)
 
     def do(index: int, *targets: bool) -> float:
