@@ -17,6 +17,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ def _seeds():
     return [call for call in torch.cuda._lazy_seed_tracker.get_calls() if call]
 
 
+def differences(before: dict[str, str], patience: float = 5.0) -> list[str]:
+    """What isn't as before; threads and processes that are told to end take a moment."""
+    deadline = time.monotonic() + patience
+    while found := sorted(name for name, value in state().items() if value != before[name]):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return found
+
+
 def kept_addresses() -> int:
     """MiB that the allocator keeps of 128 that are let go."""
     import torch
@@ -125,7 +136,6 @@ def set_up() -> None:
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002
     PIL.Image.MAX_IMAGE_PIXELS = 10**8
-    PIL.Image.init()  # as PIL does by itself, before it reads or writes any but the usual formats
     matplotlib.rcParams["font.size"] = 7
     datasets.enable_progress_bars()
     tqdm([], disable=True)  # which starts a thread, and settles how processes are started; datasets uses it
@@ -240,6 +250,8 @@ def told(command: str) -> tuple[bool, str | None]:
 
 
 def main(folder: Path) -> None:
+    import PIL.Image
+
     from tests.tasks.labelled import write_labelled
 
     os.chdir(folder)
@@ -248,10 +260,11 @@ def main(folder: Path) -> None:
     commands = {command: told(command) for command in COMMANDS}
     changed, said, sys.stdout = {}, sys.stdout, sys.stderr
     for name, function in CALLS.items():
+        if name != "import":
+            PIL.Image.init()  # as PIL does by itself, before it reads or writes any but the usual formats
         before = state()
         function()
-        after = state()
-        changed[name] = sorted(setting for setting in before if before[setting] != after[setting])
+        changed[name] = differences(before)
     print(json.dumps({"changed": changed, "commands": commands}), file=said)
 
 
