@@ -124,7 +124,7 @@ def test_a_sharded_checkpoint_is_plain_files_and_loads_like_any_other(runs: Path
     pictures = torch.randn(2, 1, 16, 16)
     expected = emae.load(runs / "fsdp2" / "encoder.safetensors").forward_features(pictures)
     for path in (runs / "fsdp2", checkpoint):
-        assert torch.equal(emae.load(path).forward_features(pictures), expected)
+        assert torch.equal(emae.load(path).backbone.forward_features(pictures), expected)
 
 
 @pytest.mark.parametrize("shard", [1, 2])
