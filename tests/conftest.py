@@ -1,5 +1,7 @@
 """Every test runs with the shapes and types in the package's signatures checked."""
 
+import atexit
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -48,6 +50,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 
 # Files of long tests: were one of them begun last, the other processes would wait for its end.
 LONG = ("test_kill", "test_pretrain_processes", "test_preemption", "test_same_results", "test_children", "test_house")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: every run looks for garbage before it starts, and needn't look there."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

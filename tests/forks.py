@@ -4,7 +4,6 @@ So a test can start a run dozens of times, and kill it. The server is a process 
 anything has threads, which don't survive a fork.
 """
 
-import importlib
 import json
 import os
 import resource
@@ -18,9 +17,6 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from tests.processes import free_port, survivors
-
-# What a run imports only when it needs it.
-LAZY = ("torch.utils.tensorboard", "torch._dynamo", "torch.nn.parallel", "efficient_mae.report.report")
 
 
 class Ended(NamedTuple):
@@ -136,11 +132,8 @@ class ForkServer:
 
 def _serve(requests: IO[str]) -> None:
     import efficient_mae.cli
+    import tests.imported  # noqa: F401
 
-    for name in LAZY:
-        importlib.import_module(name)
-    for command in efficient_mae.cli.COMMANDS.values():
-        assert command.run and command.show
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread would not survive the fork"
     for line in iter(requests.readline, ""):
         request = json.loads(line)

@@ -49,17 +49,13 @@ def _processes() -> Iterator[Process]:
                 yield Process(int(folder.name), int(group), command, (folder / "environ").read_bytes())
 
 
-# What the server imports from which processes are forked.
-IMPORTED = ("efficient_mae.cli", "torch._dynamo", "torch.distributed.fsdp", "torch.nn.parallel")
-
-
 def spawn(world_size: int, function: Callable, *arguments, method: str = "forkserver") -> None:
     """Call `function(rank, *arguments)` in processes for which all is set that torchrun sets.
 
     Args:
         method: how they are started; `spawn` takes seconds, and ends them as Python ends a program.
     """
-    mp.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    mp.get_context("forkserver").set_forkserver_preload(["tests.imported"])
     start = (_start, (world_size, free_port(), function, arguments))
     mp.start_processes(*start, nprocs=world_size, start_method=method)
 
