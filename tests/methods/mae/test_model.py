@@ -44,7 +44,7 @@ def parameter_pairs(ours, theirs, gradient: bool = False):
     yield get(ours.mask_token), get(theirs.decoder.mask_token)
     modules = [
         (ours.backbone.patch_embed.proj, theirs.vit.embeddings.patch_embeddings.projection),
-        (ours.norm, theirs.vit.layernorm),
+        (ours.backbone.norm, theirs.vit.layernorm),
         (ours.decoder_embed, theirs.decoder.decoder_embed),
         (ours.decoder_norm, theirs.decoder.decoder_norm),
         (ours.decoder_pred, theirs.decoder.decoder_pred),

@@ -57,8 +57,8 @@ def test_a_model_is_that_of_pixels(in_chans: int, norm_pix_loss: bool):
     difficulty = out.difficulty[out.predicted]
     expected = emae.difficulty_flatten_loss(out.prediction, torch.stack(truth), difficulty)
     torch.testing.assert_close(out.loss, expected)
-    tokens = model.patch_embed(images)
-    weight, bias = model.patch_embed.proj.weight[:, :, 0, 0], model.patch_embed.proj.bias
+    tokens = model.backbone.patch_embed(images)
+    weight, bias = model.backbone.patch_embed.proj.weight[:, :, 0, 0], model.backbone.patch_embed.proj.bias
     torch.testing.assert_close(tokens, images.permute(0, 2, 3, 1).flatten(1, 2) @ weight.T + bias)
 
     picture = model.reconstruct(images, mask)
@@ -88,7 +88,7 @@ def test_a_run_trains(tmp_path: Path):
     run = pretrain(config)
     logged = rows(run)
     assert len(logged) == 2 and all(0 < row["loss"] < 10 and row["grad_norm"] > 0 for row in logged)
-    assert emae.load(run).patch_size == 1
+    assert emae.load(run).config.patch_size == 1
 
 
 def test_a_single_number_cannot_be_normalised():
