@@ -24,6 +24,10 @@ LINE = (
 )
 
 
+# What has been counted, by what it depends on: no test counts again what another has.
+COUNTED: dict[tuple, dict[int, tuple[int, int]]] = {}
+
+
 def memory_of(
     name: str, free: float, monkeypatch: pytest.MonkeyPatch, world_size: int = 1, **settings
 ) -> BatchMemory:
@@ -50,7 +54,9 @@ def memory_of(
     objective = MethodObjective(ImageStatistics((0.5,) * 3, (0.5,) * 3))
     processes = Processes(0, world_size, ALONE.device)
     optimizer = build_adamw(model, 0.05)
-    return BatchMemory(config, processes, optimizer, model, objective, dataset, unit=unit, num_workers=8, **batching)
+    found = BatchMemory(config, processes, optimizer, model, objective, dataset, unit=unit, num_workers=8, **batching)
+    found._counts = COUNTED.setdefault((model.config, config.grad_checkpointing, config.precision, config.epochs), {})
+    return found
 
 
 def refusal(checked: BatchMemory) -> str:
