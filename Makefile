@@ -13,10 +13,20 @@ export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+INSTALL := --quiet --constraint constraints.txt --editable '.[dev]'
+# What pip's configuration says of one thing, in words.
+pip_says = $(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | xargs
+
+# uv takes a third of pip's time; what it doesn't find, or cannot do, pip might.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	UV_INDEX_STRATEGY=unsafe-best-match UV_INDEX="$$($(call pip_says,extra-index-url))" \
+	UV_DEFAULT_INDEX="$$($(call pip_says,index-url) | cut -d' ' -f1)" \
+	UV_FIND_LINKS="$$($(call pip_says,find-links) | tr ' ' ,)" \
+	SSL_CERT_FILE="$${SSL_CERT_FILE:-$$($(call pip_says,cert) | cut -d' ' -f1)}" \
+	$(BIN)/uv pip install --python $(BIN)/python $(INSTALL) \
+	|| $(BIN)/python -m pip install --no-compile $(INSTALL)
 	@touch $@
 
 demo: $(VENV)/.installed  ## pre-train a small model on bundled images (6 minutes on 2 CPU cores)
