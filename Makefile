@@ -17,7 +17,7 @@ INSTALL := --quiet --constraint constraints.txt --editable '.[dev]'
 # What pip's configuration says of one thing, in words.
 pip_says = $(BIN)/python -m pip config list | sed -n "s/^.*\.$(1)='\(.*\)'$$/\1/p" | sed 's/\\n/ /g' | xargs
 
-# uv takes a third of pip's time; what it doesn't find, or cannot do, pip might.
+# uv takes less than half of pip's time; what it doesn't find, or cannot do, pip might.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
