@@ -37,6 +37,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    capsys.readouterr()
     assert main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 

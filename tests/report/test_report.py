@@ -163,7 +163,7 @@ def test_the_snippet_loads_the_encoder(run: Path):
     exec(snippet, scope)
     image = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
-        expected = emae.load(run).forward_features(image)
+        expected = emae.load(run).backbone.forward_features(image)
         torch.testing.assert_close(scope["vit"].eval().forward_features(image), expected)
 
 
