@@ -39,7 +39,7 @@ def test_it_parses_and_is_commented(name: str):
 def test_pretraining(name: str):
     found = settings(name)
     size, patch, epochs = re.fullmatch(r".*pretrain_([a-z]+)(\d+)_(\d+)", name).groups()
-    assert found["model"] == f"mae_vit_{size}_patch{patch}" and parse_name(found["model"])
+    assert found["model"] == f"mae_vit_{size}_patch{patch}" and parse_name(found["model"], "mae")
     assert (found["epochs"], found["batch_size"], found["warmup_epochs"]) == (int(epochs), 1024, 40)
     assert (found["base_lr"], found["weight_decay"], found["decoder_depth"]) == (1.5e-4, 0.05, 8)
     method = found["mask_ratio"], found["gamma"], found["beta"]

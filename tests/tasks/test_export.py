@@ -73,10 +73,10 @@ def test_exports_are_weights_again(run: Path, tmp_path: Path):
 def test_outputs_that_differ_are_an_error_and_leave_nothing(run: Path, tmp_path: Path, monkeypatch):
     def wrong(folder: Path, model, statistics: ImageStatistics):
         with torch.no_grad():
-            model.norm.bias.add_(0.01)
+            model.backbone.norm.bias.add_(0.01)
         FORMATS["timm"].write(folder, model, statistics)
         with torch.no_grad():
-            model.norm.bias.sub_(0.01)
+            model.backbone.norm.bias.sub_(0.01)
 
     form = task.Format(wrong, FORMATS["timm"].differences, FORMATS["timm"].snippet)
     monkeypatch.setitem(task.FORMATS, "wrong", form)

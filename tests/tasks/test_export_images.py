@@ -109,7 +109,7 @@ def test_images_of_the_models_size_all_along(form: str, size, tmp_path: Path, ca
     run = pretrained(data=str(data), out=out, model=model, img_size=size, in_chans=channels, batch_size=8)
     said = exported(form, run, tmp_path / "out", capsys)
     assert levels_apart(tmp_path / "out", form, images(3), run).max() < 0.01
-    height, width = emae.load(run).img_size
+    height, width = emae.load(run).config.img_size
     assert load_statistics(run).size == load_statistics(run / "encoder.safetensors").size == (height, width)
     assert f"but not for images of other sizes than {width} x {height}, whose middle 87.5%" in said
     # What can be given to timm for the others.

@@ -13,6 +13,7 @@ from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
 import efficient_mae as emae
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.cli import main
 from efficient_mae.data import AugmentTransform, normalize, open_source, sample_rng
 from efficient_mae.data.batches.order import ResumableBatchSampler
@@ -118,7 +119,7 @@ def test_the_first_step_is_that_of_timms_own_vit(
 ):
     monkeypatch.setattr(finetune_module, "HEAD_STD", 0.5)  # else every loss is log(3), whatever the encoder does
     torch.manual_seed(3)
-    encoder = emae.create_model("mae_vit_tiny_patch4", img_size=16, in_chans=1, depth=2, decoder_depth=1)
+    encoder = emae.create_model("mae_vit_tiny_patch4", img_size=16, in_chans=1, depth=2, decoder_depth=1).backbone
     save_encoder(tmp_path / "encoder.safetensors", encoder, ImageStatistics((0.4,), (0.3,)))
     settings = config(
         data, tmp_path / "run", weights=str(tmp_path / "encoder.safetensors"), label_smoothing=smoothing,
@@ -151,7 +152,7 @@ def test_the_first_step_is_that_of_timms_own_vit(
 
 
 def test_layer_decay():
-    model = build_classifier(emae.create_model("mae_vit_tiny_patch8", img_size=32, depth=3, decoder_depth=1), 5)
+    model = build_classifier(VisionTransformer(32, 8, embed_dim=192, depth=3, num_heads=3), 5)
     optimizer = adamw(layer_decay_groups(model, weight_decay=0.05, layer_decay=0.5), (0.9, 0.999))
     set_learning_rate(optimizer, 2.0)
     group = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}

@@ -58,8 +58,10 @@ def show_info(result: dict[str, Any], console: Console) -> None:
     objective = {name: model[name] for name in ("mask_ratio", "beta", "gamma") if name in model}
     decoder = f"{cost['decoder_parameters'] / 1e6:.1f} M parameters"
     if "decoder_depth" in model:
-        blocks, width, heads = (model[f"decoder_{name}"] for name in ("depth", "embed_dim", "num_heads"))
-        decoder = f"{blocks} blocks, {width} wide, {heads} heads, {decoder}"
+        decoder = (
+            f"{model['decoder_depth']} blocks, {model['decoder_embed_dim']} wide, "
+            f"{model['decoder_num_heads']} heads, {decoder}"
+        )
     rows = {
         "image": f"{height} x {width}, {model['in_chans']} channels, {patches} patches of {model['patch_size']} px",
         "encoder": f"{model['depth']} blocks, {model['embed_dim']} wide, {model['num_heads']} heads, "

@@ -116,12 +116,12 @@ def load_own(file: Path) -> Method | VisionTransformer:
         with torch.device("meta"):  # built first, what a header describes could fill the memory
             empty = _described(header, shapes, file)
             check_architecture(shapes, empty.state_dict(), file)
-        whole = isinstance(empty, Method)
-        model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RuntimeError):  # the last of sizes that overflow
         raise _foreign(file) from None
+    whole = isinstance(empty, Method)
+    model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
     load_model(file, model)
     return model
 

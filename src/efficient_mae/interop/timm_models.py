@@ -66,7 +66,7 @@ def _architecture(model: VisionTransformer) -> str:
     return f"vit_{name}_patch{14 if name == 'huge' else 16}_224"
 
 
-def load_snippet(model: MethodConfig | VisionTransformer, file: Path) -> str:
+def load_snippet(model: Method | MethodConfig | VisionTransformer, file: Path) -> str:
     """Python that loads an exported encoder with timm and safetensors alone."""
     arguments = ", ".join(f"{name}={value}" for name, value in encoder_arguments(model).items())
     image, width = arguments.split(", embed_dim")

@@ -17,7 +17,8 @@ from efficient_mae.backbones.patches import as_pair
 from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.ranges import Pixels, PositiveInt, Settings
 
-_BACKBONE = "backbone."
+# What a backbone's names begin with in memory; in files, and wherever they are told, they don't.
+BACKBONE = "backbone."
 
 
 @runtime_checkable
@@ -126,8 +127,8 @@ class MethodConfig(MethodSettings):
         added: settings that the first versions did not write; a file without them has their defaults.
     """
 
-    method: ClassVar[str]
-    added: ClassVar[frozenset[str]] = frozenset()
+    method = ""  # no annotations: they are no fields
+    added = frozenset[str]()
 
     img_size: tuple[PositiveInt, PositiveInt] = field()
     depth: PositiveInt = field()
@@ -269,10 +270,10 @@ def _without_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, _: 
     named = dict(tensors)
     tensors.clear()
     for name, tensor in named.items():
-        tensors[prefix + name[len(prefix) :].removeprefix(_BACKBONE) if name.startswith(prefix) else name] = tensor
+        tensors[prefix + name[len(prefix) :].removeprefix(BACKBONE) if name.startswith(prefix) else name] = tensor
 
 
 def _with_prefix(module: Method, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
     for name in module.backbone.state_dict():
         if prefix + name in tensors:
-            tensors[prefix + _BACKBONE + name] = tensors.pop(prefix + name)
+            tensors[prefix + BACKBONE + name] = tensors.pop(prefix + name)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from functools import cache
 from types import new_class
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -26,7 +26,7 @@ class ModelChoice(MethodSettings):
     Called, a class of these makes an instance of what :meth:`of` gives for the model, as `Path` makes a `PosixPath`.
     """
 
-    _declared: ClassVar[Any] = None  # of a class that `of` made: what it was made of
+    _declared = cast(Any, None)  # of a class that `of` made: what it was made of (no annotation: it is no field)
 
     model: str = "mae_vit_base_patch16"
     """{method}_vit_{tiny,small,base,large,huge}_patch{P}"""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficient_mae.data import Subset, labelled, open_labelled, open_source, spread
+from efficient_mae.data import Subset, open_labelled, open_source, spread
+from efficient_mae.data.sources import labelled
 from efficient_mae.data.sources.fashion_mnist import ArraySource
 
 

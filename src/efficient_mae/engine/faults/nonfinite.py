@@ -21,7 +21,7 @@ from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.machine.parallel import local_tensor
 from efficient_mae.engine.settings import RunConfig
-from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, parameters_by_name, step_of
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import DivergedError
 
@@ -225,7 +225,7 @@ def find_non_finite(
 ) -> str | None:
     """Name of something in the modules, or kept by the optimiser, that isn't finite; every process calls this."""
     names: dict[Tensor, str] = {
-        parameter: name for module in modules.values() for name, parameter in module.named_parameters()
+        parameter: name for module in modules.values() for name, parameter in parameters_by_name(module).items()
     }
     tensors = [
         (f"{name} of the {part}", value)

@@ -19,7 +19,8 @@ from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.engine.machine.parallel import whole_tensor
 from efficient_mae.engine.prefetch import DevicePrefetcher
 from efficient_mae.engine.run import Run
-from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, parameters_by_name, step_of
+from efficient_mae.methods.base import BACKBONE
 
 
 def replay_step(run: Run, number: int) -> dict[str, Any]:
@@ -49,12 +50,13 @@ def replay_step(run: Run, number: int) -> dict[str, Any]:
     for before in range(first, index):
         step(before, prefetcher.take())
     micro_batches = prefetcher.take()
-    weights = [name for name, value in run.model.named_parameters() if not _is_finite(value)]
+    weights = [name for name, value in parameters_by_name(run.model).items() if not _is_finite(value)]
     loss, norm = step.backward(index, micro_batches)
     loss = processes.sum(loss.clone())
     step.optimizer.zero_grad(set_to_none=True)
     module, shares = _look_into(run, step, index, micro_batches)
-    gradients = [n for n, p in run.model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
+    named = parameters_by_name(run.model).items()
+    gradients = [name for name, p in named if p.grad is not None and not _is_finite(p.grad)]
     pairs = islice(run.pairs(index), run.config.accum_iter)
     samples = [
         {"epoch": epoch, "index": index, "name": run.source.sample_name(image), "loss": plain(share)}
@@ -110,7 +112,7 @@ def _first_non_finite(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
             )
 
     def hook(name: str):
-        return lambda module, inputs, output: look(name, module, inputs, output)
+        return lambda module, inputs, output: look(name.removeprefix(BACKBONE), module, inputs, output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
     try:
