@@ -15,12 +15,12 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 import efficient_mae as emae
-from efficient_mae.cli import main, recipes
+from efficient_mae.cli import main
 from efficient_mae.commands import COMMANDS
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.ranges import NonNegativeInt, Pixels, Positive, PositiveInt, Seed, Share, check_range
-from efficient_mae.study.presets import recipe_settings
+from efficient_mae.recipes import recipe_settings, recipes
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 CONFIGS = {name: command.config for name, command in COMMANDS.items()}

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from efficient_mae.backbones.sizes import parse_name
-from efficient_mae.cli import build_parser, recipes
+from efficient_mae.cli import build_parser
+from efficient_mae.recipes import recipes
 
 COMMAND = {"pretrain": "pretrain", "mae_pretrain": "pretrain", "demo": "pretrain", "finetune": "finetune"}
 PRETRAINING = [

@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from efficient_mae.errors import (
     did_you_mean,
 )
 from efficient_mae.ranges import Settings, describe, shown
+from efficient_mae.recipes import recipes
 
 # What a disk says that cannot be written to, by the system's numbers.
 _DISK = {
@@ -186,12 +186,6 @@ def _add_flags(parser: ArgumentParser, command: Command, config: type[Settings])
 
 
 _DESCRIPTION = "Pre-train Vision Transformers as masked autoencoders, at mask ratio 0.85 and above."
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that ship with the package, by name."""
-    folder = Path(str(files("efficient_mae.recipes")))
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def _with_scratch(arguments: list[str]) -> list[str]:

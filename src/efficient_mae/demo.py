@@ -3,16 +3,15 @@
 import json
 import time
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from efficient_mae.console import say
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.ranges import Settings
+from efficient_mae.recipes import recipe_settings
 from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report
 from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
@@ -40,11 +39,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         InputError: the directory holds another run.
     """
     begin = time.monotonic()
-    recipe = yaml.safe_load(files("efficient_mae.recipes").joinpath("demo.yaml").read_text())
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()
-    }
-    run = pretrain(PretrainConfig(**settings, out=config.out, device=config.device))
+    run = pretrain(PretrainConfig(**recipe_settings("demo"), out=config.out, device=config.device))
     say("classifying 2,000 held-out images by their nearest neighbours")
     result = knn(KnnConfig(weights=str(run), device=config.device))
     replace_file(run / "knn.json", json.dumps(result, indent=1).encode())

@@ -78,6 +78,15 @@ def broken_library(error: Exception) -> str | None:
     return f"a library cannot be imported ({said}): install it again; torch and torchvision must match"
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is spelt most like an unknown one, if any is like it.
+
+    Args:
+        cutoff: least likeness, from 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """A suggestion to append to an error about an unknown name; empty if no known one is near.
 
@@ -86,5 +95,5 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
         prefix: goes before the name that is suggested.
     """
     known = list(known)
-    found = difflib.get_close_matches(name, known, n=1) or [one for one in known if name in one.split("_")]
-    return f"; did you mean {prefix}{found[0]}?" if found else ""
+    found = nearest(name, known) or next((one for one in known if name in one.split("_")), None)
+    return f"; did you mean {prefix}{found}?" if found else ""

@@ -48,6 +48,11 @@ class Flat(Generic[T]):
         """The object; its tensors are views of the buffer."""
         return _Unpickler(io.BytesIO(self.skeleton), self.buffer).load()
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return self.buffer.nbytes
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Flat[T]":
         """The same on another device."""
         return Flat(self.skeleton, self.buffer.to(device, non_blocking=non_blocking))

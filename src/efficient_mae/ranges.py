@@ -7,7 +7,7 @@ than 0 holds for the command line, for recipes and for Python alike.
 import inspect
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import reduce
 from itertools import repeat
@@ -68,6 +68,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name, declared in self.ranges.items():
             check_range(name, getattr(self, name), declared)
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read from YAML or JSON, which know lists alone, as they are in Python."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def check_range(name: str, value: Any, declared: Any) -> None:

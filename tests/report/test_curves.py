@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from efficient_mae.errors import InputError
-from efficient_mae.report.curves import cost_bars, difficulty_figure, loss_curve, png_data_uri, svg_data_uri
+from efficient_mae.pictures import png
+from efficient_mae.report.curves import cost_bars, data_uri, difficulty_figure, loss_curve, svg_data_uri
 from efficient_mae.report.difficulty_profile import DifficultyProfile
 
 
@@ -71,4 +72,4 @@ def test_cost_bars_are_as_long_as_the_costs():
     (ax,) = cost_bars(7.2, 9.6, "this run").axes
     assert [bar.get_width() for bar in ax.patches] == [9.6, 7.2]  # pyright: ignore[reportAttributeAccessIssue]
     assert [text.get_text() for text in ax.texts] == ["9.6", "7.2  (75%)"]
-    assert decoded(png_data_uri(cost_bars(1.0, 1.0, "this run"), dpi=50))[:4] == b"\x89PNG"
+    assert decoded(data_uri(png(cost_bars(1.0, 1.0, "this run"), dpi=50), "image/png"))[:4] == b"\x89PNG"

@@ -1,10 +1,9 @@
 """Model sizes by name: `{method}_vit_{tiny,small,base,large,huge}_patch{P}`."""
 
-import difflib
 import re
 from dataclasses import dataclass
 
-from efficient_mae.errors import InputError
+from efficient_mae.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,6 @@ def parse_name(name: str, method: str) -> tuple[Size, int]:
         return SIZES[match[1]], int(match[2])
     patch = (re.search(r"[0-9]+$", name) or ["16"])[0]
     names = [f"{method}_vit_{size}_patch{patch}" for size in SIZES]
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    near = nearest(name, names, cutoff=0.4)
+    hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown model {name!r}: {hint}Names are {method}_vit_{{{','.join(SIZES)}}}_patch{{P}}")

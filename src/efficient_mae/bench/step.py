@@ -6,7 +6,6 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from efficient_mae.engine.machine.memory import is_out_of_memory
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
 from efficient_mae.masking import MaskSettings, p2dist
+from efficient_mae.pictures import png
 from efficient_mae.ranges import PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
@@ -251,9 +251,7 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "step.json", (json.dumps(result, indent=1) + "\n").encode())
-        picture = BytesIO()
-        draw_step(result).savefig(picture, format="png", dpi=150)
-        replace_file(folder / "step.png", picture.getvalue())
+        replace_file(folder / "step.png", png(draw_step(result)))
     except OSError as error:
         raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
 

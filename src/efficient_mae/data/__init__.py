@@ -16,7 +16,7 @@ from efficient_mae.data.images.transforms import (
 )
 from efficient_mae.data.sources.describe import ImageSummary, common_size, describe_images
 from efficient_mae.data.sources.labelled import LabelledData, open_labelled
-from efficient_mae.data.sources.registry import Source, open_source
+from efficient_mae.data.sources.registry import Source, open_held_out, open_source
 from efficient_mae.data.sources.subset import Subset, spread
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "make_eval_loader",
     "make_train_loader",
     "normalize",
+    "open_held_out",
     "open_image",
     "open_labelled",
     "open_source",

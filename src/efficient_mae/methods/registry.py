@@ -1,11 +1,10 @@
 """The methods of pre-training, by name, and the models by theirs."""
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
 from efficient_mae.backbones.sizes import parse_name
-from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.errors import InputError, did_you_mean, nearest
 from efficient_mae.methods.base import Method, MethodConfig
 from efficient_mae.methods.mae.model import MaskedAutoencoder
 
@@ -28,7 +27,7 @@ def method_of(model: str) -> type[Method]:
     """
     name = model.partition("_")[0]
     if name not in METHODS:
-        name = (difflib.get_close_matches(name, METHODS, n=1) or [*METHODS])[0]
+        name = nearest(name, METHODS) or next(iter(METHODS))
         parse_name(model, name)  # raises: it isn't one of these either
     return METHODS[name]
 

@@ -5,7 +5,6 @@ Drawn with matplotlib's object-oriented interface alone, on white, so that they 
 
 import base64
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from efficient_mae.errors import InputError
+from efficient_mae.pictures import svg
 from efficient_mae.report.difficulty_profile import DifficultyProfile
 
 _INK = "#1d232b"
@@ -136,16 +136,7 @@ def cost_bars(gmacs: float, mae_gmacs: float, label: str) -> Figure:
 
 def svg_data_uri(figure: Figure) -> str:
     """The figure as an SVG image that a page holds in itself."""
-    file = BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    return data_uri(file.getvalue(), "image/svg+xml")
-
-
-def png_data_uri(figure: Figure, dpi: int = 150) -> str:
-    """The figure as a PNG image that a page holds in itself."""
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
-    return data_uri(file.getvalue(), "image/png")
+    return data_uri(svg(figure), "image/svg+xml")
 
 
 def data_uri(content: bytes, media_type: str) -> str:

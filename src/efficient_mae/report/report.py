@@ -16,7 +16,7 @@ from torch import Tensor
 
 from efficient_mae import __version__
 from efficient_mae.bench.flops import Cost, model_cost
-from efficient_mae.data import EvalTransform, UnreadableImage, normalize, open_source
+from efficient_mae.data import EvalTransform, UnreadableImage, normalize, open_held_out
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
@@ -24,12 +24,12 @@ from efficient_mae.interop import ImageStatistics, find_weights, load_snippet, l
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.schedules import NORM_MASK_RATIO
 from efficient_mae.methods import Method, MethodConfig
+from efficient_mae.pictures import png
 from efficient_mae.report.curves import (
     cost_bars,
     data_uri,
     difficulty_figure,
     loss_curve,
-    png_data_uri,
     svg_data_uri,
 )
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
@@ -88,10 +88,7 @@ def read_samples(data: str, config: MethodConfig, statistics: ImageStatistics) -
     Raises:
         InputError: the source cannot be opened, or none of the images can be read.
     """
-    try:
-        source, split = open_source(data, "test"), "test"
-    except InputError:
-        source, split = open_source(data, "train"), "train"
+    source, split = open_held_out(data)
     transform = EvalTransform(config.img_size, config.in_chans)
     images = []
     for index in np.unique(np.linspace(0, len(source) - 1, PROFILE_IMAGES).round().astype(int)):
@@ -191,7 +188,7 @@ def _panels(
     images = samples.pixels[torch.from_numpy(spread)]
     plan = model.plan(len(images), generator=torch.Generator().manual_seed(0))
     figure = draw_panel(model, images, plan, statistics, title="the run's last checkpoint")
-    return [] if figure is None else [("the run's last checkpoint", png_data_uri(figure))]
+    return [] if figure is None else [("the run's last checkpoint", data_uri(png(figure), "image/png"))]
 
 
 def _epoch_of(panel: Path) -> str:

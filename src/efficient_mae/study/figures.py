@@ -9,9 +9,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from efficient_mae.data import EvalTransform, PretrainTransform, Source, normalize, open_source, spread
+from efficient_mae.data import EvalTransform, PretrainTransform, normalize, open_held_out, spread
 from efficient_mae.data.batches.order import sample_rng
-from efficient_mae.errors import InputError
 from efficient_mae.interop import load_statistics, load_whole
 from efficient_mae.masking import p2dist, random_masking
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
@@ -85,19 +84,11 @@ def _profile(run: Path, settings: dict[str, Any], data: str, edges: np.ndarray):
     model = load_whole(run)
     scale = settings.get("crop_scale", (0.2, 1.0))
     transform = PretrainTransform(model.config.img_size, model.config.in_chans, scale=scale)
-    source = spread(_held_out(data), _IMAGES)
+    source = spread(open_held_out(data)[0], _IMAGES)
     pixels = torch.stack([transform(source.image(i), sample_rng(0, 0, i, "crop")) for i in range(len(source))])
     statistics = load_statistics(run)
     images = normalize(pixels, statistics.mean, statistics.std)
     return loss_by_difficulty(model, images.split(_BATCH), edges, masks=_MASKS, gamma=GAMMA)
-
-
-def _held_out(data: str) -> Source:
-    """The held-out part of the data; all of it where there is none."""
-    try:
-        return open_source(data, "test")
-    except InputError:
-        return open_source(data, "train")
 
 
 def figure_3(run: Path, data: str, title: str, path: Path) -> None:
@@ -115,7 +106,7 @@ def figure_3(run: Path, data: str, title: str, path: Path) -> None:
 
 
 def _whole_images(data: str, img_size: tuple[int, int], in_chans: int) -> UInt8[Tensor, "B C h w"]:
-    source = spread(_held_out(data), _PANEL_IMAGES)
+    source = spread(open_held_out(data)[0], _PANEL_IMAGES)
     transform = EvalTransform(img_size, in_chans)
     return torch.stack([transform(source.image(index)) for index in range(len(source))])
 

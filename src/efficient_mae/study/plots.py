@@ -1,7 +1,6 @@
 """The studies' pictures; drawn with matplotlib's object-oriented interface alone, on white."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.pictures import png
 
 _BLUE, _ORANGE, _GREY, _INK = "#2458d3", "#e0700c", "#a3abb8", "#5b6470"
 _SERIES = (_BLUE, _ORANGE, "#2a8f5b", "#8a4fc7")
@@ -146,6 +146,4 @@ def _figure(width: float, height: float, parts: int, *, rows: bool = False, shar
 
 def _save(figure: Figure, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=10)
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    replace_file(path, picture.getvalue())
+    replace_file(path, png(figure))

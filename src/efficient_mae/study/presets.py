@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import torch
-import yaml
 
 from efficient_mae.errors import InputError
 from efficient_mae.methods import MethodConfig
+from efficient_mae.recipes import recipe_settings
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
 
@@ -66,12 +65,6 @@ class Preset:
             return dict(self.finetune)
         size = next(size for size in ("base", "large", "huge") if f"_{size}" in cell.recipe)
         return recipe_settings(f"finetune_{size}")
-
-
-def recipe_settings(name: str) -> dict[str, Any]:
-    """What a recipe of the package sets."""
-    settings = yaml.safe_load(files("efficient_mae.recipes").joinpath(f"{name}.yaml").read_text())
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def model_config(settings: Mapping[str, Any]) -> MethodConfig:

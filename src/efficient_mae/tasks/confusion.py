@@ -1,7 +1,6 @@
 """A picture of which classes a classifier takes for which."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.pictures import png
 
 # Beyond so many classes, names and numbers would be too small to read.
 _MOST_NAMED = 30
@@ -43,7 +43,5 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], t
                 ink = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", color=ink, fontsize=7)
     figure.colorbar(image, ax=axes, label="share of the class' images", shrink=0.8)
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=_DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, picture.getvalue())
+    replace_file(path, png(figure, _DPI))

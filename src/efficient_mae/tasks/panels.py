@@ -6,7 +6,6 @@ process. Letters: B images, C channels, h x w pixels, H x W patches.
 
 import textwrap
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +29,7 @@ from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, Plan
 from efficient_mae.methods.mae import MAEConfig, MAEOutput
+from efficient_mae.pictures import png
 
 # Rows of a panel; a longer batch is cut.
 MAX_ROWS = 6
@@ -121,10 +121,8 @@ def draw_panel(
         return None
     figure = _draw(_gather(images, painted, out, statistics), cast(MAEConfig, model.config), title)
     if path is not None:
-        picture = BytesIO()
-        figure.savefig(picture, format="png", dpi=DPI)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, picture.getvalue())
+        replace_file(path, png(figure, DPI))
     return figure
 
 

@@ -20,13 +20,13 @@ from efficient_mae.data import (
     UnreadableImage,
     common_size,
     normalize,
+    open_held_out,
     open_source,
 )
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
-from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.methods import Method, Output, Plan
 from efficient_mae.tasks.knn_monitor import KnnMonitor
@@ -208,10 +208,7 @@ class PretrainRun(Run):
     @cached_property
     def _panel_images(self) -> Tensor:
         """A few readable images, held-out ones if the source has them; uint8 (B, C, h, w)."""
-        try:
-            source = open_source(self.config.data, "test")
-        except InputError:
-            source = self.source
+        source, _ = open_held_out(self.config.data)
         transform = EvalTransform(self.model.config.img_size, self.model.config.in_chans)
         images = []
         for index in range(0, len(source), max(1, len(source) // PANEL_IMAGES)):

@@ -37,9 +37,7 @@ class EvalBatch:
     @property
     def num_bytes(self) -> int:
         """Of its tensors."""
-        held = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        tensors = [value.buffer if isinstance(value, Flat) else value for value in held]
-        return sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+        return sum(getattr(value, "nbytes", 0) for value in vars(self).values())
 
     def pin_memory(self: Batch) -> Batch:
         """The batch in page-locked memory, with everything in it that can be; DataLoader calls this."""
@@ -51,8 +49,7 @@ class EvalBatch:
 
     def _map(self: Batch, method: str, function: Callable[[Any], Any]) -> Batch:
         """The batch with the function applied to all fields that have the method."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {name: function(value) for name, value in fields.items() if hasattr(value, method)}
+        moved = {name: function(value) for name, value in vars(self).items() if hasattr(value, method)}
         return dataclasses.replace(self, **moved)
 
 

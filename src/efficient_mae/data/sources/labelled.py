@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from efficient_mae.data.sources.registry import Source, open_source
+from efficient_mae.data.sources.registry import Source, open_held_out, open_source
 from efficient_mae.data.sources.subset import Subset
 from efficient_mae.errors import InputError
 
@@ -46,7 +46,7 @@ def open_labelled(spec: str, held_out: str | None = None) -> LabelledData:
         only = classes[next(iter(present))]
         raise InputError(f"data={spec}: all {len(train)} images are of one class, {only!r}; give two at least")
     setting, where = ("data", spec) if held_out is None else ("val_data", held_out)
-    test = open_source(spec, "test") if held_out is None else _open_held_out(held_out)
+    test = open_source(spec, "test") if held_out is None else open_held_out(held_out)[0]
     names = _classes(test, setting, where)
     used = np.unique(_checked_labels(test, setting, where)).tolist()
     number = {name: label for label, name in enumerate(classes)}
@@ -65,13 +65,6 @@ def labels_of(source: Source) -> Int64[np.ndarray, " N"]:
     """The labels of all images, -1 for an image without one."""
     labels = (source.label(index) for index in range(len(source)))
     return np.fromiter((-1 if label is None else label for label in labels), np.int64, len(source))
-
-
-def _open_held_out(spec: str) -> Source:
-    try:
-        return open_source(spec, "test")
-    except InputError:
-        return open_source(spec, "train")
 
 
 def _classes(source: Source, setting: str, spec: str) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from efficient_mae.data.sources.fashion_mnist import open_full, open_sample
 from efficient_mae.data.sources.folder import open_folder
 from efficient_mae.data.sources.hub import open_hub
 from efficient_mae.data.sources.shards import open_shards
-from efficient_mae.errors import InputError
+from efficient_mae.errors import InputError, nearest
 
 
 @runtime_checkable
@@ -82,6 +81,18 @@ def open_source(spec: str, split: str = "train") -> Source:
     raise InputError(_why_not(spec, path))
 
 
+def open_held_out(spec: str) -> tuple[Source, str]:
+    """The held-out part of what `spec` names, and "test"; where there is none the images themselves, and "train".
+
+    Raises:
+        InputError: there is no such thing, or no image in it.
+    """
+    try:
+        return open_source(spec, "test"), "test"
+    except InputError:
+        return open_source(spec, "train"), "train"
+
+
 def _why_not(spec: str, path: Path) -> str:
     if path.is_file():
         scheme = {".tar": "wds", ".parquet": "hf", ".arrow": "hf"}.get(path.suffix)
@@ -89,9 +100,9 @@ def _why_not(spec: str, path: Path) -> str:
         return f"{spec} is a file, not a folder of images: {mend}"
     scheme = re.match(r"([\w+-]{2,}):", spec)
     if scheme:
-        near = difflib.get_close_matches(scheme[1].lower(), SCHEMES, n=1, cutoff=0.4)
-        problem, suggestion = f"unknown kind of data {scheme[0]!r} in {spec!r}", [f"{name}:" for name in near]
+        near = nearest(scheme[1].lower(), SCHEMES, cutoff=0.4)
+        problem, suggestion = f"unknown kind of data {scheme[0]!r} in {spec!r}", near and f"{near}:"
     else:
-        problem, suggestion = f"no such folder: {spec!r}", difflib.get_close_matches(spec, NAMED, n=1)
-    hint = f"did you mean {suggestion[0]!r}? " if suggestion else ""
+        problem, suggestion = f"no such folder: {spec!r}", nearest(spec, NAMED)
+    hint = f"did you mean {suggestion!r}? " if suggestion else ""
     return f"{problem}; {hint}accepted: {ACCEPTED}"

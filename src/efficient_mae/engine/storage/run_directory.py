@@ -15,7 +15,7 @@ from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.storage.durable import PARTIAL, clear_partial, replace_file
 from efficient_mae.engine.storage.plain_files import parse_json, parse_yaml
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import Settings
+from efficient_mae.ranges import Settings, with_tuples
 
 # Where nothing can be made, by the system's numbers: another user's folder, a disk that can only be read, /proc.
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
@@ -73,7 +73,7 @@ class RunRecord:
             written = f"{SETTINGS}, written by {self.version or 'an early version'}"
             what = "is missing" if name in known else f"is {values[name]!r}, and no setting of {__version__}"
             raise InputError(f"{written}: {name} {what}")
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return kind(**with_tuples(values))
 
 
 def claim_run_directory(
