@@ -85,9 +85,12 @@ def test_a_step_that_it_skips_is_replayed(
         hot = (images == 255).flatten(1).all(dim=1)[:, None, None, None]
         return torch.where(hot, torch.inf, normalize(images, mean, std))
 
+    steps: list[toy.Colour] = []
+    monkeypatch.setattr(toy.Colour, "after_step", steps.append)
     monkeypatch.setattr(pretrain, "normalize", white_is_infinite)
     out = tmp_path / "run"
     assert main(["pretrain", *flags(data=images, out=out, **RUN | {"epochs": 2})]) == 0
+    assert len(steps) == len(rows(out)) == 2 * (120 // 16)
     found = result_of(capsys, "replay", "--run", str(out))
     assert found["reproduced"]
     bad = [sample["name"] for sample in found["samples"] if isinstance(sample["loss"], str)]

@@ -150,6 +150,9 @@ class PretrainRun(Run):
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.model.config, self.statistics)
 
+    def after_step(self) -> None:
+        self.model.after_step()
+
     def finished(self) -> None:
         model = self._whole_model()
         if self.processes.is_main:
