@@ -86,7 +86,7 @@ def test_a_step_that_it_skips_is_replayed(
         return torch.where(hot, torch.inf, normalize(images, mean, std))
 
     steps: list[toy.Colour] = []
-    monkeypatch.setattr(toy.Colour, "after_step", steps.append)
+    monkeypatch.setattr(toy.Colour, "after_step", lambda method: steps.append(method))
     monkeypatch.setattr(pretrain, "normalize", white_is_infinite)
     out = tmp_path / "run"
     assert main(["pretrain", *flags(data=images, out=out, **RUN | {"epochs": 2})]) == 0
