@@ -30,6 +30,15 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook("efficient_mae", CHECKER)
 
 
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What the command line tells its own process, which here is pytest's, is no longer told to the next test's."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_index_cache(tmp_path_factory: pytest.TempPathFactory):
     """Indices of shards are kept apart from the user's."""
