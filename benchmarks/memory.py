@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from efficient_mae.data import EvalTransform, UnreadableImage, open_source, shard_index
+from efficient_mae.data import EvalTransform, UnreadableImage, open_source
 from efficient_mae.data.batches.datasets import EvalDataset
 from efficient_mae.data.batches.loader import _loader
+from efficient_mae.data.sources import shard_index
 from efficient_mae.data.sources.folder import FolderSource
 from efficient_mae.data.sources.names import PackedNames
 from efficient_mae.engine.machine.facts import describe_machine

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if (name := called(arguments)) is not None:
+        for variable, value in COMMANDS[name].environment.items():
+            os.environ.setdefault(variable, value)
     config = config_of(arguments)
     parser = build_parser(arguments)
     try:
@@ -125,13 +128,14 @@ def config_of(arguments: Sequence[str]) -> type[Settings] | None:
     name = called(arguments)
     if name is None:
         return None
-    given = dict(pairwise(arguments))
-    given |= {flag: value for flag, equals, value in (one.partition("=") for one in arguments) if equals}
-    model = given.get("--model")
-    if model is None and "--config" in given:
-        recipe = _recipe(given["--config"], name)
-        settings = parse_yaml(recipe.encode() if "\n" in recipe else Path(recipe).read_bytes(), given["--config"])
-        model = settings.get("model") if isinstance(settings, dict) else None
+    model = None
+    for flag, value in _pairs(arguments):  # the last one counts
+        if flag == "--model":
+            model = value
+        elif flag == "--config":
+            recipe = _recipe(value, name)
+            settings = parse_yaml(recipe.encode() if "\n" in recipe else Path(recipe).read_bytes(), value)
+            model = settings.get("model", model) if isinstance(settings, dict) else model
     try:
         return COMMANDS[name].config_of(model if isinstance(model, str) else None)
     except InputError:
@@ -140,6 +144,13 @@ def config_of(arguments: Sequence[str]) -> type[Settings] | None:
         if (reason := broken_library(error)) is None:
             raise
         raise InputError(reason) from None
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(flag, value) in the order in which they are given, and pairs that are none."""
+    for first, second in pairwise([*arguments, ""]):
+        flag, equals, value = first.partition("=")
+        yield flag, value if equals else second
 
 
 def build_parser(arguments: Sequence[str]) -> ArgumentParser:

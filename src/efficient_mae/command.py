@@ -1,7 +1,7 @@
 """What a subcommand of `emae` is; `commands.py` names those there are."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
@@ -20,6 +20,7 @@ class Command:
         display: prints that for a person.
         help: one line.
         preparation: tells the process, which is the command's alone, what suits it on a device.
+        environment: variables that it is given before anything is imported, unless they are set.
     """
 
     settings: str | type[Settings]
@@ -27,6 +28,7 @@ class Command:
     display: str | Callable[..., None]
     help: str
     preparation: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> type[Settings]:

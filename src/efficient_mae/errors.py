@@ -2,6 +2,7 @@
 
 import difflib
 import signal
+import sys
 import traceback
 from collections.abc import Iterable
 
@@ -66,7 +67,8 @@ def broken_library(error: Exception) -> str | None:
     # What an ImportError could not import, or import from; the file that a SyntaxError is in.
     missing = str(getattr(error, "name", None) or getattr(error, "filename", None) or "")
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    packages = [name.partition(".")[0] for name in frames if "importlib" not in name and name != "pkgutil"]
+    # Python's own modules raise for whoever called them.
+    packages = [top for name in frames if (top := name.partition(".")[0]) not in sys.stdlib_module_names]
     library = packages[-1] if packages else _OWN
     asked_by_us = library in (_OWN, "__main__")
     lacking = isinstance(error, ImportError | AttributeError | SyntaxError)

@@ -1,6 +1,8 @@
 """A method of 75 lines that the house has never seen does all that MAE does: a guest, registered in one call."""
 
+import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from safetensors.torch import load_file
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import normalize
-from efficient_mae.interop import load_config
-from efficient_mae.tasks import pretrain
+from efficient_mae.interop import ImageStatistics, load_config
+from efficient_mae.methods import MethodSettings, Output, register
+from efficient_mae.tasks import pretrain, pretrain_config
+from efficient_mae.tasks.panels import draw_panel
+from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.methods import toy
 from tests.tasks.conftest import assert_same_result, flags, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
@@ -138,3 +143,66 @@ def test_what_it_cannot_do_is_one_line(run: Path, data: Path, tmp_path: Path, ca
     assert "a model of colour predicts no pixels" in capsys.readouterr().err
     assert main(["export", *flags(weights=run, out=tmp_path / "hf", format="transformers")]) == 2
     assert "colour" in capsys.readouterr().err
+
+
+class Painter(toy.Colour):
+    """A guest that fills hidden patches with their colours."""
+
+    def paint(self, images: torch.Tensor, out: Output) -> torch.Tensor:
+        hidden = out.mask.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return images.masked_fill(hidden[:, None], 0.0)
+
+
+def test_what_it_paints_is_drawn(run: Path, tmp_path: Path):
+    model = Painter(load_config(run))
+    statistics = ImageStatistics((0.5,), (0.5,))
+    figure = draw_panel(
+        model, torch.randn(3, 1, 16, 16), model.plan(3), statistics, title="", path=tmp_path / "a.png"
+    )
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    words = " ".join(text.get_text() for text in figure.texts)
+    assert "P²Dist" in words and "7 of 16 patches hidden" in words and "beta" not in words
+
+
+def test_settings_keep_to_one_method():
+    given = PretrainConfig(data="d", out="o", **MODEL)
+    assert type(given) is PretrainConfig.of(MODEL["model"]) and dataclasses.replace(given, hidden=0.2).hidden == 0.2
+    assert pickle.loads(pickle.dumps(given)) == given
+    with pytest.raises(ValueError, match="model=mae_vit_tiny_patch4: of another method"):
+        dataclasses.replace(given, model="mae_vit_tiny_patch4")
+
+
+def test_the_last_model_that_is_named_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: mae_vit_tiny_patch4\nimg_size: 16\nbeta: 30.0\n")
+    toys = ["--model", MODEL["model"]]
+    assert result_of(capsys, "info", *toys, "--config", str(recipe))["model"]["beta"] == 30.0
+    assert main(["info", "--config", str(recipe), *toys]) == 2
+    assert "unknown key 'beta'" in capsys.readouterr().err
+
+
+def test_what_cannot_be_registered_is_refused():
+    class Again(toy.Colour):
+        pass
+
+    with pytest.raises(ValueError, match="'colour' is known already"):
+        register(Again)
+
+    class Clash(toy.Colour):
+        def __init__(self, config: toy.ColourConfig):
+            super().__init__(config)
+            self.norm = torch.nn.LayerNorm(config.embed_dim)
+
+    clash = Clash(toy.ColourConfig.resolve("colour_vit_tiny_patch4", toy.ColourSettings(img_size=16)))
+    with pytest.raises(ValueError, match="Clash: its own norm.weight has the name of one of its backbone's"):
+        clash.state_dict()
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class SeedSettings(MethodSettings):
+        seed: float = 0.5
+
+    class Seeded(toy.Colour):
+        Settings = SeedSettings
+
+    with pytest.raises(ValueError, match=r"Seeded: its settings \['seed'\] have the names of a command's"):
+        pretrain_config._with_method(PretrainConfig, Seeded)

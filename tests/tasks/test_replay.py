@@ -21,6 +21,7 @@ from efficient_mae.data import ResumableBatchSampler, normalize
 from efficient_mae.engine.machine.distributed import ALONE
 from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
 from efficient_mae.errors import DivergedError
+from efficient_mae.methods.mae import config as mae_config
 from efficient_mae.tasks import classifier, pretrain
 from efficient_mae.tasks.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
@@ -178,6 +179,20 @@ def test_replay_finds_the_sample_the_module_and_the_gradients(
     for sample, loss in zip(result["samples"], losses_at(every_step, data, step), strict=True):
         assert sample["index"] == WHITE or sample["loss"] == loss
     assert files(run) == before
+
+
+def test_a_model_that_takes_images_in_parts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As real models do: then the errors of single patches have no gradient of their own."""
+    monkeypatch.setitem(mae_config._PART_NUMBERS, "cpu", 1)
+    out = tmp_path / "run"
+    pretrain.pretrain(config(data, out, epochs=1))
+    batch = pretrain.make_pretrain_run(config(data, out, epochs=1), ALONE).dataset().__getitems__(SKIPPED[4])
+    assert len(batch.masks.value.parts) == 8
+    result = replayed(capsys, "--run", str(out))
+    assert bad(result) == ["018.png"] and result["reproduced"]
+    assert "patch_embed.proj.weight" in result["gradients"] and "decoder_pred.weight" in result["gradients"]
 
 
 def losses_at(run: Path, data: Path, step: int) -> list[float]:

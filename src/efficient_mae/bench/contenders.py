@@ -111,9 +111,14 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 
 
 def training_step(model: nn.Module, objective: Objective, device: torch.device, precision: str) -> Step:
-    optimizer = build_adamw(model, weight_decay=0.05)
     return Step(
-        model, optimizer, objective, replace(ALONE, device=device), learning_rate=lambda _: 1e-4, precision=precision
+        model,
+        build_adamw(model, weight_decay=0.05),
+        objective,
+        replace(ALONE, device=device),
+        learning_rate=lambda _: 1e-4,
+        precision=precision,
+        after=model.after_step if isinstance(model, Method) else lambda: None,
     )
 
 

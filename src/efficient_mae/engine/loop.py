@@ -44,7 +44,7 @@ class TaskObjective(Objective, Protocol):
     """An objective that can also say what each sample adds."""
 
     def sample_sums(self, model: nn.Module, batch: Any) -> Tensor:
-        """Each sample's part of :meth:`weighted_sum`; differentiable, (B,)."""
+        """Each sample's part of :meth:`weighted_sum`, (B,); differentiable if the model takes all samples at once."""
         ...
 
 

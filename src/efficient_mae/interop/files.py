@@ -141,8 +141,14 @@ def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> 
     check_architecture({name: shape for name, shape in shapes.items() if name in own}, own, file)
     if shapes.keys() <= own.keys():
         return encoder
-    method = METHODS[header.method]
+    method = _method(header)
     return method(method.Config.from_dict(header.model))
+
+
+def _method(header: "_Header") -> type[Method]:
+    if header.method not in METHODS:
+        raise InputError(f"a model of method {header.method!r}, which isn't known here")
+    return METHODS[header.method]
 
 
 def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
@@ -152,13 +158,10 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
         InputError: no safetensors file, or not one of ours.
     """
     header = _read_header(file)
-    method = METHODS.get(header.method)
-    if method is None:
-        raise InputError(f"{file}: a model of method {header.method!r}, which isn't known here")
-    if header.model.keys() == set(_ENCODER):
+    if header.method is None:
         raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
     try:
-        return method.Config.from_dict(header.model), header.statistics
+        return _method(header).Config.from_dict(header.model), header.statistics
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (KeyError, TypeError):
@@ -176,9 +179,12 @@ def read_statistics(file: Path) -> ImageStatistics:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says of its model; of the first versions, that wrote no method, it is MAE's."""
+    """What a file says of its model; its method is None where it is an encoder alone.
 
-    method: str
+    The first versions wrote no method: what has a decoder is MAE's.
+    """
+
+    method: str | None
     model: dict[str, Any]
     statistics: ImageStatistics
 
@@ -189,7 +195,9 @@ def _read_header(file: Path) -> _Header:
         content = parse_json(metadata[_METADATA_KEY], str(file))
         size = tuple(content["images"]) if "images" in content else None
         statistics = ImageStatistics(tuple(content["mean"]), tuple(content["std"]), size)
-        return _Header(str(content.get("method", "mae")), dict(content["model"]), statistics)
+        model = dict(content["model"])
+        method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
+        return _Header(method, model, statistics)
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None
 

@@ -1,7 +1,7 @@
 """Methods of pre-training; each is a guest of the engine."""
 
 from efficient_mae.methods.base import Method, MethodConfig, MethodSettings, Output, Plan, Planner, backbone_of
-from efficient_mae.methods.registry import METHODS, create_model, method_of, register, resolve_config
+from efficient_mae.methods.registry import METHODS, create_model, method_of, register
 
 __all__ = [
     "METHODS",
@@ -15,5 +15,4 @@ __all__ = [
     "create_model",
     "method_of",
     "register",
-    "resolve_config",
 ]

@@ -218,7 +218,8 @@ class MethodConfig(MethodSettings):
 class Method(nn.Module, ABC):
     """A backbone, and what it learns from.
 
-    In files the backbone's parameters carry timm's names, without a prefix; the method's own lie beside them.
+    In its state dict, and so in files, the backbone's parameters carry timm's names, without the prefix that
+    `named_parameters` gives them; the method's own lie beside them, under other names.
 
     Attributes:
         Settings: what can be chosen; its fields are flags.
@@ -254,7 +255,7 @@ class Method(nn.Module, ABC):
         self.backbone.set_grad_checkpointing(enable)
 
     def after_step(self) -> None:
-        """Called when a training step is done."""
+        """Called when a training step is done, also one that was skipped, with the weights as they were."""
 
     def paint(self, images: Float[Tensor, "B C h w"], out: Any) -> Float[Tensor, "B C h w"] | None:
         """The images as the model fills them in; None if it predicts no pixels."""
@@ -270,7 +271,10 @@ def _without_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, _: 
     named = dict(tensors)
     tensors.clear()
     for name, tensor in named.items():
-        tensors[prefix + name[len(prefix) :].removeprefix(BACKBONE) if name.startswith(prefix) else name] = tensor
+        short = prefix + name[len(prefix) :].removeprefix(BACKBONE) if name.startswith(prefix) else name
+        if short in tensors:
+            raise ValueError(f"{type(module).__name__}: its own {short} has the name of one of its backbone's")
+        tensors[short] = tensor
 
 
 def _with_prefix(module: Method, tensors: dict[str, Any], prefix: str, *_: Any) -> None:

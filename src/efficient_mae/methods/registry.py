@@ -5,15 +5,22 @@ from typing import Any
 
 from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.errors import InputError, did_you_mean, nearest
-from efficient_mae.methods.base import Method, MethodConfig
+from efficient_mae.methods.base import Method
 from efficient_mae.methods.mae.model import MaskedAutoencoder
 
 METHODS: dict[str, type[Method]] = {}
 
 
 def register(method: type[Method]) -> None:
-    """Let the command line, files and everything else know a method, by the name that its config has for it."""
-    METHODS[method.Config.method] = method
+    """Let the command line, files and everything else know a method, by the name that its config has for it.
+
+    Raises:
+        ValueError: the name is another method's, or not of letters and digits alone.
+    """
+    name = method.Config.method
+    if not name.isalnum() or METHODS.get(name, method) is not method:
+        raise ValueError(f"{method.__name__}: a method of name {name!r} is known already, or the name is none")
+    METHODS[name] = method
 
 
 register(MaskedAutoencoder)
@@ -30,19 +37,6 @@ def method_of(model: str) -> type[Method]:
         name = nearest(name, METHODS) or next(iter(METHODS))
         parse_name(model, name)  # raises: it isn't one of these either
     return METHODS[name]
-
-
-def resolve_config(model: str, settings: Any) -> MethodConfig:
-    """What a model is made of.
-
-    Args:
-        model: its name.
-        settings: the method's, or what holds them too.
-
-    Raises:
-        InputError: an unknown name, or sizes that don't go together.
-    """
-    return method_of(model).Config.resolve(model, settings)
 
 
 def create_model(name: str, **settings: Any) -> Method:

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.interop import ImageStatistics
+from efficient_mae.masking import p2dist
 from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
-from efficient_mae.methods import Method, Plan
+from efficient_mae.methods import Method, MethodConfig, Output, Plan
 from efficient_mae.methods.mae import MAEConfig, MAEOutput
 from efficient_mae.pictures import png
 
@@ -119,15 +120,18 @@ def draw_panel(
         model.train(was_training)
     if painted is None:
         return None
-    figure = _draw(_gather(images, painted, out, statistics), cast(MAEConfig, model.config), title)
+    figure = _draw(_gather(images, painted, out, statistics, model.config), model.config, title)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, png(figure, DPI))
     return figure
 
 
-def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, str]:
+def _caption(config: MethodConfig, masked: float, predicted: float) -> tuple[str, ...]:
     """How predictions became pixels; and which masks and which targets, with their numbers an image."""
+    rows, columns = config.grid_size
+    if not isinstance(config, MAEConfig):
+        return (f"{masked:g} of {rows * columns} patches hidden an image.",)
     pixels = (
         "each hidden patch is de-normalised with its own true mean and variance"
         if config.norm_pix_loss
@@ -136,7 +140,6 @@ def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, s
     beta = "none" if config.beta is None else f"{config.beta:g}"
     if config.beta is not None and config.patch_size != BETA_PATCH_SIZE:
         beta += f" ({config.beta_in_pixels(config.patch_size):g} px at this patch size)"
-    rows, columns = config.grid_size
     return (
         f"Reconstruction: {pixels}.",
         f"Mask ratio {config.mask_ratio:g}, beta {beta}, gamma {config.gamma:g}: "
@@ -144,8 +147,14 @@ def _caption(config: MAEConfig, masked: float, predicted: float) -> tuple[str, s
     )
 
 
-def _gather(images: Tensor, painted: Tensor, out: MAEOutput, statistics: ImageStatistics) -> _Cells:
-    """The first rows of the batch, as what can be drawn."""
+def _gather(
+    images: Tensor, painted: Tensor, out: Output, statistics: ImageStatistics, config: MethodConfig
+) -> _Cells:
+    """The first rows of the batch, as what can be drawn; P2Dist where the method itself measures no difficulty."""
+    if isinstance(out, MAEOutput):
+        predicted, difficulty = out.predicted, out.difficulty
+    else:
+        predicted, difficulty = out.mask, p2dist(out.mask, config.patch_size)
     shown = slice(MAX_ROWS)
     colours = slice(3 if images.shape[1] >= 3 else 1)
     scale, shift = (
@@ -158,13 +167,14 @@ def _gather(images: Tensor, painted: Tensor, out: MAEOutput, statistics: ImageSt
         return real.expand(-1, -1, -1, 3).cpu().numpy()
 
     loss = torch.full(out.mask.shape, torch.nan, device=images.device)
-    loss[out.predicted] = out.errors.float()
-    difficulty = torch.where(out.mask & out.difficulty.isfinite(), out.difficulty, torch.nan)
+    if len(out.errors) == int(predicted.sum()):  # else they are of something else than patches
+        loss[predicted] = out.errors.float()
+    difficulty = torch.where(out.mask & difficulty.isfinite(), difficulty, torch.nan)
     return _Cells(
         pictures=pixels(images),
         painted=pixels(painted),
         mask=out.mask[shown].cpu().numpy(),
-        predicted=out.predicted[shown].cpu().numpy(),
+        predicted=predicted[shown].cpu().numpy(),
         difficulty=difficulty[shown].cpu().numpy(),
         loss=loss[shown].cpu().numpy(),
     )
@@ -199,9 +209,10 @@ class _Sheet:
         self.text(left + width / 2, bottom - 0.31, words, _FINE, _SOFT_INK, ha="center")
 
 
-def _draw(cells: _Cells, config: MAEConfig, title: str) -> Figure:
+def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
     """The figure: a row an image, colour bars below their columns, and the caption."""
     rows, height, width = cells.pictures.shape[:3]
+    metric, normalises = getattr(config, "difficulty", P2DIST[0]), getattr(config, "norm_pix_loss", False)
     across = _CELL * min(1.0, max(width / height, _NARROWEST / _CELL))
     down = across * height / width
     lefts = [_MARGIN + column * (across + _GAP) for column in range(len(_COLUMNS))]
@@ -217,10 +228,10 @@ def _draw(cells: _Cells, config: MAEConfig, title: str) -> Figure:
 
     sheet.text(_MARGIN, sheet.size[1] - 0.29, title, 11, fontweight="bold")
     for left, words in zip(lefts, _COLUMNS, strict=True):
-        words = "P²Dist" if words == "Difficulty" and config.difficulty in P2DIST else words
+        words = "P²Dist" if words == "Difficulty" and metric in P2DIST else words
         sheet.text(left, sheet.size[1] - _HEAD + 0.08, words, _FINE + 1)
     distances = ScalarMappable(Normalize(np.nanmin(cells.difficulty), np.nanmax(cells.difficulty)), "viridis")
-    worst = float(np.nanmax(cells.loss)) if cells.predicted.any() else 1.0
+    worst = float(np.nanmax(cells.loss)) if np.isfinite(cells.loss).any() else 1.0
     errors = ScalarMappable(Normalize(0.0, worst), "plasma")
     for row in range(rows):
         bottom = foot + (rows - 1 - row) * (down + _GAP)
@@ -235,13 +246,11 @@ def _draw(cells: _Cells, config: MAEConfig, title: str) -> Figure:
             _cover(ax, cells.mask[row] & ~cells.predicted[row], config.patch_size, _LEFT_OUT)
 
     under = foot - 0.18
-    sheet.colour_bar(
-        distances, lefts[2], under, across, "" if config.difficulty == "visible_neighbours" else "pixels"
-    )
+    sheet.colour_bar(distances, lefts[2], under, across, "" if metric == "visible_neighbours" else "pixels")
     if masked != predicted:
         sheet.swatch(lefts[3], under, 0.22, _BAR, _LEFT_OUT)
         sheet.text(lefts[3] + 0.28, under, "beyond beta: left out", _FINE, _SOFT_INK)
-    normalised = " (normalised)" if config.norm_pix_loss and across == _CELL else ""
+    normalised = " (normalised)" if normalises and across == _CELL else ""
     sheet.colour_bar(errors, lefts[4], under, across, "mean squared error" + normalised)
     for line, words in enumerate(reversed(caption)):
         sheet.text(_MARGIN, _MARGIN + line * _LINE, words, 7.5, _SOFT_INK)

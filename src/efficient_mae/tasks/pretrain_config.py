@@ -41,7 +41,10 @@ class ModelChoice(MethodSettings):
         return _with_method(cls._declared or cls, method_of(model))
 
     def __new__(cls, model: str | None = None, **_: Any) -> Any:
-        return super().__new__(cls.of(cls.model if model is None else model))
+        made = cls.of(cls.model if model is None else model)
+        if cls._declared is not None and made is not cls:
+            raise InputError(f"model={model}: of another method than the other settings are for")
+        return super().__new__(made)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make, (self._declared, {one.name: getattr(self, one.name) for one in fields(self)})
@@ -49,9 +52,13 @@ class ModelChoice(MethodSettings):
 
 @cache
 def _with_method(settings: type[ModelChoice], method: type[Method]) -> Any:
+    taken = {one.name for one in fields(settings)} - {one.name for one in fields(MethodSettings)}
+    if both := taken & {one.name for one in fields(method.Settings)}:
+        raise ValueError(f"{method.__name__}: its settings {sorted(both)} have the names of a command's")
     own = {"__doc__": settings.__doc__, "_declared": settings}
-    both = new_class(settings.__name__, (method.Settings, settings), exec_body=lambda names: names.update(own))
-    return dataclass(frozen=True, kw_only=True)(both)
+    bases = (settings,) if issubclass(settings, method.Settings) else (method.Settings, settings)
+    made = new_class(settings.__name__, bases, exec_body=lambda names: names.update(own))
+    return dataclass(frozen=True, kw_only=True)(made)
 
 
 def _make(settings: type[ModelChoice], values: dict[str, Any]) -> ModelChoice:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # they load torch, for which `emae --help` need not wait
     import efficient_mae.engine.run
 
 
-PREPARE_TRAINING = "engine.machine.own_process:prepare_training"
+PREPARE = "engine.machine.own_process:prepare"
 
 
 def train(task: "Task", config: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Task(Command):
     maker: str | Callable[..., Any]
     function: str | Callable[..., dict[str, Any]] = train
     display: str | Callable[..., None] = show_run
-    preparation: str = PREPARE_TRAINING
+    preparation: str = PREPARE
     replays_alone: bool = False
 
     @property

@@ -95,7 +95,9 @@ def _look_into(
         for batch in micro_batches:
             with autocast(step.precision, processes.device):
                 parts = objective.sample_sums(run.model, batch) / total
-            parts.sum().backward()
+                # Of a model that takes a micro-batch in parts, each sample's share has no gradient of its own.
+                whole = parts.sum() if parts.requires_grad else objective.weighted_sum(run.model, batch) / total
+            whole.backward()
             shares.append(parts.tolist())
     return next(iter(found), None), shares
 

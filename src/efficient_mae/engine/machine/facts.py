@@ -59,15 +59,6 @@ def keep_freed_memory() -> None:
     libc.mallopt(m_top_pad, 64 << 20)
 
 
-def keep_compiled_products() -> None:
-    """Have oneDNN keep the matrix products of several models at once; call before its first.
-
-    It compiles one for every new shape of bfloat16 matrices, half a megabyte each, and keeps the last 1024: enough
-    for one model, whose packed lengths change, but models that take turns would drop each other's.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-
-
 def address_space_limit() -> int | None:
     """Bytes of addresses that this process may have (ulimit -v); None where that isn't limited or known."""
     if sys.platform != "linux":

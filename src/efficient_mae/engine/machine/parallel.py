@@ -130,6 +130,9 @@ class Skeleton:
             whole = whole_tensor(tensor)
             if wanted:
                 targets[name].copy_(whole)
+        if wanted:
+            for ours, theirs in zip(filled.buffers(), sharded.buffers(), strict=True):  # some are in no state dict
+                ours.copy_(theirs)
         return filled.train(sharded.training)
 
 
