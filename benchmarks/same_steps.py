@@ -99,10 +99,20 @@ def main() -> int:
                     train(sources, CONFIGURATIONS[name], Path(folder) / side)
                     for side, sources in (("after", after), ("before", before))
                 )
-            differing = [step for step, pair in enumerate(zip(ours, theirs, strict=True), 1) if pair[0] != pair[1]]
-            found[name] = {"steps": len(ours), "first_difference": differing[0] if differing else None}
-            found[name] |= {"last": dict(zip(FIGURES, ours[-1], strict=True))}
-            print(f"{name}: {len(ours)} steps, {'the same' if not differing else f'differ from {differing[0]} on'}")
+            differing = {
+                figure: [
+                    step
+                    for step, (here, there) in enumerate(zip(ours, theirs, strict=True), 1)
+                    if here[n] != there[n]
+                ]
+                for n, figure in enumerate(FIGURES)
+            }
+            found[name] = {"steps": len(ours), "last": dict(zip(FIGURES, ours[-1], strict=True))}
+            found[name] |= {"differing_steps": {figure: len(steps) for figure, steps in differing.items()}}
+            found[name] |= {
+                "first_difference": min((steps[0] for steps in differing.values() if steps), default=None)
+            }
+            print(f"{name}: {len(ours)} steps, differing: {found[name]['differing_steps']}", flush=True)
     machine = describe_machine(torch.device("cpu"))
     result = {"date": date.today().isoformat(), "before": commits[0], "after": commits[1], "machine": machine}
     RESULT.write_text(json.dumps({**result, "configurations": found}, indent=1) + "\n")
