@@ -27,8 +27,11 @@ from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
+from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
-from efficient_mae.methods import Method, Output, Plan
+from efficient_mae.masking import MaskSettings
+from efficient_mae.masking.targets import BETA_PATCH_SIZE
+from efficient_mae.methods import Method, MethodConfig, Output, Plan
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, build_model, resolve
@@ -61,7 +64,20 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
     resolved = resolve(config, len(source), processes.device)
     with torch_seeded(resolved.seed):
         model = build_model(resolved)
+    if processes.is_main:
+        _tell_of_earlier_p2dist(Path(resolved.out), model.config)
     return PretrainRun(resolved, source, model, processes)
+
+
+def _tell_of_earlier_p2dist(out: Path, model: MethodConfig) -> None:
+    """Say that a run was perhaps begun with another P2Dist than it goes on with."""
+    measures = isinstance(model, MaskSettings) and (model.beta is not None or model.gamma > 0)
+    there = measures and model.patch_size != BETA_PATCH_SIZE and (out / SETTINGS).is_file()
+    if there and read_settings(out).version is None:
+        say(
+            f"{out}: begun by an early version, whose P2Dist at patch size {model.patch_size} may have been another "
+            "than today's (docs/results.md): to compare, begin it anew"
+        )
 
 
 @dataclass(frozen=True)
