@@ -93,6 +93,10 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+# What :class:`VisionTransformer` is made of, by the names that timm has for it too.
+ARGUMENTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+
+
 class VisionTransformer(nn.Module):
     """ViT encoder with fixed 2-D sine-cosine positions, class token and final norm.
 

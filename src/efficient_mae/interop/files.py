@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones.vit import ARGUMENTS
 from efficient_mae.engine.storage.checkpoint import (
     check_architecture,
     find_checkpoints,
@@ -29,9 +30,6 @@ _METADATA_KEY = "efficient_mae"
 
 # What a run or an export keeps an encoder alone in.
 _ENCODER_FILE = "encoder.safetensors"
-
-# What an encoder is made of.
-_ENCODER = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def encoder_arguments(model: Method | MethodConfig | VisionTransformer) -> dict[
     if isinstance(model, MethodConfig):
         return model.backbone
     encoder = backbone_of(model)
-    return {name: getattr(encoder, name) for name in _ENCODER}
+    return {name: getattr(encoder, name) for name in ARGUMENTS}
 
 
 def encoder_of(model: Method | VisionTransformer) -> VisionTransformer:
@@ -135,7 +133,7 @@ def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> 
     # A block has tensors: more of them than there are tensors would be built for nothing.
     if any(value > len(shapes) for name, value in header.model.items() if name.endswith("depth")):
         raise InputError("weights of another architecture, of fewer blocks than are described")
-    arguments = {name: header.model[name] for name in _ENCODER}
+    arguments = {name: header.model[name] for name in ARGUMENTS}
     encoder = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
     own = encoder.state_dict()
     check_architecture({name: shape for name, shape in shapes.items() if name in own}, own, file)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.patches import as_pair
 from efficient_mae.backbones.sizes import parse_name
+from efficient_mae.backbones.vit import ARGUMENTS
 from efficient_mae.ranges import Pixels, PositiveInt, Settings
 
 # What a backbone's names begin with in memory; in files, and wherever they are told, they don't.
@@ -182,8 +183,7 @@ class MethodConfig(MethodSettings):
     @property
     def backbone(self) -> dict[str, Any]:
         """The arguments that build the encoder, as :class:`VisionTransformer` and timm name them."""
-        names = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ARGUMENTS}
 
     def unit(self, device: torch.device) -> int | None:
         """Images that the model takes at a time on a device, for which plans are cut; None for all of a batch."""

@@ -20,7 +20,6 @@ from efficient_mae.data import (
     UnreadableImage,
     common_size,
     normalize,
-    open_held_out,
     open_source,
 )
 from efficient_mae.data.batches.generators import torch_seeded
@@ -28,6 +27,7 @@ from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
+from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
@@ -227,7 +227,10 @@ class PretrainRun(Run):
     @cached_property
     def _panel_images(self) -> Tensor:
         """A few readable images, held-out ones if the source has them; uint8 (B, C, h, w)."""
-        source, _ = open_held_out(self.config.data)
+        try:
+            source = open_source(self.config.data, "test")
+        except InputError:
+            source = self.source  # open already, and perhaps of millions
         transform = EvalTransform(self.model.config.img_size, self.model.config.in_chans)
         images = []
         for index in range(0, len(source), max(1, len(source) // PANEL_IMAGES)):
