@@ -59,6 +59,24 @@ def _compile_for_several_lengths(_: int) -> None:
     assert_compiled_once()
 
 
+def test_compiled_blocks_have_the_gradients_of_plain_ones():
+    spawn(1, _compare_compiled_gradients)
+
+
+def _compare_compiled_gradients(_: int) -> None:
+    model = small_model()
+    plain = copy.deepcopy(model)
+    torch.compile = partial(torch.compile, backend="aot_eager")  # all but the code that it would write
+    compile_blocks(model)
+    images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    layout = layouts(model, 1)[0]
+    for each in (model, plain):
+        each(images, layout).loss.backward()
+    assert_compiled_once()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
 def assert_compiled_once() -> None:
     """Of a block of the encoder one graph, and of the decoder's its first, its last and one between; none broken."""
     counted = torch._dynamo.utils.counters
@@ -88,7 +106,7 @@ def _step_without_waiting(_: int, compiled: bool, precision: str) -> None:
         with torch._dynamo.config.patch(error_on_recompile=True):
             for index in range(2, 4):
                 step(index, [batches[index]])
-            weights = step.model.get_parameter("cls_token")
+            weights = step.model.get_parameter("backbone.cls_token")
             with torch.no_grad():
                 weights[..., 0] = float("nan")
                 before = weights.clone()

@@ -28,6 +28,7 @@ class DecoderLayout:
         tokens: the sequences.
         targets: the predicted patches' own sequences, in the same order: the queries of the last decoder block.
         positions_encoded: rows of the images' (1 + V) tokens in a table that starts with the class token.
+        sources: of each packed row, the row in a table of the images' (1 + V) tokens, then N hidden patches.
         rows_encoded: their packed rows.
         rows_predict: packed rows of the T predicted patches, ascending.
         order_predict: where among `rows_predict` each of `ids_predict` is.
@@ -37,6 +38,7 @@ class DecoderLayout:
     tokens: Sequences
     targets: Sequences
     positions_encoded: Int64[Tensor, " encoded"]
+    sources: Int64[Tensor, " S"]
     rows_encoded: Int64[Tensor, " encoded"]
     rows_predict: Int64[Tensor, " T"]
     order_predict: Int64[Tensor, " T"]
@@ -135,12 +137,17 @@ def _decoder_layout(ids_keep: Int64[Tensor, "B V"], predicted: Bool[Tensor, "B N
     rank = (predicted.cumsum(dim=1) - 1).flatten()[ids_predict]
     rows = first[image] + encoded + rank
     order_predict = first_target[image] + rank
+    rows_encoded = (first[:, None] + torch.arange(encoded, device=device)).flatten()
+    sources = rows.new_empty(len(rows_encoded) + len(rows))
+    sources[rows_encoded] = torch.arange(len(rows_encoded), device=device)
+    sources[rows] = len(rows_encoded) + ids_predict % patches
     return DecoderLayout(
         ids_predict=ids_predict,
         tokens=tokens,
         targets=targets,
         positions_encoded=torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten(),
-        rows_encoded=(first[:, None] + torch.arange(encoded, device=device)).flatten(),
+        sources=sources,
+        rows_encoded=rows_encoded,
         rows_predict=torch.empty_like(rows).index_copy_(0, order_predict, rows),
         order_predict=order_predict,
     )

@@ -20,7 +20,7 @@ def spread(tokens: Float[Tensor, "rows D"], layout: DecoderLayout) -> Float[Tens
         layout: where they go.
     """
     rows = layout.rows_predict.index_select(0, layout.order_predict)
-    return _Spread.apply(tokens, layout.rows_encoded, rows, layout.ids_predict, layout.num_images)
+    return _Spread.apply(tokens, layout.sources, layout.rows_encoded, rows, layout.ids_predict, layout.num_images)
 
 
 class _Spread(torch.autograd.Function):
@@ -33,20 +33,18 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(
         tokens: Tensor,
+        sources: Int64[Tensor, " S"],
         rows_encoded: Int64[Tensor, " encoded"],
         rows_hidden: Int64[Tensor, " T"],
         ids_hidden: Int64[Tensor, " T"],
         images: int,
     ) -> Tensor:
-        encoded = tokens[: len(rows_encoded)]
-        hidden = tokens[len(rows_encoded) :]
-        packed = tokens.new_empty(len(rows_encoded) + len(rows_hidden), tokens.shape[1])
-        packed.index_copy_(0, rows_encoded, encoded)
-        return packed.index_copy_(0, rows_hidden, hidden.index_select(0, ids_hidden % len(hidden)))
+        # Not filled in place: PyTorch 2.11 compiles a function that does so to one without a gradient.
+        return tokens.index_select(0, sources)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tokens, rows_encoded, rows_hidden, ids_hidden, ctx.images = inputs
+        tokens, _, rows_encoded, rows_hidden, ids_hidden, ctx.images = inputs
         ctx.hidden = len(tokens) - len(rows_encoded)
         ctx.save_for_backward(rows_encoded, rows_hidden, ids_hidden)
 
@@ -57,4 +55,4 @@ class _Spread(torch.autograd.Function):
         copies = grad.new_zeros(ctx.images * ctx.hidden, grad.shape[1])
         copies.index_copy_(0, ids_hidden, grad.index_select(0, rows_hidden))
         hidden = copies.view(ctx.images, ctx.hidden, -1).sum(dim=0)
-        return torch.cat([grad.index_select(0, rows_encoded), hidden]), None, None, None, None
+        return torch.cat([grad.index_select(0, rows_encoded), hidden]), None, None, None, None, None
