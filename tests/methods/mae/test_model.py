@@ -150,7 +150,7 @@ def test_decoding_in_parts_is_decoding_at_once(part_size):
 
 def test_parts_are_no_smaller_than_a_device_likes():
     large = emae.create_model("mae_vit_large_patch16", depth=1).config
-    assert [large.unit(torch.device(name)) for name in ("cpu", "cuda")] == [16, 64]
+    assert [large.unit(torch.device(name)) for name in ("cpu", "cuda")] == [16, 256]
     # A quarter of the patches and of the width: as many numbers are sixteen times the images.
     small = replace(large, img_size=(112, 112), decoder_embed_dim=128)
     assert small.unit(torch.device("cpu")) == 16 * 16

@@ -21,9 +21,9 @@ from efficient_mae.ranges import PositiveInt
 
 # MAE's own mask ratio, which savings are measured against, and those at which Efficient MAE is timed beside it.
 MAE_MASK_RATIO, EFFICIENT_RATIOS = 0.75, (0.85, 0.90, 0.95)
-# Patches of a part times the decoder's width, at least: 16 and 64 images of 14 x 14 patches at width 512. Smaller
-# parts make matrix products that are too small for the device.
-_PART_NUMBERS = {"cpu": 16 * 196 * 512, "cuda": 64 * 196 * 512}
+# Patches of a part times the decoder's width, at least: 16 and 256 images of 14 x 14 patches at width 512. Of smaller
+# parts the matrix products are too small for a CPU, and the launches too many for a GPU's host.
+_PART_NUMBERS = {"cpu": 16 * 196 * 512, "cuda": 256 * 196 * 512}
 
 
 @dataclass(frozen=True, kw_only=True)
