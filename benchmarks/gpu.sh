@@ -1,40 +1,59 @@
 #!/usr/bin/env bash
-# Everything that a session with one GPU should run, in order; each part's output lies under $OUT
-# (default benchmarks/results/gpu). A part that fails is noted, and the next one runs. Times are estimates for an
-# H100, not measured: about 45 minutes in all. No command may take more than 10 minutes.
+# What a session with one GPU should run, in three groups of under 9 minutes each on an H100; a part that fails is
+# noted, and the next one runs. Outputs lie under $OUT (default benchmarks/results/gpu); those of a group that was
+# cut off are whole, each by itself. benchmarks/readme_tables.py makes the README's table of them.
 #
-#     OUT=folder benchmarks/gpu.sh
+#     OUT=folder benchmarks/gpu.sh correctness | speed | rest
+#
+# It needs python3 with PyTorch and torchvision of CUDA, timm and transformers. Where PyPI is out of reach, bring these
+# as wheels: annotated-types beartype braceexpand docstring-parser importlib-resources jsonargparse lazy-loader
+# typeshed-client wadler-lindig (pip download --no-deps --only-binary=:all: --python-version 3.12 NAME...).
 set -uo pipefail
+cd "$(dirname "$0")/.."
 OUT=${OUT:-benchmarks/results/gpu}
+export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
 status=0
 
-# part NAME COMMAND...: at most 10 minutes; standard output in NAME, errors in NAME.log.
+# part NAME SECONDS COMMAND...: standard output in NAME, and what else was said if it failed.
 part() {
-  local name=$1
-  shift
+  local name=$1 seconds=$2 log
+  shift 2
+  log=$(mktemp)
   echo "$(date +%T) $name"
-  timeout 600 "$@" > "$OUT/$name" 2> "$OUT/$name.log" || { echo "$name: failed with status $?"; status=1; }
+  timeout "$seconds" "$@" > "$OUT/$name" 2> "$log" || { echo "$name: status $?"; tail -n 20 "$log"; status=1; }
 }
 
+# step NAME MODEL FLAG...
 step() {
-  part "step_$1.json" python -m efficient_mae bench step --device cuda --precision bf16 --json "${@:2}"
+  part "step_$1.json" 200 python3 -m efficient_mae bench step --device cuda --precision bf16 --batch_size 256 --json \
+    --model "mae_vit_$2" "${@:3}"
 }
 
-# 3 minutes
-part pytest.txt python -m pytest -m gpu -q
-# 3 minutes each
-for size in base large; do
-  model=mae_vit_${size}_patch16
-  step "$size" --model "$model" --peers true --batch_size 256
-  step "${size}_compiled" --model "$model" --peers true --batch_size 256 --compile true
-done
-# 4 minutes each
-step huge --model mae_vit_huge_patch14 --batch_size 256
-step huge_compiled --model mae_vit_huge_patch14 --batch_size 256 --compile true
-# The loader of small images in memory; the step of the demo's model
-part data.json python -m efficient_mae bench data --data fashion-mnist-sample --model mae_vit_tiny_patch4 \
-  --img_size 28 --in_chans 1 --batch_size 1024 --device cuda --json
-# What the limit cuts off goes on from its finished cells when the same is run again
-part table4.txt python -m efficient_mae study table4 --preset gpu --data fashion-mnist --out "$OUT/study"
+fast=(--compile true --cuda_graphs true)
+
+correctness() {
+  part doctor.txt 60 python3 -m efficient_mae doctor --device cuda --data fashion-mnist-sample
+  part pytest.txt 440 python3 -m pytest -m gpu -q $(grep -rlE "mark\.gpu|marks=pytest\.mark\.gpu" tests --include "test_*.py")
+}
+
+speed() {
+  for size in base large; do
+    step "$size" "${size}_patch16" --peers true
+    step "${size}_compiled" "${size}_patch16" "${fast[@]}"
+  done
+  part attention.json 60 python3 benchmarks/attention_gpu.py
+}
+
+rest() {
+  step huge_compiled huge_patch14 "${fast[@]}" --rounds 3
+  part data.json 100 python3 -m efficient_mae bench data --data fashion-mnist-sample --model mae_vit_tiny_patch4 \
+    --img_size 28 --in_chans 1 --batch_size 1024 --device cuda --json
+  part high_ratios.json 300 python3 benchmarks/high_ratios.py
+}
+
+case "${1:-}" in
+  correctness | speed | rest) "$1" ;;
+  *) echo "usage: benchmarks/gpu.sh correctness | speed | rest" >&2; exit 2 ;;
+esac
 exit $status

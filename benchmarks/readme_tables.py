@@ -2,8 +2,9 @@
 
     python benchmarks/readme_tables.py
 
-The step's come from `emae bench step --peers true --json`, one file a model, precision and processor
-(step_*.json), and those with stable-pretraining installed (peers_*.json); the loader's from benchmarks/jpeg.py.
+The step's come from `emae bench step --peers true --json`, one file a model, precision and processor (step_*.json;
+gpu/step_*.json, by benchmarks/gpu.sh), and those with stable-pretraining installed (peers_*.json); the loader's from
+benchmarks/jpeg.py.
 """
 
 import json
@@ -53,6 +54,39 @@ def step_table() -> str:
     return markdown(head, rows)
 
 
+def gpu_table() -> str:
+    """One row a model and way to run it on a GPU: images a second of each method, and peak memory."""
+    rows = []
+    for file in sorted((RESULTS / "gpu").glob("step_*.json")):
+        result = json.loads(file.read_text())
+        methods = {row["name"]: row for row in result["methods"]}
+        shown = ("MAE 0.75", "Efficient MAE 0.85", "Efficient MAE 0.90", "Efficient MAE 0.95", PEER)
+        peaks = [methods[name]["peak_gigabytes"] for name in (shown[1], shown[0], PEER) if name in methods]
+        how = "compiled, CUDA graphs" if result["compile"] and result["cuda_graphs"] else "eager"
+        efficient = methods["Efficient MAE 0.85"]
+        rows.append(
+            (
+                f"{_size(result['model'])}, {how}",
+                *(f"{methods[name]['images_per_second']:,.0f}" if name in methods else "" for name in shown),
+                f"{efficient['ratio']:.2f}x ({efficient['gmac_ratio']:.2f}x)",
+                f"{efficient['matmul_share']:.0%}",
+                " / ".join(f"{peak:.1f}" for peak in peaks if peak is not None),
+            )
+        )
+    head = (
+        "images/s",
+        "own MAE 0.75",
+        "Efficient MAE 0.85",
+        "0.90",
+        "0.95",
+        "transformers' MAE 0.75",
+        "0.85 to own MAE 0.75 (by GMACs)",
+        "of a matrix product's rate",
+        "peak GB: Efficient 0.85 / own MAE / transformers'",
+    )
+    return markdown(head, rows)
+
+
 def peers_table() -> str:
     """One row a method, a column a precision: images a second, slowest first."""
     results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("peers_*.json"))]
@@ -84,7 +118,7 @@ def jpeg_table() -> str:
     return markdown(("JPEG", "torchvision", "`emae`", "with `--repeats 4`"), rows())
 
 
-TABLES = {"step": step_table, "peers": peers_table, "jpeg": jpeg_table}
+TABLES = {"step": step_table, "gpu": gpu_table, "peers": peers_table, "jpeg": jpeg_table}
 
 
 def _processor(machine: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Kernels that do the same, timed in turn: what attention_cpu.py and linear_cpu.py share."""
+"""Kernels that do the same, timed in turn: what attention_cpu.py, attention_gpu.py and linear_cpu.py share."""
 
 import argparse
 import datetime
@@ -31,9 +31,9 @@ def medians(
     return {name: round(statistics.median(values), 2) for name, values in taken.items()}
 
 
-def report(found: dict[str, dict[str, float]], out: Path | None) -> None:
+def report(found: dict[str, dict[str, float]], out: Path | None, device: str = "cpu") -> None:
     """Print what was found, with date and machine; and write it, if told where."""
-    machine = describe_machine(torch.device("cpu"))
+    machine = describe_machine(torch.device(device))
     result = {"date": datetime.date.today().isoformat(), "machine": machine, "milliseconds": found}
     print(json.dumps(result, indent=1))
     if out is not None:

@@ -4,8 +4,8 @@
 
 Work is counted on the models (`efficient_mae.bench.flops`), and what a training step keeps for its backward pass is
 counted on them too, on a CPU in bf16. Decoding is measured on one core. The rest is arithmetic on the assumptions of
-scaling_tables.py; nothing was measured on an H100. The page's tables, between its markers, are replaced. With RESULTS
-nothing is counted or measured again.
+scaling_tables.py, of which the rate of one H100 was measured. The page's tables, between its markers, are replaced.
+With RESULTS nothing is counted or measured again.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from functools import reduce
 from itertools import repeat
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -36,6 +36,9 @@ Share = Annotated[float, Gt(0), Le(1)]
 # A part that leaves something of the whole, and takes something.
 Ratio = Annotated[float, Gt(0), Lt(1)]
 
+# What can be chosen, or left to what is found where it runs.
+Switch = bool | Literal["auto"]
+
 _BOUNDS = {
     Gt: ("greater than", operator.gt),
     Ge: ("at least", operator.ge),
@@ -50,7 +53,8 @@ class Settings:
     """Base of dataclasses of settings.
 
     Attributes:
-        ranges: the type of each field that holds numbers, with their bounds. The fields' own types are without.
+        ranges: the type of each field that holds numbers, with their bounds, or is a :data:`Switch`. The fields' own
+            types are without.
 
     Raises:
         InputError: a number of another kind than its field's, or out of its bounds; when an instance is made.
@@ -103,6 +107,8 @@ def describe(declared: Any) -> str:
 
 def shown(kind: Any) -> str:
     """A type as the user reads it."""
+    if kind == Switch:
+        return "true, false or auto"
     return (kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)).replace("None", "null")
 
 
@@ -131,6 +137,8 @@ def _numbers(name: str, value: Any, declared: Any) -> Iterator[tuple[str, Any, t
 def _fits(value: Any, declared: Any) -> bool:
     """Whether a value is of this kind, which is no union."""
     kind = _plain(declared)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if get_origin(kind) is tuple:
         return isinstance(value, tuple | list) and (... in get_args(kind) or len(value) == len(get_args(kind)))
     return isinstance(value, _KINDS.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
@@ -151,4 +159,4 @@ def _is_union(declared: Any) -> bool:
 
 def _holds_numbers(declared: Any) -> bool:
     kind = _plain(declared)
-    return kind in _KINDS or any(_holds_numbers(part) for part in get_args(kind))
+    return kind in _KINDS or kind == Switch or any(_holds_numbers(part) for part in get_args(kind))

@@ -134,6 +134,14 @@ def test_libraries_that_do_not_fit_each_other(capsys: pytest.CaptureFixture[str]
     assert "torchvision needs torch==2.11.0, here is 2.12.0+cu130" in checks["libraries"]["found"]
 
 
+def test_run_from_its_source(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    with_versions(monkeypatch, **{"efficient-mae": None})
+    status, checks = examine(capsys, "--device", "cpu")
+    assert status == 0
+    for name in ("python", "libraries", "extras"):
+        assert checks[name]["status"] == "note" and "run from its source" in checks[name]["found"]
+
+
 def test_libraries_that_are_half_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Their versions are right; a run would find out when it first uses them."""
     monkeypatch.setitem(sys.modules, "tensorboard", None)

@@ -256,6 +256,8 @@ def test_repeats(images: Path, tmp_path: Path):
         ({"repeats": 3}, "repeats=3: must be at least 1 and divide the 8 images of a micro-batch"),
         ({"repeats": 4, "accum_iter": 4}, "repeats=4: must be at least 1 and divide the 2 images"),
         ({"repeats": 0}, "repeats=0: must be at least 1"),
+        ({"cuda_graphs": True, "device": "cpu"}, "cuda_graphs=true: needs a GPU, one process"),
+        ({"compile": "always"}, "compile='always': must be true, false or auto"),
         ({"decode_device": "gpu"}, "decode_device='gpu': must be cpu or cuda"),
         ({"decode_device": "cuda", "device": "cpu"}, "decode_device=cuda: the run computes on cpu"),
     ],
@@ -268,7 +270,16 @@ def test_how_images_are_read_that_cannot_be(images: Path, tmp_path: Path, settin
 
 @pytest.mark.gpu
 def test_decoding_on_the_gpu_is_repeatable(images: Path, tmp_path: Path):
-    settings = {"device": "cuda", "decode_device": "cuda", "repeats": 2, "num_workers": 2}
+    settings = {"device": "cuda", "decode_device": "cuda", "repeats": 2, "num_workers": 2, "compile": False}
     first = pretrain(config(images, tmp_path / "a", **settings))
     again = pretrain(config(images, tmp_path / "b", **settings))
     assert [row["loss"] for row in rows(first)] == [row["loss"] for row in rows(again)]
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_changes_nothing(images: Path, tmp_path: Path):
+    settings = {"device": "cuda", "compile": False, "epochs": 2}
+    plain = pretrain(config(images, tmp_path / "a", cuda_graphs=False, **settings))
+    graphed = pretrain(config(images, tmp_path / "b", **settings))
+    assert [row["loss"] for row in rows(graphed)] == [row["loss"] for row in rows(plain)]
+    assert (graphed / "encoder.safetensors").read_bytes() == (plain / "encoder.safetensors").read_bytes()

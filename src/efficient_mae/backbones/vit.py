@@ -41,7 +41,8 @@ class Attention(nn.Module):
         """Attention of tokens whose queries, keys and values (..., 3 * D) are known."""
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
         if tokens is None:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
+            # Views, whose gradients come together in one copy.
+            q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # (B, h, N, d)
             out = attention(q, k, v).transpose(1, 2)
         else:
             q, k, v = qkv.unbind(1)  # (S, h, d)
@@ -164,13 +165,16 @@ class VisionTransformer(nn.Module):
         position = self.pos_embed[0]
         x = x + (position[1:] if ids_keep is None else position[1:][ids_keep])
         cls_token = (self.cls_token + position[0]).expand(len(x), 1, -1)
-        x = torch.cat([cls_token, x], dim=1)
-        for block in self.blocks:
-            x = self.run_block(block, x)
-        return self.norm(x)
+        return self.norm(self.run_blocks(torch.cat([cls_token, x], dim=1)))
 
     # Loosely typed: the autoencoder below returns more than features.
     forward: Callable[..., Any] = forward_features
+
+    def run_blocks(self, x: Float[Tensor, "B tokens D"]) -> Float[Tensor, "B tokens D"]:
+        """One block after another."""
+        for block in self.blocks:
+            x = self.run_block(block, x)
+        return x
 
     def run_block(self, function: Callable[..., Tensor], *arguments) -> Tensor:
         """Call a block, recomputing it in the backward pass if so set."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from efficient_mae.bench.flops import count_gmacs
 from efficient_mae.data import TrainBatch, default_mean_std
 from efficient_mae.engine.loop import Objective, Step
+from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import ALONE, autocast
 from efficient_mae.engine.machine.parallel import compile_blocks
 from efficient_mae.engine.machine.step_memory import count_passes
@@ -72,12 +73,14 @@ class Contender:
 
 
 def own_contenders(
-    model: Method, batch_size: int, device: torch.device, precision: str, compile: bool
+    model: Method, batch_size: int, device: torch.device, precision: str, compile: bool, cuda_graphs: bool = False
 ) -> list[Contender]:
     """The variants of a method, which share one model and optimiser: they differ in their masks alone."""
     model.to(device).train()
     if compile:
         compile_blocks(model)
+    if cuda_graphs:
+        graph_blocks(model.backbone, accumulates=False)
     step = training_step(model, MethodObjective(image_statistics(model.config)), device, precision)
     return [
         Contender(name, count_gmacs(variant), step, _batches(variant, batch_size, device))

@@ -24,6 +24,8 @@ _EXTRAS = {
 }
 # Libraries that are imported by another name than they are installed by.
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+_NOT_INSTALLED = "run from its source, so that no requirements are known"
+_INSTALL = "to have them checked: pip install ."
 # Largest error of a product of random matrices, as a share of its norm: some units in the last place (2 ** -24 and
 # 2 ** -9). TensorFloat-32 misses float32's by far.
 _LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -31,6 +33,8 @@ _LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 def check_python(_: Plan) -> Finding:
     """The interpreter against what the package asks for."""
+    if not _is_installed():
+        return note(f"Python {platform.python_version()}; {_NOT_INSTALLED}", _INSTALL)
     wanted, found = metadata(_PACKAGE)["Requires-Python"], platform.python_version()
     if not SpecifierSet(wanted).contains(found, prereleases=True):
         return problem(f"Python {found}", f"make an environment with Python {wanted}")
@@ -39,6 +43,8 @@ def check_python(_: Plan) -> Finding:
 
 def check_libraries(_: Plan) -> Finding:
     """Versions against what the package asks for and what those libraries ask of each other; each is imported."""
+    if not _is_installed():
+        return note(_NOT_INSTALLED, _INSTALL)
     names = [requirement.name for requirement in _requirements(_PACKAGE)]
     unmet = {text: wanted for name in (_PACKAGE, *names) for text, wanted in _unmet(name).items()}
     if unmet:
@@ -54,8 +60,17 @@ def check_libraries(_: Plan) -> Finding:
     return ok(", ".join(f"{name} {found}" for name, found in main.items()))
 
 
+def _is_installed() -> bool:
+    try:
+        return bool(version(_PACKAGE))
+    except PackageNotFoundError:
+        return False
+
+
 def check_extras(_: Plan) -> Finding:
     """What can be installed besides."""
+    if not _is_installed():
+        return note(_NOT_INSTALLED, _INSTALL)
     missing = {extra: use for extra, use in _EXTRAS.items() if _unmet(_PACKAGE, extra)}
     if missing:
         found = "; ".join(f"without {extra}: no {use}" for extra, use in missing.items())

@@ -33,6 +33,8 @@ from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 # Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
 WARM_UP = 3
+# Steps between two waits for the device: as in training, the host goes on while a GPU computes.
+STEPS = {"cpu": 1, "cuda": 10}
 # Side of the square matrices whose product is the yardstick; large enough for the device's best.
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 # A training step computes a forward pass and twice as much backward, at two FLOPs a multiply-accumulate.
@@ -57,6 +59,8 @@ class BenchStepConfig(ModelChoice):
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
     compile: bool = False
     """compile the transformer blocks with torch.compile, of this project's methods alone"""
+    cuda_graphs: bool = False
+    """replay the encoder's blocks as CUDA graphs, of this project's methods alone"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass, of this project's methods alone"""
     out: str | None = None
@@ -67,17 +71,19 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     """Time training steps whose data lie on the device, and count and measure what they cost.
 
     Returns:
-        `model`, `batch_size`, `precision`, `compile`, `grad_checkpointing`, `rounds`, `date`, `machine`;
-        `matmul_tflops`, the rate of a large matrix product in the same rounds; `p2dist_share` and `masks_share`, the
-        time that one core takes for P2Dist (null where there is none), and for masks, P2Dist and packing together,
-        as a share of the step of `shares_of`; and `methods`, of each `name`, `images_per_second`, `ratio` to the
-        first, which is MAE 0.75, `gmacs` and `gmac_ratio`,
-        `tflops` achieved, `matmul_share`, `peak_gigabytes` (null if not measured) and `seconds`, of each round.
+        `model`, `batch_size`, `precision`, `compile`, `cuda_graphs`, `grad_checkpointing`, `rounds`, `date`,
+        `machine`; `matmul_tflops`, the rate of a large matrix product in the same rounds; `p2dist_share` and
+        `masks_share`, the time that one core takes for P2Dist (null where there is none), and for masks, P2Dist and
+        packing together, as a share of the step of `shares_of`; and `methods`, of each `name`, `images_per_second`,
+        `ratio` to the first, which is MAE 0.75, `gmacs` and `gmac_ratio`, `tflops` achieved, `matmul_share`,
+        `peak_gigabytes` (null if not measured: CUDA graphs keep theirs) and `seconds` a step, of each round.
 
     Raises:
         InputError: a setting that cannot work, or a batch that does not fit.
     """
     device = find_device(config.device)
+    if config.cuda_graphs and (device.type != "cuda" or config.grad_checkpointing):
+        raise InputError("cuda_graphs=true: needs a GPU, and grad_checkpointing=false")
     precision = resolve_precision(config.precision, device)
     batch_size = config.batch_size or (32 if device.type == "cpu" else 256)
     peaks: dict[str, float] = {}
@@ -87,7 +93,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
             peaks = host_peaks(partial(host_contender, config, batch_size, precision)) if config.memory else {}
         contenders = _contenders(config, batch_size, device, precision)
         seconds, matmul = _race(contenders, config.rounds, device, precision)
-        if config.memory and device.type == "cuda":
+        if config.memory and device.type == "cuda" and not config.cuda_graphs:
             peaks = {contender.name: device_peak(contender, device) for contender in contenders}
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -119,6 +125,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         "batch_size": batch_size,
         "precision": precision,
         "compile": config.compile,
+        "cuda_graphs": config.cuda_graphs,
         "grad_checkpointing": config.grad_checkpointing,
         "rounds": config.rounds,
         "matmul_tflops": round(matmul, 4),
@@ -137,17 +144,19 @@ def _contenders(
     with torch_seeded(0):
         model = build_model(config)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    own = len(model.config.variants())
+    own, how = len(model.config.variants()), (batch_size, device, precision, config.compile, config.cuda_graphs)
     if number is not None and number < own:
-        return own_contenders(model, batch_size, device, precision, config.compile)[number : number + 1]
-    found = [] if number is not None else own_contenders(model, batch_size, device, precision, config.compile)
+        return own_contenders(model, *how)[number : number + 1]
+    found = [] if number is not None else own_contenders(model, *how)
     peers = peer_contenders(model.config, batch_size, device, precision) if config.peers else []
     return found + (peers if number is None else peers[number - own : number - own + 1])
 
 
 def host_contender(config: BenchStepConfig, batch_size: int, precision: str, number: int) -> Contender | None:
     """The contender of a number, from 0, on the host, not compiled; None if there are fewer."""
-    found = _contenders(replace(config, compile=False), batch_size, torch.device("cpu"), precision, number)
+    found = _contenders(
+        replace(config, compile=False, cuda_graphs=False), batch_size, torch.device("cpu"), precision, number
+    )
     return found[0] if found else None
 
 
@@ -161,13 +170,19 @@ def _race(
         product = matmul_tflops(device, precision)
         # Every other round runs backwards, so that nobody always follows the same neighbour.
         for contender in contenders if number % 2 else reversed(contenders):
-            taken = seconds_of(contender, device)
+            steps = STEPS[device.type]
+            taken = seconds_of(partial(_do, contender, steps), device) / steps
             if number >= WARM_UP:
                 seconds[contender.name].append(taken)
         if number >= WARM_UP:
             products.append(product)
             say(f"round {number - WARM_UP + 1} of {rounds}")
     return seconds, statistics.median(products)
+
+
+def _do(contender: Contender, steps: int) -> None:
+    for _ in range(steps):
+        contender()
 
 
 def matmul_tflops(device: torch.device, precision: str) -> float:

@@ -9,13 +9,14 @@ from efficient_mae.data.batches.loader import DATA_TIMEOUT
 from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.parallel import PARALLEL
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Settings
+from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Settings, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (
     "out",
     "device",
     "parallel",
+    "compile",
     "accum_iter",
     "num_workers",
     "data_timeout",
@@ -58,8 +59,9 @@ class RunConfig(Settings):
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
     parallel: str = "ddp"
     """how several processes share a model: ddp, each holds all of it, or fsdp, each a part, for what doesn't fit"""
-    compile: bool = False
-    """compile the transformer blocks with torch.compile: slower to start, faster after; on a CPU it needs g++"""
+    compile: Switch = "auto"
+    """compile the transformer blocks with torch.compile, slower to start, faster after: true (on a CPU it needs g++),
+    false, or auto, on a GPU where it works"""
     num_workers: NonNegativeInt | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
     data_timeout: NonNegative = DATA_TIMEOUT

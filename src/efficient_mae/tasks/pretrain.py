@@ -23,6 +23,8 @@ from efficient_mae.data import (
     open_source,
 )
 from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.engine.loop import Step
+from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
@@ -126,6 +128,10 @@ class PretrainRun(Run):
         shape = model.config.img_size, model.config.in_chans
         self.transform = PretrainTransform(*shape, scale=config.crop_scale, hflip=config.hflip)
         self._knn = None if config.knn_every is None else self._knn_monitor()
+        alone = processes.device.type == "cuda" and processes.world_size == 1
+        if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
+            raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
+        self._graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
 
     @property
     def repeats(self) -> int:
@@ -156,6 +162,12 @@ class PretrainRun(Run):
             make_masks=model.planner(None if self.is_sharded else model.unit(self.processes.device)),
             epochs=self.config.epochs,
         )
+
+    def prepare(self) -> Step:
+        step = super().prepare()
+        if self._graphs:
+            graph_blocks(self.model.backbone, accumulates=self.config.accum_iter > 1)
+        return step
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         return build_adamw(self.model, self.config.weight_decay)

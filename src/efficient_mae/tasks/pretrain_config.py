@@ -13,10 +13,10 @@ from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.methods import Method, MethodSettings, method_of
-from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share
+from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "panel_every", "knn_every")
+OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,9 @@ class PretrainConfig(ModelChoice, RunConfig):
     """epochs of linear warm-up (null: 40, or a fifth of the epochs where that is less)"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more work"""
+    cuda_graphs: Switch = "auto"
+    """replay the encoder's blocks as a CUDA graph, the same numbers without waiting for the host: true, false, or
+    auto, where one process trains on a GPU without grad_checkpointing"""
     panel_every: PositiveInt = 10
     """epochs between two pictures of reconstructions; the last epoch draws one too"""
     knn_every: PositiveInt | None = None

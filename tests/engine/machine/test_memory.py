@@ -195,6 +195,7 @@ def test_a_batch_that_does_not_fit_a_gpu_and_one_that_does(tmp_path: Path):
     settings = {
         "data": "fashion-mnist-sample", "out": str(tmp_path / "run"), "model": "mae_vit_large_patch16",
         "img_size": 224, "batch_size": 8192, "epochs": 1, "mask_ratio": 0.25, "beta": None, "device": "cuda",
+        "num_workers": 1, "compile": False,
     }  # fmt: skip
     with pytest.raises(ValueError, match="micro-batches of 8192 images take about") as refusal:
         pretrain(PretrainConfig(**settings))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
 from efficient_mae.backbones.kernels.operators import versioned, works
@@ -22,6 +23,10 @@ from efficient_mae.backbones.kernels.sequences import Sequences
 # On a CPU, PyTorch's fused bfloat16 backward is several times slower than two matrix products and a softmax
 # (benchmarks/attention_cpu.py). Beyond this length the scores would no longer fit the cache.
 _EXPLICIT_CPU_LENGTH = 1024
+
+# Tokens, and channels of a head, up to which PyTorch's memory-efficient kernel is faster on a GPU than those that it
+# prefers, whose tiles are larger than such a sequence (benchmarks/results/gpu/attention.json).
+_SHORT_GPU_LENGTH, _NARROW_GPU_HEAD = 64, 64
 
 # Scores of a group that are worked on at a time where attention isn't fused, so that they stay in cache.
 _GROUP_SCORES = 1 << 20
@@ -39,6 +44,9 @@ def attention(
         with _without_autocast("cpu"):
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             return scores.softmax(dim=-1) @ v
+    if q.is_cuda and k.shape[2] <= _SHORT_GPU_LENGTH and q.shape[3] <= _NARROW_GPU_HEAD:
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
 

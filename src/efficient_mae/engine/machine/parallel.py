@@ -20,14 +20,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from efficient_mae.backbones.vit import Block
+from efficient_mae.console import say
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.machine.step_memory import hollow
+from efficient_mae.ranges import Switch
 
 PARALLEL = ("ddp", "fsdp")
 
 
 def parallelize(
-    model: nn.Module, processes: Processes, *, parallel: str = "ddp", precision: str = "fp32", compile: bool = False
+    model: nn.Module, processes: Processes, *, parallel: str = "ddp", precision: str = "fp32", compile: Switch = False
 ) -> nn.Module:
     """The model as its training step calls it: on its device, averaging gradients over the processes.
 
@@ -39,10 +41,10 @@ def parallelize(
         processes: that train it together; one alone has nobody to share with, whatever `parallel` says.
         parallel: one of :data:`PARALLEL`.
         precision: `bf16` or `fp32`.
-        compile: compile the transformer blocks.
+        compile: the transformer blocks; `auto` on a GPU where :func:`compiles`.
     """
     model.to(processes.device)
-    if compile:
+    if compile is True or (compile == "auto" and compiles(processes)):
         compile_blocks(model)
     if processes.world_size == 1:
         return model
@@ -54,6 +56,20 @@ def parallelize(
         warnings.simplefilter("ignore", FutureWarning)
         # Positions are the same everywhere and never change.
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def compiles(processes: Processes) -> bool:
+    """Whether torch.compile is worth a try on this device, and works: it needs Triton and a C compiler there."""
+    if processes.device.type != "cuda":
+        return False
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=processes.device))
+    except Exception as error:  # its own, its compiler's, or the system's
+        if processes.is_main:
+            why = next(iter(str(error).splitlines()), "") or type(error).__name__
+            say(f"compile=auto: torch.compile does not work here ({why}); the blocks run as they are")
+        return False
+    return True
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -1,0 +1,100 @@
+"""The encoder's blocks as a CUDA graph: a step hands the device one piece of work, and no longer waits for the host.
+
+A training step of small pieces is over before the host has launched them. The encoder's are the same in every step,
+for every image keeps as many patches. Captured once, they are replayed, forward and backward; nothing is computed
+otherwise.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from efficient_mae.backbones import VisionTransformer
+
+# Passes before one is captured: code is compiled, kernels are chosen, libraries take their room.
+_WARM_UP = 3
+
+
+def graph_blocks(backbone: VisionTransformer, accumulates: bool) -> None:
+    """Run the blocks as a CUDA graph wherever they are trained, from now on.
+
+    There is a graph for each shape of tokens with which a step begins; what is of another shape within a step runs as
+    it is. Parameters stay where they are for ever after: they may be changed, not replaced.
+
+    Args:
+        backbone: on a GPU, compiled or not, whole; nothing in its blocks is random.
+        accumulates: whether a backward pass may add to the gradients of one before.
+    """
+    backbone.run_blocks = _GraphedBlocks(backbone, accumulates)
+
+
+class _GraphedBlocks:
+    def __init__(self, backbone: VisionTransformer, accumulates: bool):
+        self._backbone, self._accumulates = backbone, accumulates
+        self._plain = backbone.run_blocks
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # no two are between their forward and their backward pass
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and self._backbone.training and x.requires_grad):
+            return self._plain(x)
+        key = (x.shape, x.dtype, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+        if key not in self._graphs:
+            parameters = [p for p in self._backbone.blocks.parameters() if p.requires_grad]
+            if any(p.grad is not None for p in parameters):  # they belong to the stream that training runs on
+                return self._plain(x)
+            self._graphs[key] = _Graph(self._plain, x, parameters, self._pool, self._accumulates)
+        graph = self._graphs[key]
+        return _Replay.apply(graph, x, *graph.parameters)  # pyright: ignore[reportReturnType]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the backbone has its own plain blocks."""
+        copied = copy.deepcopy(self._backbone, memo)
+        return type(copied).run_blocks.__get__(copied)
+
+
+class _Graph:
+    """A forward and a backward pass for tokens of one shape, and the memory in which they happen."""
+
+    def __init__(self, function: Any, x: Tensor, parameters: list[nn.Parameter], pool: Any, accumulates: bool):
+        self.parameters, self.accumulates = parameters, accumulates
+        self.x = x.detach().clone().requires_grad_()
+        wanted = [self.x, *parameters]
+        side = torch.cuda.Stream(x.device)
+        side.wait_stream(torch.cuda.current_stream(x.device))
+        # A cast that autocast remembers would belong to the graph, and be used outside of it.
+        with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False):
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    torch.autograd.grad(function(self.x), wanted, torch.zeros_like(self.x))
+            torch.cuda.current_stream(x.device).wait_stream(side)
+            self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+            # Batches are being pinned by another thread meanwhile.
+            with torch.cuda.graph(self.forward, pool=pool, capture_error_mode="thread_local"):
+                y = function(self.x)
+            self.grad_y = torch.zeros_like(self.x)
+            with torch.cuda.graph(self.backward, pool=pool, capture_error_mode="thread_local"):
+                self.gradients = torch.autograd.grad(y, wanted, self.grad_y)
+        self.y = y.detach()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graph: _Graph, x: Tensor, *_: nn.Parameter) -> Tensor:
+        ctx.graph = graph
+        graph.x.detach().copy_(x)
+        graph.forward.replay()
+        return graph.y.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        graph: _Graph = ctx.graph
+        graph.grad_y.copy_(grads[0])
+        graph.backward.replay()
+        # A tensor that nobody else holds becomes a parameter's gradient, to which a later pass adds in place: not
+        # where this graph writes again meanwhile (pytorch/pytorch#181723). One that is held here is copied.
+        return None, *(g if graph.accumulates else g.detach() for g in graph.gradients)
