@@ -224,6 +224,7 @@ def test_reconstruct(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (["--img_size", "32,64"], ["--img_size", "[32, 64]"]),
         (["--img_size=32,64"], ["--img_size", "[32, 64]"]),
+        (["--compile", "--gamma", "0.5"], ["--compile", "true", "--gamma", "0.5"]),
         (["--norm_pix_loss", "--gamma", "0.5"], ["--norm_pix_loss", "true", "--gamma", "0.5"]),
         (["--gamma", "0.5", "--norm_pix_loss"], ["--gamma", "0.5", "--norm_pix_loss", "true"]),
     ],

@@ -30,7 +30,7 @@ from efficient_mae.errors import (
     broken_library,
     did_you_mean,
 )
-from efficient_mae.ranges import Settings, describe, shown
+from efficient_mae.ranges import Settings, Switch, describe, shown
 from efficient_mae.recipes import recipes
 
 # What a disk says that cannot be written to, by the system's numbers.
@@ -227,7 +227,7 @@ def _with_plain_values(arguments: list[str]) -> list[str]:
     resolved = []
     for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         resolved.append(argument)
-        if types.get(argument) is bool and following.startswith("--"):
+        if types.get(argument) in (bool, Switch) and following.startswith("--"):
             resolved.append("true")
     for number, argument in enumerate(resolved):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)

@@ -14,7 +14,9 @@ def numbered(drawn: list[int], total: int = 6):
         yield TrainBatch(images, torch.arange(2), None, [(str(number), "damaged")])
 
 
-def test_a_cpu_draws_nothing_ahead():
+def test_a_cpu_draws_nothing_ahead(monkeypatch: pytest.MonkeyPatch):
+    # On a machine with a GPU it would open a context there.
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: pytest.fail("CUDA was asked for a stream"))
     drawn: list[int] = []
     prefetcher = DevicePrefetcher(numbered(drawn), torch.device("cpu"), accum_iter=2)
     for step in range(3):

@@ -1,6 +1,7 @@
 """Micro-batches on their device: on a GPU, the next step's are copied while a step is computed."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ class DevicePrefetcher:
             self._ahead = self._moved()
 
     def _moved(self) -> list[Any]:
-        # Without a stream, torch.cuda.stream does nothing. Images may be decoded here, on the side stream too.
-        with torch.cuda.stream(self._stream):  # pyright: ignore[reportArgumentType]
+        # Images may be decoded here, on the side stream too. Elsewhere nothing of CUDA's is touched.
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             return [next(self._batches).to(self._device, non_blocking=True) for _ in range(self._accum_iter)]
 
 

@@ -109,7 +109,8 @@ class Evaluator:
     ):
         part = Subset(source, np.arange(processes.rank, len(source), processes.world_size))
         transform = EvalTransform(img_size, len(statistics.mean))
-        self._loader = make_eval_loader(part, transform, batch_size, num_workers, min_size=min_size)
+        options = {"min_size": min_size, "pin_memory": processes.device.type == "cuda"}
+        self._loader = make_eval_loader(part, transform, batch_size, num_workers, **options)
         self._name, self._statistics, self._num_classes = source.name, statistics, num_classes
         self._precision, self._processes = precision, processes
 
@@ -124,10 +125,11 @@ class Evaluator:
         scorer = Scorer(self._num_classes, device)
         for batch in self._loader:
             if len(batch.images):
-                images = normalize(batch.images.to(device), self._statistics.mean, self._statistics.std)
+                batch = batch.to(device, non_blocking=True)
+                images = normalize(batch.images, self._statistics.mean, self._statistics.std)
                 with autocast(self._precision, device):
                     logits = classify(images)
-                scorer.add(logits.float(), batch.labels.to(device))
+                scorer.add(logits.float(), batch.labels)
         result = scorer.result()
         if not result.images:
             raise InputError(f"{self._name}: none of the held-out images can be read")

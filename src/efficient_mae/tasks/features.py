@@ -61,12 +61,14 @@ def labelled_batches(
     """
     transform = EvalTransform(encoder.img_size, encoder.in_chans)
     found = False
-    for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=encoder.patch_size):
+    pinned = {"pin_memory": device.type == "cuda"}
+    for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=encoder.patch_size, **pinned):
         if not len(batch.images):
             continue
         if batch.labels is None or (batch.labels < 0).any():
             raise ValueError(f"{source.name}: unlabelled images reached a judgement; open_labelled refuses them")
         found = True
-        yield batch.images.to(device), batch.labels.to(device), batch.indices
+        there = batch.to(device, non_blocking=True)
+        yield there.images, there.labels, batch.indices
     if not found:
         raise InputError(f"{source.name}: none of its images can be read")

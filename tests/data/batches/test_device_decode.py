@@ -18,6 +18,7 @@ from efficient_mae.data import (
     make_train_loader,
     open_source,
 )
+from efficient_mae.data.batches import device_decode
 from efficient_mae.errors import InputError
 
 # Mean absolute differences, of 255, to the other path. On a CPU libjpeg decodes for both, and what remains is the
@@ -130,3 +131,26 @@ def test_labels_follow_their_images(tmp_path: Path):
     (tmp_path / "a" / "bad.jpg").write_bytes(damaged_jpeg("within"))
     moved = dataset(DeviceDecodeDataset, tmp_path).__getitems__([(0, 2), (0, 0)]).to("cpu")
     assert (moved.indices.tolist(), moved.labels.tolist()) == ([2, 2], [1, 1])
+
+
+def test_torchvision_decodes_when_the_stream_that_crops_is_done(monkeypatch: pytest.MonkeyPatch):
+    """It decodes on another stream into memory that was just let go (pytorch/vision#9606)."""
+    events: list[str] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            events.append("waited")
+
+    def decode_jpeg(files: list[torch.Tensor], mode: object, device: torch.device) -> list[torch.Tensor]:
+        events.append(f"decoded {len(files)}")
+        if len(files) > 1:
+            raise RuntimeError("one of them is damaged")
+        return [torch.zeros(3, 8, 8, dtype=torch.uint8)]
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr("torchvision.io.decode_jpeg", decode_jpeg)
+    image = device_decode.CodedImage("a.jpg", 3, (8, 8), 1, [])
+    files = [(image, torch.zeros(3, dtype=torch.uint8))] * 2
+    crops = list(device_decode._decode_and_cut(files, (3, 8, 8), torch.device("cuda")))
+    assert [tuple(crop.shape) for crop in crops] == [(0, 3, 8, 8)] * 2
+    assert events == ["waited", "decoded 2", "waited", "decoded 1", "waited", "decoded 1"]

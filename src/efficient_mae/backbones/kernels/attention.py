@@ -44,10 +44,16 @@ def attention(
         with _without_autocast("cpu"):
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             return scores.softmax(dim=-1) @ v
-    if q.is_cuda and k.shape[2] <= _SHORT_GPU_LENGTH and q.shape[3] <= _NARROW_GPU_HEAD:
-        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+    if q.is_cuda and _suits_efficient_kernel(q, k):
+        # Math stands for what is no GPU: tensors without numbers, on which memory is counted.
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
             return F.scaled_dot_product_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def _suits_efficient_kernel(q: Tensor, k: Tensor) -> bool:
+    width = q.shape[-1]
+    return k.shape[2] <= _SHORT_GPU_LENGTH and width <= _NARROW_GPU_HEAD and width % 8 == 0
 
 
 def packed_attention(

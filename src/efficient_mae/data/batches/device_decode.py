@@ -10,9 +10,8 @@ Letters: B images, R crops of an image, C channels, H and W height and width in 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate, chain
 from typing import Any, cast
 
@@ -170,13 +169,11 @@ def _decode_and_cut(
     files: Files, shape: tuple[int, int, int], device: torch.device
 ) -> Iterator[UInt8[Tensor, "R C H W"] | UnreadableImage]:
     """The crops of each image, on the device; by libjpeg where the device's decoder fails."""
-    from torchvision.io import ImageReadMode, decode_jpeg  # nothing else needs it
-
-    decode = partial(decode_jpeg, mode=ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB, device=device)
+    grey = shape[0] == 1
     try:
-        decoded: list[Tensor | None] = list(decode([data for _, data in files]))
+        decoded: list[Tensor | None] = list(_decode([data for _, data in files], grey, device))
     except RuntimeError:  # one of them, and it doesn't tell which
-        decoded = [_decode_alone(decode, data) for _, data in files]
+        decoded = [_decode_alone(data, grey, device) for _, data in files]
     for (image, data), pixels in zip(files, decoded, strict=True):
         if pixels is not None:
             yield cut_on_device(_upright(pixels, image.orientation), image.crops, shape)
@@ -187,9 +184,19 @@ def _decode_and_cut(
             yield error
 
 
-def _decode_alone(decode: Callable[[list[Tensor]], Any], data: UInt8[Tensor, " bytes"]) -> Tensor | None:
+def _decode(files: list[Tensor], grey: bool, device: torch.device) -> list[Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg  # nothing else needs it
+
+    if device.type == "cuda":
+        # torchvision decodes on a stream of its own, into memory that this stream may still read: of images that were
+        # decoded before, and are let go (pytorch/vision#9606).
+        torch.cuda.current_stream(device).synchronize()
+    return decode_jpeg(files, mode=ImageReadMode.GRAY if grey else ImageReadMode.RGB, device=device)  # pyright: ignore[reportReturnType]
+
+
+def _decode_alone(data: UInt8[Tensor, " bytes"], grey: bool, device: torch.device) -> Tensor | None:
     try:
-        return decode([data])[0]
+        return _decode([data], grey, device)[0]
     except RuntimeError:
         return None
 

@@ -237,5 +237,8 @@ def find_non_finite(
         for parameter, state in optimizer.state.items()
         for kind, value in state.items()
     ]
-    own = (name for name, value in tensors if not bool(local_tensor(value).isfinite().all()))
-    return next((name for name in processes.gather(next(own, None)) if name is not None), None)
+    held = [(name, local) for name, value in tensors if (local := local_tensor(value)).numel()]
+    # One number is read from the device; only where it isn't finite, one of each.
+    largest = nn.utils.get_total_norm([value for _, value in held if value.is_floating_point()], norm_type=math.inf)
+    own = None if largest.isfinite() else next(name for name, value in held if not value.isfinite().all())
+    return next((name for name in processes.gather(own) if name is not None), None)

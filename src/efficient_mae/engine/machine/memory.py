@@ -36,8 +36,12 @@ _COPIES = 8
 # Share of the free memory that is too little to be looked at more closely.
 _LITTLE = 0.05
 
-# What PyTorch says, and oneDNN of an operation that it has (one that it lacks fails at its descriptor).
-_HOST_MESSAGES = re.compile("can't allocate memory|could not create a primitive(?! descriptor)")
+# What PyTorch says, oneDNN of an operation that it has (one that it lacks fails at its descriptor), CUDA's libraries,
+# and CUDA itself where memory of the host is to be pinned.
+_MESSAGES = re.compile(
+    "can't allocate memory|could not create a primitive(?! descriptor)|CU(BLAS|DNN|SOLVER)_STATUS_ALLOC_FAILED"
+    "|CUDA error: out of memory"
+)
 
 
 class BatchMemory:
@@ -221,4 +225,4 @@ def explain_out_of_memory(memory: BatchMemory) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a GPU's or the host's allocator that had no more to give."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_HOST_MESSAGES.search(str(error)))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_MESSAGES.search(str(error)))

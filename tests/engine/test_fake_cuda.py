@@ -1,0 +1,101 @@
+"""The step on a GPU that isn't there: on tensors without numbers, what would wait for it or lies elsewhere fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import efficient_mae as emae
+from efficient_mae.bench.contenders import image_statistics, images_of
+from efficient_mae.data import TrainBatch
+from efficient_mae.engine.machine.step_memory import hollow
+from efficient_mae.engine.optim import build_adamw, step_unless
+from efficient_mae.flat import Flat
+from efficient_mae.tasks.pretrain import MethodObjective
+
+CUDA = torch.device("cuda:0")
+IMAGES = 8
+METHODS = {
+    "MAE": {"beta": None, "gamma": 0.0, "mask_ratio": 0.75},
+    "Efficient MAE": {},
+    "plain pixels": {"norm_pix_loss": False, "mask_ratio": 0.95},
+    "curriculum": {"schedule": "curriculum"},
+    "normalise": {"schedule": "normalise"},
+    "one decoder block": {"decoder_depth": 1},
+    "odd heads": {"decoder_embed_dim": 60, "decoder_num_heads": 5},
+}
+
+
+class Watch(TorchDispatchMode):
+    """Counts operations; fails at what PyTorch's packed kernel would refuse."""
+
+    packed = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "varlen_attn" in str(func) or "_flash_attention_forward" in str(func):
+            type(self).packed += 1
+            q, k, v, *lengths = args[:5]
+            assert all(x.is_cuda and x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 for x in (q, k, v))
+            assert all(x.is_cuda and x.dtype == torch.int32 for x in lengths)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def bf16() -> Iterator[None]:
+    """Autocast of CUDA's, which torch.autocast would not switch on where there is none."""
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.clear_autocast_cache()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_forward_pass_and_loss(settings: dict[str, Any], parts: int, precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda *_: (9, 0)
+    )  # an H100's, by which kernels are chosen
+    with torch.device("meta"):
+        model = emae.create_model("mae_vit_tiny_patch16", depth=2, **({"decoder_depth": 3} | settings))
+    config = model.config
+    noise = torch.rand(IMAGES, 196, generator=torch.Generator().manual_seed(0))
+    layout = config.planner(IMAGES // parts)(noise)
+    assert len(layout.parts) == parts
+    batch = TrainBatch(images_of(config, IMAGES), torch.arange(IMAGES), None, [], Flat.of(layout))
+    objective = MethodObjective(image_statistics(config))
+    Watch.packed = 0
+    # A backward pass would ask the driver for its stream.
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        fake = hollow(model, CUDA).train()
+        with Watch(), bf16() if precision == "bf16" else nullcontext():
+            loss = objective.weighted_sum(fake, batch.to(CUDA))
+        assert loss.device == CUDA and loss.shape == ()
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+    takes = precision == "bf16" and config.decoder_embed_dim // config.decoder_num_heads % 8 == 0
+    assert Watch.packed == (parts * config.decoder_depth if takes else 0)
+
+
+def test_norm_clipping_and_the_optimiser():
+    with torch.device("meta"):
+        model = emae.create_model("mae_vit_tiny_patch16", depth=1, decoder_depth=1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = hollow(model, CUDA)
+        for parameter in fake.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        gradients = [p.grad for p in fake.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(fake.parameters(), 1.0, norm)
+        optimizer = build_adamw(fake, weight_decay=0.05)
+        step_unless(norm.isfinite().logical_not(), optimizer)
+        state = [value for values in optimizer.state.values() for value in values.values()]
+    assert norm.device == CUDA and all(isinstance(value, Tensor) and value.device == CUDA for value in state)
