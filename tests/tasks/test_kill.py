@@ -142,7 +142,7 @@ def test_an_export_that_is_killed_leaves_nothing_of_its_name(
     out = tmp_path / "killed"
     killer = Killer(server, [*arguments, *flags(out=out)], tmp_path, processes=1, seed=0)
     for _ in range(3):
-        killer.while_there_is("export", ".partial-killed/.partial-*", within=0.01, slow_disk=0.1)
+        killer.while_there_is("export", ".partial-killed/.partial-*", within=0.01, slow_disk=0.3)
         assert not out.exists()
     assert killer.caught == {"export": 3}
     (done,) = server.start([*arguments, *flags(out=out)]).wait()

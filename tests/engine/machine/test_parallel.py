@@ -2,6 +2,7 @@
 
 import atexit
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 import efficient_mae as emae
 from efficient_mae.engine.machine.distributed import ALONE, autocast, join_processes
-from efficient_mae.engine.machine.parallel import Skeleton, parallelize, whole_tensor
+from efficient_mae.engine.machine.parallel import Skeleton, compiles, parallelize, whole_tensor
 from efficient_mae.methods.mae import MaskedAutoencoder
 from tests.processes import spawn
 
@@ -139,6 +140,21 @@ def on_gpus(rank: int, results) -> None:
             optimizer.zero_grad()
         torch.cuda.set_sync_debug_mode("default")
         results[rank] = {name: whole_tensor(p).detach().cpu().numpy() for name, p in model.named_parameters()}
+
+
+def test_where_torch_compile_does_not_work_blocks_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fails(_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert not compiles(ALONE) and not capsys.readouterr().err  # a CPU is not asked
+    gpu = torch.device("cuda")
+    assert not compiles(replace(ALONE, device=gpu))
+    said = "compile=auto: torch.compile does not work here (Failed to find C compiler.); the blocks run as they are\n"
+    assert capsys.readouterr().err == said
+    assert not compiles(replace(ALONE, rank=1, device=gpu)) and not capsys.readouterr().err
 
 
 @pytest.mark.gpu
