@@ -59,7 +59,7 @@ class RunConfig(Settings):
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
     parallel: str = "ddp"
     """how several processes share a model: ddp, each holds all of it, or fsdp, each a part, for what doesn't fit"""
-    compile: Switch = "auto"
+    compile: Switch = False
     """compile the transformer blocks with torch.compile, slower to start, faster after: true (on a CPU it needs g++),
     false, or auto, on a GPU where it works"""
     num_workers: NonNegativeInt | None = None
