@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a session with one GPU should run, in three groups of under 9 minutes each on an H100; a part that fails is
-# noted, and the next one runs. Outputs lie under $OUT (default benchmarks/results/gpu); those of a group that was
+# What a session with one GPU should run, in three groups; on an H100 the second took 5.5 minutes. A part that fails,
+# or is cut off, is noted, and the next one runs. Outputs lie under $OUT (default benchmarks/results/gpu); those of a group that was
 # cut off are whole, each by itself. benchmarks/readme_tables.py makes the README's table of them.
 #
 #     OUT=folder benchmarks/gpu.sh correctness | speed | rest
@@ -22,6 +22,7 @@ part() {
   log=$(mktemp)
   echo "$(date +%T) $name"
   timeout "$seconds" "$@" > "$OUT/$name" 2> "$log" || { echo "$name: status $?"; tail -n 20 "$log"; status=1; }
+  rm -f "$log"
 }
 
 # step NAME MODEL FLAG...

@@ -5,6 +5,7 @@
 Three seeds each; what is told is the k-NN accuracy of the frozen encoder after the last epoch.
 """
 
+import datetime
 import json
 import os
 import subprocess
@@ -57,7 +58,10 @@ def main() -> None:
         for method in METHODS
     }
     machine = describe_machine(find_device("cuda"))
-    print(json.dumps({"epochs": EPOCHS, "machine": machine, "model": MODEL, "methods": methods}, indent=1))
+    date = datetime.date.today().isoformat()
+    print(
+        json.dumps({"date": date, "epochs": EPOCHS, "machine": machine, "model": MODEL, "methods": methods}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_forward_pass_and_loss(settings: dict[str, Any], parts: int, precision: 
 @pytest.mark.parametrize("size", BUDGETS)
 @pytest.mark.usefixtures("hopper")
 def test_what_a_forward_pass_launches_and_moves(size: str):
-    """Whoever raises them by 2 % should know why. Dense attention counts as its plain form: there is no driver."""
+    """Whoever changes them by 2 % should know why. Dense attention counts as its plain form: there is no driver."""
     with torch.device("meta"):
         model = emae.create_model(f"mae_vit_{size}_patch16")
     layout = model.config.planner()(torch.rand(64, 196, generator=torch.Generator().manual_seed(0)))
@@ -117,8 +117,8 @@ def test_what_a_forward_pass_launches_and_moves(size: str):
         with Watch(), bf16():
             fake(images, layout)
     launches, gigabytes = BUDGETS[size]
-    assert Watch.launches <= 1.02 * launches
-    assert Watch.num_bytes / 1e9 <= 1.02 * gigabytes
+    assert Watch.launches == pytest.approx(launches, rel=0.02)
+    assert Watch.num_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
 def test_norm_clipping_and_the_optimiser():
@@ -134,4 +134,6 @@ def test_norm_clipping_and_the_optimiser():
         optimizer = build_adamw(fake, weight_decay=0.05)
         step_unless(norm.isfinite().logical_not(), optimizer)
         state = [value for values in optimizer.state.values() for value in values.values()]
-    assert norm.device == CUDA and all(isinstance(value, Tensor) and value.device == CUDA for value in state)
+    assert (
+        state and norm.device == CUDA and all(isinstance(value, Tensor) and value.device == CUDA for value in state)
+    )

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import efficient_mae as emae
+from efficient_mae.engine.machine import cuda_graphs
 from efficient_mae.engine.storage import checkpoint as checkpoint_module
 from efficient_mae.engine.storage import durable
 from efficient_mae.engine.storage.run_directory import read_settings
@@ -277,9 +278,18 @@ def test_decoding_on_the_gpu_is_repeatable(images: Path, tmp_path: Path):
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_changes_nothing(images: Path, tmp_path: Path):
+def test_a_cuda_graph_changes_nothing(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = {"device": "cuda", "compile": False, "epochs": 2}
+    captured = []
+    make = cuda_graphs._Graph.__init__
+
+    def noted(self: object, function: object, x: torch.Tensor, *others: object) -> None:
+        captured.append((len(x), others[-1]))
+        make(self, function, x, *others)
+
+    monkeypatch.setattr(cuda_graphs._Graph, "__init__", noted)
     plain = pretrain(config(images, tmp_path / "a", cuda_graphs=False, **settings))
     graphed = pretrain(config(images, tmp_path / "b", **settings))
     assert [row["loss"] for row in rows(graphed)] == [row["loss"] for row in rows(plain)]
+    assert captured == [(8, False)]
     assert (graphed / "encoder.safetensors").read_bytes() == (plain / "encoder.safetensors").read_bytes()

@@ -220,6 +220,16 @@ def test_a_run_of_a_version_that_wrote_no_task_and_had_fewer_settings(
     assert found | {"run": str(run)} == expected and bad(found) == ["018.png"]
 
 
+def test_a_run_with_cuda_graphs_is_replayed_without(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They pass by the hooks that tell the module; and the machine at hand may have no GPU."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    assert "cuda_graphs: auto" in text
+    (folder / "config.yaml").write_text(text.replace("cuda_graphs: auto", "cuda_graphs: true"))
+    found, expected = (replayed(capsys, "--run", str(one)) for one in (folder, run))
+    assert found | {"run": str(run)} == expected and bad(found) == ["018.png"]
+
+
 def test_it_is_told_to_a_person(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["replay", "--run", str(run), "--step", "14"]) == 0
     out = capsys.readouterr().out

@@ -33,9 +33,10 @@ _LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 def check_python(_: Plan) -> Finding:
     """The interpreter against what the package asks for."""
+    found = platform.python_version()
     if not _is_installed():
-        return note(f"Python {platform.python_version()}; {_NOT_INSTALLED}", _INSTALL)
-    wanted, found = metadata(_PACKAGE)["Requires-Python"], platform.python_version()
+        return ok(f"Python {found}")
+    wanted = metadata(_PACKAGE)["Requires-Python"]
     if not SpecifierSet(wanted).contains(found, prereleases=True):
         return problem(f"Python {found}", f"make an environment with Python {wanted}")
     return ok(f"Python {found}")
@@ -70,7 +71,7 @@ def _is_installed() -> bool:
 def check_extras(_: Plan) -> Finding:
     """What can be installed besides."""
     if not _is_installed():
-        return note(_NOT_INSTALLED, _INSTALL)
+        return ok("not looked at")
     missing = {extra: use for extra, use in _EXTRAS.items() if _unmet(_PACKAGE, extra)}
     if missing:
         found = "; ".join(f"without {extra}: no {use}" for extra, use in missing.items())

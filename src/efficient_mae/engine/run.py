@@ -34,6 +34,7 @@ from efficient_mae.engine.storage.checksums import last_whole
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.engine.storage.run_directory import MACHINE, DamageLog, claim_run_directory
 from efficient_mae.errors import DivergedError, InputError
+from efficient_mae.ranges import Switch
 
 
 class Run(ABC):
@@ -45,6 +46,7 @@ class Run(ABC):
         results: files that are written when the run is finished, besides the last checkpoint.
         unit: images that the model takes at a time, if that isn't all of a micro-batch; else a few.
         multiple: what the number of a micro-batch's images is a multiple of.
+        graphs: whether blocks are replayed as CUDA graphs.
         source: training images.
         model: what is trained, or holds what is trained.
         companions: modules that are saved and resumed beside the model, by name.
@@ -57,6 +59,7 @@ class Run(ABC):
     results: ClassVar[Collection[str]] = ()
     unit: int = 8
     multiple: int = 1
+    graphs: bool = False
 
     def __init__(self, config: RunConfig, source: Source, model: nn.Module, processes: Processes):
         """
@@ -155,6 +158,11 @@ class Run(ABC):
         elif self.processes.is_main:
             say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
 
+    @property
+    def compile(self) -> Switch:
+        """Whether the transformer blocks are compiled."""
+        return self.config.compile
+
     def prepare(self) -> Step:
         """Put the model, its companions and its optimiser where they are trained; return what does a step."""
         config, processes = self.config, self.processes
@@ -164,7 +172,7 @@ class Run(ABC):
             processes,
             parallel=config.parallel,
             precision=config.precision,
-            compile=config.compile,
+            compile=self.compile,
         )
         for companion in self.companions.values():
             companion.to(processes.device)
@@ -194,6 +202,7 @@ class Run(ABC):
         step = self.prepare()
         data = {"dataset": self.host_dataset(), "num_workers": self.num_workers}
         batch = {"unit": self.unit, "multiple": self.multiple, "accumulates": "accum_iter" in self.operational}
+        batch["graphs"] = self.graphs
         memory = BatchMemory(self.config, self.processes, self._optimizer, plain, step.objective, **data, **batch)
         with explain_out_of_memory(memory):
             memory.check()
@@ -287,6 +296,7 @@ class Run(ABC):
             say(
                 f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
+                + (", the encoder as a CUDA graph" if self.graphs else "")
             )
             say(describe_images(self.source, self.img_shape, getattr(self.config, "crop_scale", None)).text)
         if last is None:

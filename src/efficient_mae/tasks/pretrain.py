@@ -34,6 +34,7 @@ from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
+from efficient_mae.ranges import Switch
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, build_model, resolve
@@ -131,7 +132,7 @@ class PretrainRun(Run):
         alone = processes.device.type == "cuda" and processes.world_size == 1
         if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
             raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
-        self._graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
+        self.graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
 
     @property
     def repeats(self) -> int:
@@ -163,9 +164,14 @@ class PretrainRun(Run):
             epochs=self.config.epochs,
         )
 
+    @property
+    def compile(self) -> Switch:
+        # Without graphs compiled blocks keep a GPU's host longer than plain ones (benchmarks/results/gpu).
+        return self.config.compile if self.config.compile != "auto" else ("auto" if self.graphs else False)
+
     def prepare(self) -> Step:
         step = super().prepare()
-        if self._graphs:
+        if self.graphs:
             graph_blocks(self.model.backbone, accumulates=self.config.accum_iter > 1)
         return step
 

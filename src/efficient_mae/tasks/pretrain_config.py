@@ -96,7 +96,7 @@ class PretrainConfig(ModelChoice, RunConfig):
     """recompute activations in the backward pass: less memory, a third more work"""
     compile: Switch = "auto"
     """compile the transformer blocks with torch.compile, slower to start, faster after: true (on a CPU it needs g++),
-    false, or auto, on a GPU where it works"""
+    false, or auto, where it works and cuda_graphs are taken"""
     cuda_graphs: Switch = "auto"
     """replay the encoder's blocks as a CUDA graph, the same numbers without waiting for the host: true, false, or
     auto, where one process trains on a GPU without grad_checkpointing"""

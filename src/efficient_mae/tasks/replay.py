@@ -1,6 +1,6 @@
 """`emae replay`: a step that a run skipped, done again to see where it stopped being finite."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ def _make_run(folder: Path, row: dict[str, Any], processes: Processes) -> Run:
         )
     try:
         kind = task.config_of(record.settings.get("model"))
-        config = record.restore(kind, out=str(folder), accum_iter=row["accum_iter"] * before // now)
+        # A CUDA graph passes by the hooks that tell the module, and needs one process on a GPU.
+        plain = {"cuda_graphs": False} if "cuda_graphs" in {one.name for one in fields(kind)} else {}
+        config = record.restore(kind, out=str(folder), accum_iter=row["accum_iter"] * before // now, **plain)
     except InputError as error:
         raise InputError(f"run={folder}: {error}") from None
     return task.make(config, processes)

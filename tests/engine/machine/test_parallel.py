@@ -11,8 +11,10 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 import efficient_mae as emae
+from efficient_mae.engine.machine import parallel
 from efficient_mae.engine.machine.distributed import ALONE, autocast, join_processes
 from efficient_mae.engine.machine.parallel import Skeleton, compiles, parallelize, whole_tensor
+from efficient_mae.errors import InputError
 from efficient_mae.methods.mae import MaskedAutoencoder
 from tests.processes import spawn
 
@@ -146,15 +148,34 @@ def test_where_torch_compile_does_not_work_blocks_run_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def fails(_: object) -> None:
-        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+        raise RuntimeError("An exception occurred in a subprocess:\n\nTraceback\nRuntimeError: no C compiler\n")
 
     monkeypatch.setattr(torch, "compile", fails)
     assert not compiles(ALONE) and not capsys.readouterr().err  # a CPU is not asked
     gpu = torch.device("cuda")
     assert not compiles(replace(ALONE, device=gpu))
-    said = "compile=auto: torch.compile does not work here (Failed to find C compiler.); the blocks run as they are\n"
+    said = (
+        "compile=auto: torch.compile does not work here (RuntimeError: no C compiler); the blocks run as they are\n"
+    )
     assert capsys.readouterr().err == said
     assert not compiles(replace(ALONE, rank=1, device=gpu)) and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("compile", "works", "done"), [("auto", True, 1), ("auto", False, 0), (True, False, 1), (False, True, 0)]
+)
+def test_when_blocks_are_compiled(compile: bool | str, works: bool, done: int, monkeypatch: pytest.MonkeyPatch):
+    compiled = []
+    monkeypatch.setattr(parallel, "compiles", lambda _: works)
+    monkeypatch.setattr(parallel, "compile_blocks", compiled.append)
+    model = small_model()
+    parallelize(model, ALONE, compile=compile)
+    assert compiled == [model] * done
+
+
+def test_a_model_without_blocks_of_ours_is_not_compiled_in_silence():
+    with pytest.raises(InputError, match="compile=true: blocks of this model are timm's"):
+        parallelize(torch.nn.Linear(2, 2), ALONE, compile=True)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ otherwise.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def graph_blocks(backbone: VisionTransformer, accumulates: bool) -> None:
     """Run the blocks as a CUDA graph wherever they are trained, from now on.
 
     There is a graph for each shape of tokens with which a step begins; what is of another shape within a step runs as
-    it is. Parameters stay where they are for ever after: they may be changed, not replaced.
+    it is. Parameters stay where they are for ever after: they may be changed, not replaced. Every forward pass is
+    followed by its backward pass before the next, or the next one's raises RuntimeError.
 
     Args:
         backbone: on a GPU, compiled or not, whole; nothing in its blocks is random.
@@ -37,6 +39,7 @@ class _GraphedBlocks:
         self._plain = backbone.run_blocks
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()  # no two are between their forward and their backward pass
+        self._stream: torch.cuda.Stream | None = None  # of all that share the pool
 
     def __call__(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and self._backbone.training and x.requires_grad):
@@ -46,7 +49,9 @@ class _GraphedBlocks:
             parameters = [p for p in self._backbone.blocks.parameters() if p.requires_grad]
             if any(p.grad is not None for p in parameters):  # they belong to the stream that training runs on
                 return self._plain(x)
-            self._graphs[key] = _Graph(self._plain, x, parameters, self._pool, self._accumulates)
+            self._stream = self._stream or torch.cuda.Stream(x.device)
+            with torch.cuda.device(x.device):
+                self._graphs[key] = _Graph(self._plain, x, parameters, self._pool, self._stream, self._accumulates)
         graph = self._graphs[key]
         return _Replay.apply(graph, x, *graph.parameters)  # pyright: ignore[reportReturnType]
 
@@ -59,24 +64,32 @@ class _GraphedBlocks:
 class _Graph:
     """A forward and a backward pass for tokens of one shape, and the memory in which they happen."""
 
-    def __init__(self, function: Any, x: Tensor, parameters: list[nn.Parameter], pool: Any, accumulates: bool):
-        self.parameters, self.accumulates = parameters, accumulates
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        parameters: list[nn.Parameter],
+        pool: Any,
+        stream: torch.cuda.Stream,
+        accumulates: bool,
+    ):
+        self.parameters, self.accumulates, self.passes = parameters, accumulates, 0
         self.x = x.detach().clone().requires_grad_()
+        self.grad_y = torch.zeros_like(x)
         wanted = [self.x, *parameters]
-        side = torch.cuda.Stream(x.device)
-        side.wait_stream(torch.cuda.current_stream(x.device))
+        # Batches are being pinned by another thread meanwhile.
+        capture = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
         # A cast that autocast remembers would belong to the graph, and be used outside of it.
         with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False):
-            with torch.cuda.stream(side):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    torch.autograd.grad(function(self.x), wanted, torch.zeros_like(self.x))
-            torch.cuda.current_stream(x.device).wait_stream(side)
+                    torch.autograd.grad(function(self.x), wanted, self.grad_y)
+            torch.cuda.current_stream().wait_stream(stream)
             self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            # Batches are being pinned by another thread meanwhile.
-            with torch.cuda.graph(self.forward, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.forward, **capture):
                 y = function(self.x)
-            self.grad_y = torch.zeros_like(self.x)
-            with torch.cuda.graph(self.backward, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.backward, **capture):
                 self.gradients = torch.autograd.grad(y, wanted, self.grad_y)
         self.y = y.detach()
 
@@ -84,7 +97,8 @@ class _Graph:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graph: _Graph, x: Tensor, *_: nn.Parameter) -> Tensor:
-        ctx.graph = graph
+        graph.passes += 1
+        ctx.graph, ctx.number = graph, graph.passes
         graph.x.detach().copy_(x)
         graph.forward.replay()
         return graph.y.detach()
@@ -93,6 +107,8 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         graph: _Graph = ctx.graph
+        if ctx.number != graph.passes:
+            raise RuntimeError("a forward pass through a CUDA graph has overwritten the one before its backward pass")
         graph.grad_y.copy_(grads[0])
         graph.backward.replay()
         # A tensor that nobody else holds becomes a parameter's gradient, to which a later pass adds in place: not

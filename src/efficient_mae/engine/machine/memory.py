@@ -58,6 +58,7 @@ class BatchMemory:
         multiple: what the number of a micro-batch's images is a multiple of.
         num_workers: processes that read images for this one.
         accumulates: whether `accum_iter` may be proposed: where it changes nothing that is learned.
+        graphs: whether blocks are replayed as CUDA graphs, which keep a gradient of their own.
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class BatchMemory:
         multiple: int = 1,
         num_workers: int = 0,
         accumulates: bool = True,
+        graphs: bool = False,
     ):
         self._config, self._processes, self._optimizer = config, processes, optimizer
         self._model, self._objective, self._dataset = model, objective, dataset
         self._unit, self._multiple, self._num_workers = unit + -unit % multiple, multiple, num_workers
-        self._accumulates = accumulates
+        self._accumulates, self._graphs = accumulates, graphs
         self._micro = (config.batch_size or 0) // (config.accum_iter * processes.world_size)
         self._free: int | None = None
         self._counts: dict[int, tuple[int, int]] = {}
@@ -130,6 +132,8 @@ class BatchMemory:
                 break
         if getattr(config, "grad_checkpointing", True) is False:
             ways.append("pass --grad_checkpointing true")
+        if self._graphs:
+            ways.append("pass --cuda_graphs false")
         if fits > 0:
             return [*ways, "lower --batch_size"]
         if world_size > 1 and config.parallel == "ddp":
@@ -150,7 +154,8 @@ class BatchMemory:
         # Between micro-batches gradients are whole. Those of DDP lie in its buckets, which are on the GPU already.
         gradients = trained // (processes.world_size if sharded and config.accum_iter == 1 else 1)
         gradients = 0 if several and on_gpu and not sharded else gradients
-        step = gradients + passes if config.accum_iter > 1 else max(gradients, passes)
+        step = gradients + passes if config.accum_iter > 1 or self._graphs else max(gradients, passes)
+        step += gradients if config.accum_iter > 1 and self._graphs else 0
         return factor * (state + step) + self._reading(images)
 
     def _passes(self, images: int) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from efficient_mae.backbones.vit import Block
 from efficient_mae.console import say
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.machine.step_memory import hollow
+from efficient_mae.errors import InputError
 from efficient_mae.ranges import Switch
 
 PARALLEL = ("ddp", "fsdp")
@@ -64,17 +65,27 @@ def compiles(processes: Processes) -> bool:
         return False
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=processes.device))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # its own, its compiler's, or the system's
         if processes.is_main:
-            why = next(iter(str(error).splitlines()), "") or type(error).__name__
+            said = str(getattr(error, "inner_exception", error)).partition("Set TORCHDYNAMO")[0].split("\n")
+            why = next(filter(None, map(str.strip, reversed(said))), type(error).__name__)
             say(f"compile=auto: torch.compile does not work here ({why}); the blocks run as they are")
         return False
     return True
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each transformer block, in place: one graph serves them all, for whatever number of packed tokens."""
-    for block in _blocks(model):
+    """Compile each transformer block, in place: one graph serves them all, for whatever number of packed tokens.
+
+    Raises:
+        InputError: there is none that is this package's.
+    """
+    blocks = list(_blocks(model))
+    if not blocks:
+        raise InputError("compile=true: blocks of this model are timm's, which are not compiled here; compile=false")
+    for block in blocks:
         block.compile(dynamic=True)
         for name in block.entries:
             setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
