@@ -34,7 +34,6 @@ from efficient_mae.engine.storage.checksums import last_whole
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.engine.storage.run_directory import MACHINE, DamageLog, claim_run_directory
 from efficient_mae.errors import DivergedError, InputError
-from efficient_mae.ranges import Switch
 
 
 class Run(ABC):
@@ -158,21 +157,13 @@ class Run(ABC):
         elif self.processes.is_main:
             say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
 
-    @property
-    def compile(self) -> Switch:
-        """Whether the transformer blocks are compiled."""
-        return self.config.compile
-
     def prepare(self) -> Step:
         """Put the model, its companions and its optimiser where they are trained; return what does a step."""
         config, processes = self.config, self.processes
         self._skeleton = Skeleton(self.model) if self.is_sharded else None
+        self.model.train()
         model = parallelize(
-            self.model.train(),
-            processes,
-            parallel=config.parallel,
-            precision=config.precision,
-            compile=self.compile,
+            self.model, processes, parallel=config.parallel, precision=config.precision, compile=config.compile
         )
         for companion in self.companions.values():
             companion.to(processes.device)
@@ -200,9 +191,8 @@ class Run(ABC):
         damage = DamageLog(self.out, len(self.source), self.processes)
         plain = hollow(self.model, torch.device("meta"))
         step = self.prepare()
-        data = {"dataset": self.host_dataset(), "num_workers": self.num_workers}
+        data = {"dataset": self.host_dataset(), "num_workers": self.num_workers, "graphs": self.graphs}
         batch = {"unit": self.unit, "multiple": self.multiple, "accumulates": "accum_iter" in self.operational}
-        batch["graphs"] = self.graphs
         memory = BatchMemory(self.config, self.processes, self._optimizer, plain, step.objective, **data, **batch)
         with explain_out_of_memory(memory):
             memory.check()

@@ -1,7 +1,7 @@
 """Pre-training: from a source of images to an encoder."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -34,7 +34,6 @@ from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
-from efficient_mae.ranges import Switch
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, build_model, resolve
@@ -122,6 +121,13 @@ class PretrainRun(Run):
     model: Method
 
     def __init__(self, config: PretrainConfig, source: Source, model: Method, processes: Processes):
+        alone = processes.device.type == "cuda" and processes.world_size == 1
+        if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
+            raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
+        self.graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
+        if config.compile == "auto" and not self.graphs:
+            # Compiled blocks then keep a GPU's host longer than plain ones (benchmarks/results/gpu).
+            config = replace(config, compile=False)
         super().__init__(config, source, model, processes)
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
@@ -129,10 +135,6 @@ class PretrainRun(Run):
         shape = model.config.img_size, model.config.in_chans
         self.transform = PretrainTransform(*shape, scale=config.crop_scale, hflip=config.hflip)
         self._knn = None if config.knn_every is None else self._knn_monitor()
-        alone = processes.device.type == "cuda" and processes.world_size == 1
-        if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
-            raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
-        self.graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
 
     @property
     def repeats(self) -> int:
@@ -163,11 +165,6 @@ class PretrainRun(Run):
             make_masks=model.planner(None if self.is_sharded else model.unit(self.processes.device)),
             epochs=self.config.epochs,
         )
-
-    @property
-    def compile(self) -> Switch:
-        # Without graphs compiled blocks keep a GPU's host longer than plain ones (benchmarks/results/gpu).
-        return self.config.compile if self.config.compile != "auto" else ("auto" if self.graphs else False)
 
     def prepare(self) -> Step:
         step = super().prepare()
