@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a session with one GPU should run, in three groups; on an H100 the second took 5.5 minutes. A part that fails,
-# or is cut off, is noted, and the next one runs. Outputs lie under $OUT (default benchmarks/results/gpu); those of a group that was
-# cut off are whole, each by itself. benchmarks/readme_tables.py makes the README's table of them.
+# or is cut off, is noted, and the next one runs. Outputs lie under $OUT (default benchmarks/results/gpu), each whole by
+# itself. benchmarks/readme_tables.py makes the README's table of them.
 #
 #     OUT=folder benchmarks/gpu.sh correctness | speed | rest
 #

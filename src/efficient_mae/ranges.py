@@ -66,7 +66,7 @@ class Settings:
         declared = inspect.get_annotations(cls, eval_str=True)
         inherited = [vars(base).get("ranges", {}) for base in reversed(cls.__mro__)]
         known = reduce(operator.or_, [*inherited, declared])
-        cls.ranges = {name: kind for name, kind in known.items() if _holds_numbers(kind)}
+        cls.ranges = {name: kind for name, kind in known.items() if _is_checked(kind)}
         cls.__annotations__ = {name: _plain(kind) for name, kind in declared.items()}
 
     def __post_init__(self) -> None:
@@ -157,6 +157,6 @@ def _is_union(declared: Any) -> bool:
     return get_origin(declared) in (Union, UnionType)
 
 
-def _holds_numbers(declared: Any) -> bool:
+def _is_checked(declared: Any) -> bool:
     kind = _plain(declared)
-    return kind in _KINDS or kind == Switch or any(_holds_numbers(part) for part in get_args(kind))
+    return kind in _KINDS or kind == Switch or any(_is_checked(part) for part in get_args(kind))

@@ -24,8 +24,6 @@ _EXTRAS = {
 }
 # Libraries that are imported by another name than they are installed by.
 _MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
-_NOT_INSTALLED = "run from its source, so that no requirements are known"
-_INSTALL = "to have them checked: pip install ."
 # Largest error of a product of random matrices, as a share of its norm: some units in the last place (2 ** -24 and
 # 2 ** -9). TensorFloat-32 misses float32's by far.
 _LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -45,7 +43,7 @@ def check_python(_: Plan) -> Finding:
 def check_libraries(_: Plan) -> Finding:
     """Versions against what the package asks for and what those libraries ask of each other; each is imported."""
     if not _is_installed():
-        return note(_NOT_INSTALLED, _INSTALL)
+        return note("run from its source, so that no requirements are known", "to have them checked: pip install .")
     names = [requirement.name for requirement in _requirements(_PACKAGE)]
     unmet = {text: wanted for name in (_PACKAGE, *names) for text, wanted in _unmet(name).items()}
     if unmet:
