@@ -154,8 +154,8 @@ class BatchMemory:
         # Between micro-batches gradients are whole. Those of DDP lie in its buckets, which are on the GPU already.
         gradients = trained // (processes.world_size if sharded and config.accum_iter == 1 else 1)
         gradients = 0 if several and on_gpu and not sharded else gradients
-        step = gradients + passes if config.accum_iter > 1 or self._graphs else max(gradients, passes)
-        step += gradients if config.accum_iter > 1 and self._graphs else 0
+        copies = (config.accum_iter > 1) + self._graphs  # of the gradients, beside a pass
+        step = copies * gradients + passes if copies else max(gradients, passes)
         return factor * (state + step) + self._reading(images)
 
     def _passes(self, images: int) -> tuple[float, ...]:

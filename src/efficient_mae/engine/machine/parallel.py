@@ -43,9 +43,12 @@ def parallelize(
         parallel: one of :data:`PARALLEL`.
         precision: `bf16` or `fp32`.
         compile: the transformer blocks; `auto` on a GPU where :func:`compiles`.
+
+    Raises:
+        InputError: `compile` is true, and there are no blocks of this package's.
     """
     model.to(processes.device)
-    if compile is True or (compile == "auto" and compiles(processes)):
+    if compile is True or (compile == "auto" and any(_blocks(model)) and compiles(processes)):
         compile_blocks(model)
     if processes.world_size == 1:
         return model
