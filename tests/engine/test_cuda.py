@@ -27,12 +27,12 @@ def small_model() -> MaskedAutoencoder:
     )
 
 
-def layouts(model: MaskedAutoencoder, number: int) -> list[MaskLayout]:
-    """Of 4 images each; no two of one packed length."""
+def layouts(model: MaskedAutoencoder, number: int, images: int = 4) -> list[MaskLayout]:
+    """No two of one packed length."""
     found: dict[int, MaskLayout] = {}
     generator = torch.Generator().manual_seed(0)
     while len(found) < number:
-        layout = model.plan(4, generator=generator)
+        layout = model.plan(images, generator=generator)
         found.setdefault(len(layout.ids_predict), Flat.of(layout).value)  # as it comes from a worker
     return list(found.values())
 
@@ -59,17 +59,18 @@ def _compile_for_several_lengths(_: int) -> None:
     assert_compiled_once()
 
 
-def test_compiled_blocks_have_the_gradients_of_plain_ones():
-    spawn(1, _compare_compiled_gradients)
+@pytest.mark.parametrize("images", [4, 36], ids=["few", "as many as patches"])
+def test_compiled_blocks_have_the_gradients_of_plain_ones(images: int):
+    spawn(1, _compare_compiled_gradients, images)
 
 
-def _compare_compiled_gradients(_: int) -> None:
+def _compare_compiled_gradients(_: int, number: int) -> None:
     model = small_model()
     plain = copy.deepcopy(model)
     torch.compile = partial(torch.compile, backend="aot_eager")  # all but the code that it would write
     compile_blocks(model)
-    images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(1))
-    layout = layouts(model, 1)[0]
+    images = torch.rand(number, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    layout = layouts(model, 1, number)[0]
     for each in (model, plain):
         each(images, layout).loss.backward()
     assert_compiled_once()

@@ -20,7 +20,8 @@ def spread(tokens: Float[Tensor, "rows D"], layout: DecoderLayout) -> Float[Tens
         layout: where they go.
     """
     rows = layout.rows_predict.index_select(0, layout.order_predict)
-    return _Spread.apply(tokens, layout.sources, layout.rows_encoded, rows, layout.ids_predict, layout.num_images)
+    copies = tokens.new_empty(()).expand(layout.num_images, len(tokens) - len(layout.rows_encoded))
+    return _Spread.apply(tokens, layout.sources, layout.rows_encoded, rows, layout.ids_predict, copies)
 
 
 class _Spread(torch.autograd.Function):
@@ -37,22 +38,21 @@ class _Spread(torch.autograd.Function):
         rows_encoded: Int64[Tensor, " encoded"],
         rows_hidden: Int64[Tensor, " T"],
         ids_hidden: Int64[Tensor, " T"],
-        images: int,
+        copies: Float[Tensor, "B N"],
     ) -> Tensor:
         # Not filled in place: PyTorch 2.11 compiles a function that does so to one without a gradient.
         return tokens.index_select(0, sources)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tokens, _, rows_encoded, rows_hidden, ids_hidden, ctx.images = inputs
-        ctx.hidden = len(tokens) - len(rows_encoded)
-        ctx.save_for_backward(rows_encoded, rows_hidden, ids_hidden)
+        # The copies' numbers as a tensor's shape: PyTorch 2.11's Dynamo loses a number where two of them are equal.
+        ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        rows_encoded, rows_hidden, ids_hidden = ctx.saved_tensors
-        copies = grad.new_zeros(ctx.images * ctx.hidden, grad.shape[1])
-        copies.index_copy_(0, ids_hidden, grad.index_select(0, rows_hidden))
-        hidden = copies.view(ctx.images, ctx.hidden, -1).sum(dim=0)
+        rows_encoded, rows_hidden, ids_hidden, copies = ctx.saved_tensors
+        table = grad.new_zeros(copies.numel(), grad.shape[1])
+        table.index_copy_(0, ids_hidden, grad.index_select(0, rows_hidden))
+        hidden = table.view(*copies.shape, -1).sum(dim=0)
         return torch.cat([grad.index_select(0, rows_encoded), hidden]), None, None, None, None, None
