@@ -57,8 +57,8 @@ def step_table() -> str:
 def gpu_table() -> str:
     """One row a model and way to run it on a GPU: images a second of each method, and peak memory."""
     rows = []
-    for file in sorted((RESULTS / "gpu").glob("step_*.json")):
-        result = json.loads(file.read_text())
+    results = [json.loads(file.read_text()) for file in (RESULTS / "gpu").glob("step_*.json")]
+    for result in sorted(results, key=lambda each: ("BLH".index(_size(each["model"])[4]), each["compile"])):
         methods = {row["name"]: row for row in result["methods"]}
         shown = ("MAE 0.75", "Efficient MAE 0.85", "Efficient MAE 0.90", "Efficient MAE 0.95", PEER)
         peaks = [methods[name]["peak_gigabytes"] for name in (shown[1], shown[0], PEER) if name in methods]
