@@ -15,7 +15,7 @@ from timm.loss import SoftTargetCrossEntropy
 import efficient_mae as emae
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.cli import main
-from efficient_mae.data import AugmentTransform, normalize, open_source, sample_rng
+from efficient_mae.data import AugmentTransform, Reading, normalize, open_source, sample_rng
 from efficient_mae.data.batches.order import ResumableBatchSampler
 from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.optim import adamw, set_learning_rate
@@ -133,7 +133,7 @@ def test_the_first_step_is_that_of_timms_own_vit(
     own = timm_vit.VisionTransformer(16, 4, 1, num_classes=3, global_pool="avg", embed_dim=192, depth=2, num_heads=3)
     own.load_state_dict(vit.state_dict())
     source = open_source(str(data), "train")
-    transform = AugmentTransform((16, 16), 1, scale=(0.5, 1.0), auto_augment="rand-m9-mstd0.5-inc1")
+    transform = AugmentTransform((16, 16), Reading(1), scale=(0.5, 1.0), auto_augment="rand-m9-mstd0.5-inc1")
     pairs = next(iter(ResumableBatchSampler(len(source), 16, seed=0)))
     images = torch.stack([transform(source.image(i), sample_rng(0, epoch, i, "crop")) for epoch, i in pairs])
     labels = torch.tensor([source.label(i) for _, i in pairs])
@@ -174,7 +174,7 @@ def test_layer_decay():
         ({"weights": "/nowhere", "from_scratch": False, "model": None, "depth": None}, "/nowhere: no such file"),
         ({"batch_size": 6, "accum_iter": 2}, "mixup pairs images, but a micro-batch has 3"),
         ({"auto_augment": "augmix"}, "auto_augment='augmix': must be a RandAugment"),
-        ({"in_chans": 4}, "works on 1 or 3 channels, not 4"),
+        ({"in_chans": 4}, "works on 8 bits of 1 or 3 channels, not 4"),
         ({"drop_path": 1.5}, "drop_path=1.5: must be at least 0 and at most 0.99"),
         ({"mixup": -1.0}, "mixup=-1.0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),

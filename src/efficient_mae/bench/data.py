@@ -21,6 +21,7 @@ from efficient_mae.data import (
     spread,
 )
 from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
@@ -34,7 +35,7 @@ _PREFETCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDataConfig(ModelChoice):
+class BenchDataConfig(ModelChoice, ReadingSettings):
     """Settings of `emae bench data`."""
 
     data: str
@@ -84,7 +85,8 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     with torch_seeded(0):
         model = build_model(config)
     described = model.config
-    transform = PretrainTransform(described.img_size, described.in_chans, scale=config.crop_scale, hflip=config.hflip)
+    reading = config.reading(source, described.in_chans)
+    transform = PretrainTransform(described.img_size, reading, scale=config.crop_scale, hflip=config.hflip)
     dataset = TrainDataset(
         source,
         transform,

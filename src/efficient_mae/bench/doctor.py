@@ -16,6 +16,7 @@ from efficient_mae.bench.doctor_finding import Finding, Plan, problem
 from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
 from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
 from efficient_mae.console import say
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine, usual_workers
 from efficient_mae.errors import InputError
@@ -26,7 +27,7 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(ModelChoice):
+class DoctorConfig(ModelChoice, ReadingSettings):
     """Settings of `emae doctor`."""
 
     data: str | None = None
@@ -75,6 +76,7 @@ def _plan(config: DoctorConfig) -> Plan:
         device = torch.device("cpu")
     return Plan(
         settings=config,
+        images=config,
         asked_device=config.device,
         device=device,
         precision=resolve_precision(config.precision, device),

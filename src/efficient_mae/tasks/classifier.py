@@ -91,9 +91,10 @@ class ClassifierRun(Run, Generic[Config]):
 
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
-        encoder, self.statistics = starting_encoder(config)
-        self.data = data
-        self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
+        encoder, statistics = starting_encoder(config)
+        self.data, self.img_size, self.patch_size = data, encoder.img_size, encoder.patch_size
+        self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
+        self.statistics = statistics.read_by(self.reading)
         with torch_seeded(config.seed):
             model = self.build_model(config, encoder, len(data.classes))
         super().__init__(config, data.train, model, processes)
@@ -120,10 +121,6 @@ class ClassifierRun(Run, Generic[Config]):
     def title(self) -> str:
         start = "scratch" if self.config.weights is None else self.config.weights
         return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"
-
-    @property
-    def img_shape(self) -> tuple[int, int, int]:
-        return self.in_chans, *self.img_size
 
     def dataset(self) -> TrainDataset:
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)

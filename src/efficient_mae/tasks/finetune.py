@@ -98,7 +98,7 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
     def build_transform(self, config: FinetuneConfig) -> AugmentTransform:
         return AugmentTransform(
             self.img_size,
-            self.in_chans,
+            self.reading,
             scale=config.crop_scale,
             hflip=config.hflip,
             auto_augment=config.auto_augment,

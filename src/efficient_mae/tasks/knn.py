@@ -13,12 +13,13 @@ from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import Subset, describe_images, open_labelled
 from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed, Settings
+from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.features import embed, labelled_batches
 from efficient_mae.tasks.neighbours import classify
 
@@ -27,7 +28,7 @@ HELD_PIXELS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(Settings):
+class KnnConfig(ReadingSettings):
     """Settings of `emae knn`."""
 
     weights: str
@@ -71,8 +72,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         raise InputError(f"{config.weights}: isn't a run directory, so its data is unknown; give --data")
     data = open_labelled(spec)
     _check_k(config.k, len(data.train))
-    shape = encoder.in_chans, *encoder.img_size
-    say(describe_images(data.train, shape).text)
+    reading = config.reading(data.train, encoder.in_chans, statistics.reading)
+    say(describe_images(data.train, reading, encoder.img_size).text)
     precision = resolve_precision(config.precision, device)
     embeds = {
         name: partial(embed, model.to(device).eval(), statistics=statistics, precision=precision, pool=config.pool)
@@ -82,11 +83,12 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     read = partial(
         labelled_batches,
         encoder=encoder,
+        reading=reading,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         device=device,
     )
-    at_once = max(1, HELD_PIXELS // math.prod(shape))
+    at_once = max(1, HELD_PIXELS // math.prod((encoder.in_chans, *encoder.img_size)))
     whole = len(data.test) <= at_once
     score = classify(data.train, data.test, pixels | embeds if whole else embeds, k=config.k, read=read)
     _check_k(config.k, score.train_images)

@@ -70,7 +70,7 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
         return LinearProbe(encoder, num_classes, config.pool)
 
     def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
-        return PretrainTransform(self.img_size, self.in_chans, scale=config.crop_scale, hflip=config.hflip)
+        return PretrainTransform(self.img_size, self.reading, scale=config.crop_scale, hflip=config.hflip)
 
     def build_optimizer(self) -> Lars:
         head = self.model.head
