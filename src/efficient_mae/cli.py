@@ -107,11 +107,10 @@ def _run(arguments: list[str]) -> int:
     if place().rank > 0:
         return 0
     if values["json"]:
-        print(json.dumps(result))
+        print(json.dumps(result.plain()))
     else:
         command.show(result, PlainConsole(soft_wrap=True))
-    # What the doctor finds is for the user to mend.
-    return 2 if result.get("problems") else 1 if result.get("failed") else 0
+    return result.status
 
 
 def called(arguments: Sequence[str]) -> str | None:
