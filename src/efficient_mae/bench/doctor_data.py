@@ -84,7 +84,7 @@ def check_waiting(plan: Plan) -> Finding:
             **model,
         )
     )
-    worker, step = result["loaders"][0]["images_per_second"], result["step_images_per_second"]
+    worker, step = result.loaders[0].images_per_second, result.step_images_per_second
     wait = max(0.0, 1 - max(1, plan.num_workers) * worker / step)
     wanted = math.ceil(step / worker)
     found = (

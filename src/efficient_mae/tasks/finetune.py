@@ -20,7 +20,13 @@ from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
-from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
+from efficient_mae.tasks.classifier import (
+    Classification,
+    ClassifierResult,
+    ClassifierRun,
+    SeedsResult,
+    run_classifier,
+)
 from efficient_mae.tasks.classifier_config import ClassifierConfig
 
 # MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
@@ -63,7 +69,7 @@ class FinetuneConfig(ClassifierConfig):
     """recompute activations in the backward pass: less memory, a third more work"""
 
 
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
+def finetune(config: FinetuneConfig) -> ClassifierResult | SeedsResult:
     """Fine-tune, or resume, until done; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
     return run_classifier(config, FinetuneRun)
 

@@ -4,7 +4,6 @@ Letters: B images, C channels, D width, K classes.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,13 @@ from efficient_mae.data import LabelledData, PretrainTransform
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
-from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
+from efficient_mae.tasks.classifier import (
+    Classification,
+    ClassifierResult,
+    ClassifierRun,
+    SeedsResult,
+    run_classifier,
+)
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
 from efficient_mae.tasks.features import POOLS, extract_features
 
@@ -43,7 +48,7 @@ class LinearProbeConfig(ClassifierConfig):
     """epochs of linear warm-up (null: 10, or a fifth of the epochs where that is less)"""
 
 
-def linear_probe(config: LinearProbeConfig) -> dict[str, Any]:
+def linear_probe(config: LinearProbeConfig) -> ClassifierResult | SeedsResult:
     """Train and judge a linear head; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
     return run_classifier(config, LinearProbeRun)
 

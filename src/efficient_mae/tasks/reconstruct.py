@@ -3,11 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
+from efficient_mae.command import Result
 from efficient_mae.data import EvalTransform, normalize
 from efficient_mae.data.images.decode import open_file
 from efficient_mae.engine.machine.distributed import find_device
@@ -37,11 +37,21 @@ class ReconstructConfig(Settings):
     """auto, cpu, cuda or cuda:N"""
 
 
-def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
-    """Hide patches of an image at random, reconstruct them, and write a picture of it.
+@dataclass(frozen=True, kw_only=True)
+class ReconstructResult(Result):
+    """What a model makes of an image.
 
-    Returns:
-        Where the picture is, and the mean loss over its masks, None where these leave nothing to predict.
+    Attributes:
+        picture: file.
+        loss: mean over the masks; None where these leave nothing to predict.
+    """
+
+    picture: str
+    loss: float | None
+
+
+def reconstruct(config: ReconstructConfig) -> ReconstructResult:
+    """Hide patches of an image at random, reconstruct them, and write a picture of it.
 
     Raises:
         InputError: no such weights or image, weights without a decoder, or an image smaller than a patch.
@@ -75,10 +85,10 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         is None
     ):
         raise InputError(f"weights={config.weights}: a model of {described.method} predicts no pixels to draw")
-    return {"picture": str(picture), "loss": loss}
+    return ReconstructResult(picture=str(picture), loss=loss)
 
 
-def show_reconstruct(result: dict[str, Any], console: Console) -> None:
+def show_reconstruct(result: ReconstructResult, console: Console) -> None:
     """Print what :func:`reconstruct` did."""
-    loss = "nothing to predict" if result["loss"] is None else f"mean loss {result['loss']:.4f}"
-    console.print(f"{result['picture']}  ({loss})", markup=False)
+    loss = "nothing to predict" if result.loss is None else f"mean loss {result.loss:.4f}"
+    console.print(f"{result.picture}  ({loss})", markup=False)
