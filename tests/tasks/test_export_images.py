@@ -52,7 +52,7 @@ OTHERS = {"timm": timms, "transformers": transformers_}
 def levels_apart(folder: Path, form: str, image: Image.Image, weights: Path) -> torch.Tensor:
     """Differences of the pixels, of 255 levels."""
     model, statistics = emae.load(weights), load_statistics(weights)
-    ours = EvalTransform(model.config.img_size, model.config.in_chans)(image)
+    ours = EvalTransform(model.config.img_size, Reading(model.config.in_chans))(image)
     ours = normalize(ours[None], statistics.mean, statistics.std)[0]
     return (OTHERS[form](folder)(image) - ours).abs() * 255 * torch.tensor(statistics.std).view(-1, 1, 1)
 
