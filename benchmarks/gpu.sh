@@ -35,7 +35,7 @@ fast=(--compile true --cuda_graphs true)
 
 correctness() {
   part doctor.txt 60 python3 -m efficient_mae doctor --device cuda --data fashion-mnist-sample
-  part pytest.txt 440 python3 -m pytest -m gpu -q $(grep -rlE "mark\.gpu|marks=pytest\.mark\.gpu" tests --include "test_*.py")
+  part pytest.txt 440 python3 -m pytest -m gpu -q --disable-warnings $(grep -rlE "mark\.gpu|marks=pytest\.mark\.gpu" tests --include "test_*.py")
 }
 
 speed() {

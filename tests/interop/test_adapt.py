@@ -96,3 +96,15 @@ def test_what_cannot_be():
         emae.adapt_encoder(model, patch_size=7)
     with pytest.raises(ValueError, match="in_chans=0"):
         emae.adapt_encoder(model, in_chans=0, channels="mean")
+
+
+def test_bands_are_those_of_as_many_channels():
+    """A range for all bands goes on to other channels; bands, and a range for each, do not."""
+    three = ImageStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), None, (0, 1, 0, 2, 0, 3), (4, 3, 2))
+    assert adapt_statistics(three, 3, None) == three
+    one = adapt_statistics(three, 1, "mean")
+    assert (one.bands, one.value_range) == (None, None) and one.reading.in_chans == 1
+    assert adapt_statistics(ImageStatistics((0.5,) * 3, (0.5,) * 3, None, (0, 4095)), 1, "mean").value_range == (
+        0,
+        4095,
+    )

@@ -139,7 +139,7 @@ def test_channels_that_no_picture_has(tmp_path: Path, capsys):
     statistics = type(STATISTICS)((0.5,) * 5, (0.5,) * 5)
     save_encoder(tmp_path / "encoder.safetensors", encoder, statistics)
     said = exported("timm", tmp_path / "encoder.safetensors", tmp_path / "out", capsys)
-    assert "its transform can't be compared: no images of 5 channels are read here" in said
+    assert "its transform can't be compared: no picture has 5 channels" in said
 
 
 def test_the_one_size_of_images(tmp_path: Path):

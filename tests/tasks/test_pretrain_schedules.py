@@ -41,7 +41,7 @@ def test_a_curriculum_predicts_more_from_epoch_to_epoch(images: Path, tmp_path: 
     settings = config(images, tmp_path / "a", schedule="curriculum", beta=None)
     source = open_source(str(images))
     with join_processes("cpu") as processes:
-        resolved = resolve(settings, len(source), processes.device)
+        resolved = resolve(settings, source, processes.device)
         dataset = PretrainRun(resolved, source, build_model(resolved), processes).dataset()
     counts = [
         len(dataset.__getitems__([(epoch, index) for index in range(40)]).masks.value.ids_predict)

@@ -55,7 +55,8 @@ def check_numbers(plan: Plan) -> Finding:
     """What the images' numbers are, as flags that take them into account."""
     source = open_source(plan.data or "", "train")
     given = plan.images
-    asked = ReadingSettings(value_range=given.value_range or "measure", bands=given.bands)
+    value_range = given.value_range or "measure"
+    asked = ReadingSettings(value_range=value_range, bands=given.bands, max_megapixels=given.max_megapixels)
     reading = asked.reading(source, plan.img_shape[0])
     mean, std = measure_statistics(source, reading)
     flags = {"value_range": reading.value_range, "mean": mean, "std": std}

@@ -93,16 +93,19 @@ def adapt_channels(
 def adapt_statistics(statistics: ImageStatistics, in_chans: int, channels: str | None) -> ImageStatistics:
     """Mean and standard deviation by channel that go with the weights of :func:`adapt_channels`.
 
-    A channel whose weights are a mean, or zero, takes the mean of the old channels' numbers.
+    A channel whose weights are a mean, or zero, takes the mean of the old channels' numbers. Bands, and ranges for
+    each of them, are of other images than those of another number of channels.
     """
+    if len(statistics.mean) == in_chans:
+        return statistics
+    common = statistics.value_range if len(statistics.value_range or ()) == 2 else None
 
     def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
-        if len(values) == in_chans:
-            return values
         mean = sum(values) / len(values)
         if channels == "repeat":
             return tuple(values[channel % len(values)] for channel in range(in_chans))
         kept = values[:in_chans] if channels == "first" else ()
         return kept + (mean,) * (in_chans - len(kept))
 
-    return replace(statistics, mean=adapt(statistics.mean), std=adapt(statistics.std))
+    channelwise = {"mean": adapt(statistics.mean), "std": adapt(statistics.std)}
+    return replace(statistics, **channelwise, bands=None, value_range=common)

@@ -53,9 +53,7 @@ def check_transform(
         statistics: by which its images are normalised.
     """
     if in_chans not in MODES:
-        return TransformCheck(
-            None, [f"its transform can't be compared: no images of {in_chans} channels are read here"]
-        )
+        return TransformCheck(None, [f"its transform can't be compared: no picture has {in_chans} channels"])
     (height, width), ours = img_size, EvalTransform(img_size, Reading(in_chans))
     share = crop_share(img_size)
 
@@ -80,6 +78,8 @@ def check_transform(
     remarks = [
         f"but not for {kind}: {value:.0f} of 255 levels apart" for kind, value in found.items() if value > SAME_PIXELS
     ]
+    if not statistics.reading.is_plain:
+        remarks.append("but it knows neither value_range nor bands, by which images are read here")
     return TransformCheck(max(same, default=None), remarks)
 
 

@@ -123,7 +123,7 @@ def knn(config: KnnConfig) -> KnnResult:
         num_workers=config.num_workers,
         device=device,
     )
-    at_once = max(1, HELD_PIXELS // math.prod((encoder.in_chans, *encoder.img_size)))
+    at_once = max(1, HELD_PIXELS // (math.prod((encoder.in_chans, *encoder.img_size)) * reading.dtype.itemsize))
     whole = len(data.test) <= at_once
     score = classify(data.train, data.test, pixels | embeds if whole else embeds, k=config.k, read=read)
     _check_k(config.k, score.train_images)

@@ -132,7 +132,7 @@ class PretrainRun(Run):
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
         statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
-        self.img_size, self.reading = model.config.img_size, config.reading(source, model.config.in_chans)
+        self.img_size, self.reading = model.config.img_size, config.settled_reading(model.config.in_chans)
         self.statistics = statistics.read_by(self.reading)
         self.transform = PretrainTransform(self.img_size, self.reading, scale=config.crop_scale, hflip=config.hflip)
         self._knn = None if config.knn_every is None else self._knn_monitor()

@@ -8,7 +8,9 @@ from typing import Any, Literal, cast
 
 import torch
 
-from efficient_mae.data import Source, default_mean_std
+from efficient_mae.data import Reading, Source, default_mean_std
+from efficient_mae.data.images.decode import MODES
+from efficient_mae.data.images.reading import MAX_MEGAPIXELS
 from efficient_mae.data.sources.measure import measure_statistics
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
@@ -108,6 +110,12 @@ class PretrainConfig(ModelChoice, RunConfig):
     knn_every: PositiveInt | None = None
     """epochs between two k-NN accuracies of the encoder, for labelled data with a held-out part (null: none)"""
 
+    def settled_reading(self, in_chans: int) -> Reading:
+        """How images are read, by settings that :func:`resolve` has settled."""
+        return Reading(
+            in_chans, cast(tuple | None, self.value_range), self.bands, self.max_megapixels or MAX_MEGAPIXELS
+        )
+
 
 def resolve(config: PretrainConfig, source: Source, device: torch.device) -> PretrainConfig:
     """Settle what depends on the data and the machine; measure what is to be measured.
@@ -124,8 +132,10 @@ def resolve(config: PretrainConfig, source: Source, device: torch.device) -> Pre
     if config.show_bands is not None and max(config.show_bands) > config.in_chans:
         raise InputError(f"show_bands={list(config.show_bands)}: there are {config.in_chans} channels (in_chans)")
     reading = config.reading(source, config.in_chans)
-    if config.decode_device == "cuda" and not reading.is_plain:
-        raise InputError("decode_device=cuda: of whole JPEGs, without value_range or bands; use decode_device=cpu")
+    if config.decode_device == "cuda" and (not reading.is_plain or config.in_chans not in MODES):
+        raise InputError(
+            "decode_device=cuda: is for 1, 3 or 4 channels, without value_range or bands; use decode_device=cpu"
+        )
     given = config.mean, config.std
     found = measure_statistics(source, reading) if "measure" in given else (None, None)
     statistics: dict[str, Any] = {

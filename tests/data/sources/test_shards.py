@@ -103,6 +103,7 @@ def test_bad_braces():
 def test_members_of_a_sample(tmp_path):
     members = [
         ("x/1.cls", b"1"),  # a label before its image
+        ("x/1.npy", b"features, no image"),
         ("x/1.seg.JPEG", png(1)),
         ("x/1.png", png(99)),  # only the first image counts
         ("x/2.txt", b"no image in this sample"),

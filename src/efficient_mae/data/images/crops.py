@@ -118,15 +118,19 @@ def resize_raster(
         box: (left, top, right, bottom) in pixels of the image.
         size: (height, width) of the result.
         alone: what lies beyond the box, which is of whole pixels then, is not weighed in.
+
+    Returns:
+        As `reading` says, uint8 or float32 from 0 to 1.
     """
     (left, top, right, bottom), (height, width) = box, size
     margin = 0 if alone else math.ceil(3 * max(1, (right - left) / width, (bottom - top) / height))
     x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
     to_x, to_y = min(raster.size[0], math.ceil(right) + margin), min(raster.size[1], math.ceil(bottom) + margin)
     pixels = reading.pixels(raster.window(y, x, to_y - y, to_x - x), raster)
-    if pixels.shape[1:] != size and alone:
-        pixels = interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
-    elif pixels.shape[1:] != size:
+    if alone:
+        if pixels.shape[1:] != size:
+            pixels = interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    else:
         place = (left - x, top - y, right - x, bottom - y)
         bands = (Image.fromarray(band.numpy()) for band in pixels)
         resized = [band.resize((width, height), Image.Resampling.BICUBIC, box=place) for band in bands]

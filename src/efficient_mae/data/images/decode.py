@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.formats import formats
+from efficient_mae.data.images.formats import open_picture
 from efficient_mae.data.images.rasters import WINDOWED, Raster, of_picture, open_raster
 from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.errors import InputError
@@ -165,7 +165,7 @@ class OpenedImage:
         if not self._data:
             assert self._image is not None
             return self._image, 1, (0.0, 0.0)
-        image, self._image = self._image or Image.open(io.BytesIO(self._data), formats=formats()), None
+        image, self._image = self._image or open_picture(self._data), None
         width, height = image.size
         mode = image.mode if mode == "YCbCr" else mode
         if self.jpeg is None or image.draft(mode, (width // reduction, height // reduction)) is None:
@@ -208,10 +208,15 @@ def open_image(data: bytes, name: str) -> OpenedImage:
     """
     with damage_named(name, empty=not data):
         if (raster := open_raster(data)) is not None:
-            if data.startswith(b"\x89PNG") and _orientation(Image.open(io.BytesIO(data)), data) != 1:
+            if data.startswith(b"\x89PNG") and _orientation(open_picture(data), data) != 1:
                 raise ValueError(f"{raster.kind}, to be turned as EXIF says: not read")
             return OpenedImage(raster, name, num_bytes=len(data))
-        return OpenedImage(Image.open(io.BytesIO(data), formats=formats()), name, data=data)
+    return _open_picture(data, name)
+
+
+def _open_picture(data: bytes, name: str) -> OpenedImage:
+    with damage_named(name, empty=not data):
+        return OpenedImage(open_picture(data), name, data=data)
 
 
 def open_file(path: bytes, name: str) -> OpenedImage:
@@ -227,6 +232,7 @@ def open_file(path: bytes, name: str) -> OpenedImage:
             file = Path(os.fsdecode(path))
             if file.stat().st_size and (raster := open_raster(file)) is not None:
                 return OpenedImage(raster, name, num_bytes=file.stat().st_size)
+        return _open_picture(read_regular(path, name), name)
     return open_image(read_regular(path, name), name)
 
 
@@ -238,16 +244,10 @@ def decode(data: bytes | io.BufferedIOBase, name: str) -> Image.Image:
         name: what to call it in an error.
 
     Raises:
-        UnreadableImage: it is no image, is damaged or cut short, or holds more pixels than PIL's limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`), as a decompression bomb does.
+        UnreadableImage: it is no image or a raster, is damaged or cut short, or holds more pixels than
+            :data:`MAX_MEGAPIXELS`, as a decompression bomb does.
     """
     return open_image(data if isinstance(data, bytes) else data.read(), name).decode().image
-
-
-def check_channels(in_chans: int) -> None:
-    """Raise InputError unless images can be read as so many channels."""
-    if in_chans not in MODES:
-        raise InputError(f"in_chans={in_chans}: images can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
 
 
 def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
@@ -256,9 +256,9 @@ def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
     Raises:
         InputError: for any other number of channels.
     """
-    check_channels(in_chans)
-    mode = MODES[in_chans]
-    image = _plain(image)
+    if in_chans not in MODES:
+        raise InputError(f"in_chans={in_chans}: a picture can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
+    mode, image = MODES[in_chans], _plain(image)
     if image.mode == mode:
         return image
     if image.mode == "RGBA":

@@ -1,8 +1,7 @@
-"""Formats of image files that are read: PIL's, those that installed plugins teach it, and rasters'."""
+"""Formats of image files that are read: PIL's, HEIF by its plugin, and rasters'."""
 
-from contextlib import suppress
+import io
 from functools import cache
-from importlib import import_module
 
 from PIL import Image
 
@@ -11,17 +10,14 @@ from efficient_mae.data.images.rasters import EXTENSIONS
 # EPS runs Ghostscript on the file's program, and training must not run what it should only read; the others
 # are recognised by PIL but have no decoder.
 _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
-# Libraries that, where they are installed, make a format known to PIL: HEIF, JPEG XL.
-_PLUGINS = ("pi_heif.HeifImagePlugin", "pillow_heif.HeifImagePlugin", "pillow_jxl")
+# HEIF's brands, one of which stands in a file's first box, and endings.
+_HEIF, _HEIF_ENDINGS = (b"heic", b"heix", b"heim", b"heis"), {"heic", "heif"}
 
 
 @cache
 def formats() -> tuple[str, ...]:
     """PIL's names of the formats that are read; asked for when an image is, for PIL then loads its plugins."""
     Image.init()
-    for plugin in _PLUGINS:
-        with suppress(ImportError):
-            import_module(plugin)
     return tuple(name for name in Image.OPEN if name not in _NOT_READ)
 
 
@@ -29,4 +25,20 @@ def formats() -> tuple[str, ...]:
 def extensions() -> frozenset[str]:
     """Endings of file names of these formats, and of rasters', lower case, without the dot."""
     names = formats()
-    return EXTENSIONS | {end[1:] for end, name in Image.registered_extensions().items() if name in names}
+    return (
+        EXTENSIONS | _HEIF_ENDINGS | {end[1:] for end, name in Image.registered_extensions().items() if name in names}
+    )
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """The picture in an image file, by its head; of HEIF, 8 bits of what may be more.
+
+    Raises:
+        ImportError: what reads it isn't installed.
+        Exception: whatever PIL and its plugins raise where it is damaged, or no picture.
+    """
+    if data[4:8] == b"ftyp" and any(brand in data[8:40] for brand in _HEIF):
+        from pillow_heif.as_plugin import HeifImageFile  # not told to PIL, which others in this process use too
+
+        return HeifImageFile(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=formats())

@@ -11,24 +11,27 @@ import struct
 from abc import ABC, abstractmethod
 from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import imagecodecs
 import numpy as np
-import tifffile
 from jaxtyping import Shaped
 from PIL import Image
+
+if TYPE_CHECKING:  # imported where such a file is met
+    import tifffile
 
 # Types that hold numbers which can be mapped to grey levels.
 _NUMBERS = "biuf"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG, _NPY, _ZIP, _DICOM = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"PK\x03\x04", b"DICM"
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-# Endings of their file names, beside those that PIL has.
-EXTENSIONS = frozenset({"npy", "npz", "dcm"})
+# Endings of files that hold arrays, images or not, and of all that are read here and not by PIL.
+ARRAYS = frozenset({"npy", "npz"})
+EXTENSIONS = ARRAYS | {"dcm"}
 # Formats of which a part is read without the rest; a file of them is not read before it is asked for a window.
 WINDOWED = frozenset({"npy", "tif", "tiff"})
-_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+# TIFF's numbers for extra samples that are alpha, for planes that lie apart, and for grey whose 0 is white.
+_ALPHA, _SEPARATE, _MINISWHITE = (1, 2), 2, 0
 # tifffile's letters for what lies between pages and is neither time nor depth: channels, samples, others.
 _BANDS = "CSQ"
 
@@ -94,9 +97,9 @@ class TiffRaster(Raster):
         self._file = file
         self.size, self.bands = (page.imagewidth, page.imagelength), page.samplesperpixel
         self.dtype = np.dtype(bool) if page.bitspersample == 1 else np.dtype(page.dtype)
-        self.inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        self.inverted = page.photometric == _MINISWHITE
         self._tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-        self._planes = self.bands if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+        self._planes = self.bands if page.planarconfig == _SEPARATE else 1
         self._segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         self._decode = page.decode
         self._tables = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
@@ -160,9 +163,9 @@ def open_raster(data: bytes | Path) -> Raster | None:
     if head[128:132] == _DICOM:
         return _dicom(_content(data))
     if head.startswith(_PNG) and head[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):  # 16 bits, not grey alone
-        return ArrayRaster(imagecodecs.png_decode(_content(data)))
+        return _decoded("png_decode", data)
     if head.startswith(_JPEG_2000) and _jpeg_2000_bits(head) > 8:
-        return ArrayRaster(imagecodecs.jpeg2k_decode(_content(data)))
+        return _decoded("jpeg2k_decode", data)
     return None
 
 
@@ -175,7 +178,15 @@ def _content(data: bytes | Path) -> bytes:
     return data if isinstance(data, bytes) else data.read_bytes()
 
 
+def _decoded(decoder: str, data: bytes | Path) -> Raster:
+    import imagecodecs
+
+    return ArrayRaster(getattr(imagecodecs, decoder)(_content(data)))
+
+
 def _tiff(data: bytes | Path) -> Raster | None:
+    import tifffile
+
     with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
         series = file.series[0]
         page: Any = series.keyframe
@@ -190,8 +201,8 @@ def _tiff(data: bytes | Path) -> Raster | None:
             raise ValueError("a TIFF of a kind that is not read: of unknown numbers, with depth, or to be turned")
         if isinstance(data, Path) and page.is_memmappable:
             values = tifffile.memmap(data, page=page.index, mode="r")
-            separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3
-            inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+            separate = page.planarconfig == _SEPARATE and values.ndim == 3
+            inverted = page.photometric == _MINISWHITE
             return ArrayRaster(np.moveaxis(values, 0, -1) if separate else values, inverted=inverted)
         return TiffRaster(page, data)
 
@@ -224,10 +235,9 @@ def _dicom(data: bytes) -> Raster:
 
 def _jpeg_2000_bits(head: bytes) -> int:
     """Bits of a channel, of images of several; 8 for those of one, which PIL keeps."""
-    if (place := head.find(b"ihdr")) >= 0:
-        channels, bits = struct.unpack_from(">HB", head, place + 12)
-        return 8 if channels == 1 else (bits & 0x7F) + 1
-    channels, bits = struct.unpack_from(">HB", head, 4 + 2 + 2 + 8 * 4)
+    # After the sides in the box `ihdr`; in a bare stream, after the marker's length and nine numbers.
+    place = head.find(b"ihdr")
+    channels, bits = struct.unpack_from(">HB", head, place + 12 if place >= 0 else 4 + 2 + 2 + 8 * 4)
     return 8 if channels == 1 else (bits & 0x7F) + 1
 
 

@@ -40,8 +40,8 @@ class Reading(Settings):
         max_megapixels: largest image that is decoded, in millions of pixels; a JPEG may be decoded reduced.
 
     Raises:
-        InputError: as many pairs or bands as there are channels are not given, or a pair's second number is not
-            greater than its first.
+        InputError: bands, or numbers of the range, that are not as many as are needed, or a range whose second
+            number is not greater than its first.
     """
 
     in_chans: PositiveInt
@@ -99,10 +99,9 @@ class Reading(Settings):
     def pixels(self, values: Shaped[np.ndarray, "h w B"], raster: Raster) -> Shaped[Tensor, "C h w"]:
         """A window's numbers as pixels: float32 from 0 to 1 with a `value_range`, else uint8.
 
-        Raises:
-            UnsuitedError: as :meth:`check`.
+        Args:
+            raster: where they are from; it has passed :meth:`check`.
         """
-        self.check(raster)
         if self.bands is not None:
             values = values[..., [band - 1 for band in self.bands]]
         if self.value_range is None:

@@ -108,13 +108,13 @@ def refuse_unsuited(source: Source, reading: Reading) -> None:
             if not isinstance(error.__context__, UnsuitedError):
                 continue  # damaged, to be named when it is read
             unsuited[error.name] = error.reason
-            if len(unsuited) <= _MEASURED and (raster := image.numbers()) is not None:
-                with damage_named(image.name):
-                    width, height = (min(_SIDE, side) for side in raster.size)
-                    left, top = (raster.size[0] - width) // 2, (raster.size[1] - height) // 2
+            if len(unsuited) <= _MEASURED and (raster := image.numbers(reading.max_megapixels)) is not None:
+                width, height = (min(_SIDE, side) for side in raster.size)
+                left, top = (raster.size[0] - width) // 2, (raster.size[1] - height) // 2
+                with suppress(UnreadableImage), damage_named(image.name):
                     part = raster.window(top, left, height, width)
-                lows.append(np.nanmin(part))
-                highs.append(np.nanmax(part))
+                    lows.append(np.nanmin(part))
+                    highs.append(np.nanmax(part))
     if unsuited:
         name, reason = next(iter(unsuited.items()))
         seen = f"; in {len(lows)} of them numbers from {min(lows):g} to {max(highs):g} were seen" if lows else ""

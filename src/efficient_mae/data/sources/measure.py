@@ -68,13 +68,13 @@ def measure_range(source: Source, reading: Reading) -> tuple[float, ...] | None:
     """
     found: list[np.ndarray] = []
     for image, crop in _windows(source):
-        raster = image.numbers(reading.max_megapixels)
-        if raster is None or raster.dtype == np.uint8:
-            continue
-        with damage_named(image.name):
+        with suppress(UnreadableImage), damage_named(image.name):  # to be named when it is read
+            raster = image.numbers(reading.max_megapixels)
+            if raster is None or raster.dtype in (np.uint8, np.bool_):
+                continue
             values = raster.window(crop.top, crop.left, crop.height, crop.width)
-        values = values if reading.bands is None else values[..., [band - 1 for band in reading.bands]]
-        found.append(values[::2, ::2].reshape(-1, values.shape[-1]).astype(np.float64))
+            values = values if reading.bands is None else values[..., [band - 1 for band in reading.bands]]
+            found.append(values[::2, ::2].reshape(-1, values.shape[-1]).astype(np.float64))
     if not found:
         return None
     if len({values.shape[1] for values in found}) > 1:

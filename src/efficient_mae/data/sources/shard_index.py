@@ -22,6 +22,7 @@ from jaxtyping import Int64, UInt8
 
 from efficient_mae.console import printable
 from efficient_mae.data.images.formats import extensions
+from efficient_mae.data.images.rasters import ARRAYS
 from efficient_mae.data.sources.names import MAX_CLASSES
 from efficient_mae.errors import InputError
 
@@ -123,6 +124,8 @@ def _write(entry: Path, key: str, index: ShardIndex) -> None:
 def _index(path: Path) -> ShardIndex:
     names, damage = bytearray(), ""
     ends, starts, sizes, labels = array("q"), array("q"), array("q"), array("q")
+    # Arrays in shards are features or labels more often than images.
+    images = extensions() - ARRAYS
     last_key, has_image, label = None, False, -1
     try:
         with path.open("rb") as file:
@@ -134,7 +137,7 @@ def _index(path: Path) -> ShardIndex:
                     label = _read_label(file, start, size)
                     if has_image:
                         labels[-1] = label
-                elif not has_image and ending.rpartition(".")[2] in extensions():
+                elif not has_image and ending.rpartition(".")[2] in images:
                     has_image = True
                     names += name.encode("utf-8", "surrogateescape")
                     for column, value in ((ends, len(names)), (starts, start), (sizes, size), (labels, label)):
