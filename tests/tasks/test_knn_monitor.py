@@ -20,7 +20,7 @@ def test_it_is_logged_and_agrees_with_the_command(tmp_path: Path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = {row["epoch"]: row["knn"] for row in rows if "knn" in row}
     assert list(found) == [2, 4, 5]
-    assert found[5] == pytest.approx(knn(KnnConfig(weights=str(run), num_workers=0))["accuracy"]["trained"])
+    assert found[5] == pytest.approx(knn(KnnConfig(weights=str(run), num_workers=0)).accuracy.trained)
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("knn")] == [
         (int(epoch) * 3, pytest.approx(value)) for epoch, value in found.items()

@@ -62,9 +62,10 @@ def test_one_held_out_image_is_named_once(judge: Judge, tmp_path: Path, capsys: 
     (name,) = spoil(data, "val/blob/003.png")
     result = judge(data, tmp_path)
     assert capsys.readouterr().err.count(f"left out {name}: not an image that can be read") == 1
-    if isinstance(result, dict):
-        assert result["test_images"] == 35
-        assert json.loads(json.dumps(result))["damaged"] == [[name, "not an image that can be read"]]
+    if judge in (by_finetuning, by_probe, by_knn):
+        assert result.test_images == 35 and result.damaged == {name: "not an image that can be read"}
+    if judge in (by_finetuning, by_probe):
+        assert json.loads((tmp_path / "run" / "results.json").read_text())["damaged"] == result.damaged
 
 
 @pytest.mark.parametrize("judge", JUDGEMENTS)
@@ -87,8 +88,8 @@ def test_training_images_of_knn_are_counted_too(tmp_path: Path):
     data = write_labelled(tmp_path / "data")
     names = spoil(data, "train/void/000.png", "val/blob/003.png")
     result = by_knn(data, tmp_path)
-    assert [name for name, _ in result["damaged"]] == names
-    assert (result["train_images"], result["test_images"]) == (119, 35)
+    assert list(result.damaged) == names
+    assert (result.train_images, result.test_images) == (119, 35)
     spoil(data, "train/blob/000.png")
     with pytest.raises(ValueError, match="2 of 120 images cannot be read, more than 1%"):
         by_knn(data, tmp_path)
