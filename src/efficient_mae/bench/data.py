@@ -12,6 +12,7 @@ from rich.table import Table
 from efficient_mae.bench.contenders import step_images_per_second
 from efficient_mae.command import Result
 from efficient_mae.data import (
+    DataChoice,
     PretrainTransform,
     ResumableBatchSampler,
     Source,
@@ -36,7 +37,7 @@ _PREFETCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDataConfig(ModelChoice, ReadingSettings):
+class BenchDataConfig(ModelChoice, DataChoice, ReadingSettings):
     """Settings of `emae bench data`."""
 
     data: str
@@ -119,7 +120,7 @@ def bench_data(config: BenchDataConfig) -> DataResult:
         raise InputError("num_workers=[]: must be one number or more")
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
-    source = open_source(config.data, "train")
+    source = open_source(config.data, "train", config)
     with torch_seeded(0):
         model = build_model(config)
     described = model.config

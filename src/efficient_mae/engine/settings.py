@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from efficient_mae.data.batches.loader import DATA_TIMEOUT
+from efficient_mae.data.sources.choice import DataChoice
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.parallel import PARALLEL
@@ -33,7 +34,7 @@ _DEFAULT_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(ReadingSettings):
+class RunConfig(DataChoice, ReadingSettings):
     """Settings of a training run."""
 
     data: str

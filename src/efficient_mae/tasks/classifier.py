@@ -51,6 +51,7 @@ class ClassifierResult(Result):
         data, weights, epochs, seed: as given; weights are None from scratch.
         train_images: that it was trained on.
         test_images: that it was judged by.
+        damaged: the reason, by name, of each held-out image that could not be read.
         top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.evaluation.Evaluation` has them.
         classes: their names.
         run: directory.
@@ -62,6 +63,7 @@ class ClassifierResult(Result):
     seed: int
     train_images: int
     test_images: int
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # which runs of earlier versions didn't tell
     top1: float
     top5: float | None = None
     classes: list[str]
@@ -79,6 +81,7 @@ class SeedsResult(Result):
     epochs: int
     train_images: int
     test_images: int
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # which runs of earlier versions didn't tell
     classes: list[str]
     seeds: list[int]
     top1: Interval
@@ -146,7 +149,7 @@ class ClassifierRun(Run, Generic[Config]):
     @classmethod
     def make(cls, config: Config, processes: Processes) -> "ClassifierRun":
         """A run on the data that the settings name."""
-        return cls(config, open_labelled(config.data, config.val_data), processes)
+        return cls(config, open_labelled(config.data, config.val_data, config), processes)
 
     @abstractmethod
     def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
@@ -210,6 +213,7 @@ class ClassifierRun(Run, Generic[Config]):
             seed=self.config.seed,
             train_images=len(self.source),
             test_images=evaluation.images,
+            damaged=evaluation.damaged,
             top1=evaluation.top1,
             top5=evaluation.top5,
             classes=list(classes),
@@ -238,7 +242,7 @@ def run_classifier(
     check_start(config)
     out = Path(config.out)
     with join_processes(config.device) as processes:
-        data = open_labelled(config.data, config.val_data)
+        data = open_labelled(config.data, config.val_data, config)
         if config.seeds == 1:
             make_run(config, data, processes).execute()
             processes.barrier()
@@ -288,6 +292,7 @@ def _summary(out: Path, results: list[ClassifierResult]) -> SeedsResult:
         epochs=first.epochs,
         train_images=first.train_images,
         test_images=first.test_images,
+        damaged=first.damaged,
         classes=first.classes,
         seeds=[one.seed for one in results],
         top1=mean_and_interval([one.top1 for one in results]),

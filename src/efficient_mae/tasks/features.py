@@ -14,6 +14,7 @@ from efficient_mae.data import EvalTransform, Reading, Source, make_eval_loader,
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
+from efficient_mae.tasks.left_out import LeftOut
 
 POOLS = ("avg", "token")
 
@@ -57,18 +58,23 @@ def labelled_batches(
     batch_size: int,
     num_workers: int,
     device: torch.device,
+    damaged: dict[str, str],
 ) -> Iterator[tuple[Shaped[Tensor, "B C h w"], Int64[Tensor, " B"], Int64[Tensor, " B"]]]:
     """The readable images of a labelled source as the encoder takes them and their labels, on the device, and their
     numbers in the source, on the host.
 
+    Args:
+        damaged: the reason, by name, of each unreadable image that was told of; added to.
+
     Raises:
-        InputError: none of the images can be read.
+        InputError: none of the images can be read, or too many can't be.
         ValueError: an image has no label.
     """
     transform = EvalTransform(encoder.img_size, reading)
-    found = False
+    found, left_out = False, LeftOut(source.name, len(source), damaged)
     pinned = {"pin_memory": device.type == "cuda"}
     for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=encoder.patch_size, **pinned):
+        left_out.add(batch.damaged)
         if not len(batch.images):
             continue
         if batch.labels is None or (batch.labels < 0).any():

@@ -62,7 +62,7 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
     Raises:
         InputError: a setting that cannot work, or unusable data.
     """
-    source = open_source(config.data, "train")
+    source = open_source(config.data, "train", config)
     resolved = resolve(config, source, processes.device)
     with torch_seeded(resolved.seed):
         model = build_model(resolved)
@@ -222,6 +222,7 @@ class PretrainRun(Run):
         micro = self.batch_size // (self.config.accum_iter * self.processes.world_size)
         return KnnMonitor(
             self.config.data,
+            self.config,
             self.statistics,
             batch_size=micro,
             device=self.processes.device,
@@ -241,7 +242,7 @@ class PretrainRun(Run):
     def _panel_images(self) -> Tensor:
         """A few readable images, held-out ones if the source has them; (B, C, h, w)."""
         try:
-            source = open_source(self.config.data, "test")
+            source = open_source(self.config.data, "test", self.config)
         except InputError:
             source = self.source  # open already, and perhaps of millions
         transform = EvalTransform(self.img_size, self.reading)

@@ -30,6 +30,7 @@ class Subset:
     ) -> None:
         self.name = source.name
         self.classes = source.classes if classes is None else classes
+        self.why_unlabelled = source.why_unlabelled
         self._source, self._indices, self._labels = source, np.asarray(indices, dtype=np.int64), labels
 
     def __len__(self) -> int:

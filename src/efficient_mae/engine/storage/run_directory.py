@@ -177,6 +177,20 @@ def read_damaged(file: Path) -> list[tuple[str, str]]:
     return [(name, reason) for name, reason in pairs]
 
 
+def refuse_damage(count: int, num_samples: int, named: str, where: str = "") -> None:
+    """Raise InputError if so many of so many images are more than may be unreadable.
+
+    Args:
+        named: says where they are named.
+        where: says which images they are, to begin with.
+    """
+    if count > max(1, MOST_DAMAGED * num_samples):
+        raise InputError(
+            f"{where}{count} of {num_samples} images cannot be read, more than {MOST_DAMAGED:.0%}; {named}: mend or "
+            "remove them, then give the same command again"
+        )
+
+
 class DamageLog:
     """The images that could not be read, over all processes; kept in `damaged.json`.
 
@@ -208,11 +222,7 @@ class DamageLog:
             for name in sorted(new):
                 say(f"skipped {name}: {found[name]}")
             replace_file(self._file, json.dumps(sorted(self.reasons.items()), indent=1).encode())
-        if len(self.reasons) > max(1, MOST_DAMAGED * self._num_samples):
-            raise InputError(
-                f"{len(self.reasons)} of {self._num_samples} images cannot be read, more than {MOST_DAMAGED:.0%}; "
-                f"they are named in {self._file}: mend or remove them, then give the same command again"
-            )
+        refuse_damage(len(self.reasons), self._num_samples, f"they are named in {self._file}")
 
     def summary(self, most: int = 10) -> str:
         """One line that counts and names them; empty if there are none."""
