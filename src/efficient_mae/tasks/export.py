@@ -119,7 +119,7 @@ def _classifier(config: ExportConfig) -> tuple[Model, ImageStatistics, Format]:
     """The classifier to write, the statistics of its images, and how it is written."""
     if config.format not in CLASSIFIER_FORMATS:
         raise InputError(
-            f"format={config.format}: writes encoders, and {config.weights} holds a classifier: take one of "
+            f"format={config.format} writes encoders, and {config.weights} holds a classifier: take one of "
             f"{', '.join(CLASSIFIER_FORMATS)}; timm's create_model(..., num_classes=0) leaves its encoder"
         )
     classifier = load_classifier(config.weights)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -163,7 +163,7 @@ class _Log:
             with file.open("r+b") as stream:
                 stream.truncate(self.rows * size)
 
-    def _count(self, images: int, rows: int, unreadable: list[list[str]]) -> None:
+    def _count(self, images: int, rows: int, unreadable: Sequence[Sequence[str]]) -> None:
         self.images, self.rows = images, rows
         self.unreadable += [(name, reason) for name, reason in unreadable]
 
