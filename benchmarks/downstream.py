@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,11 @@ def measure(run: Path, work: Path, labels: int, epochs: int, probe_epochs: int, 
         probed = linear_probe(
             LinearProbeConfig(**common, **PROBE, epochs=probe_epochs, out=str(work / f"probe-{start}"))
         )
-        found[start] = {"fine-tuning": tuned["top1"], "linear probe": probed["top1"]}
-    neighbours = [knn(KnnConfig(weights=str(run), data=str(data), seed=seed))["accuracy"] for seed in range(seeds)]
-    found["random"]["k-NN"] = mean_and_interval([one["untrained"] for one in neighbours])
-    found["pre-trained"]["k-NN"] = {"mean": neighbours[0]["trained"]}
-    found["raw pixels"] = {"k-NN": {"mean": neighbours[0]["raw_pixels"]}}
+        found[start] = {"fine-tuning": tuned.plain()["top1"], "linear probe": probed.plain()["top1"]}
+    neighbours = [knn(KnnConfig(weights=str(run), data=str(data), seed=seed)).accuracy for seed in range(seeds)]
+    found["random"]["k-NN"] = asdict(mean_and_interval([one.untrained for one in neighbours]))
+    found["pre-trained"]["k-NN"] = {"mean": neighbours[0].trained}
+    found["raw pixels"] = {"k-NN": {"mean": neighbours[0].raw_pixels}}
     return found
 
 

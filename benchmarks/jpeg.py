@@ -28,7 +28,7 @@ import torchvision.transforms as tv
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from efficient_mae.data import PretrainTransform, TrainDataset, default_mean_std, normalize, open_source
+from efficient_mae.data import PretrainTransform, Reading, TrainDataset, default_mean_std, normalize, open_source
 from efficient_mae.engine.machine.facts import describe_machine
 
 MEAN, STD = default_mean_std(3)
@@ -83,7 +83,7 @@ def measure(kind: str, rounds: int) -> dict:
         folder = Path(name)
         write_jpegs(folder, kind)
         files = sorted(folder.iterdir())
-        data = TrainDataset(open_source(name), PretrainTransform((224, 224), 3), seed=0)
+        data = TrainDataset(open_source(name), PretrainTransform((224, 224), Reading(3)), seed=0)
         indices = range(len(files))
 
         def ours(epoch: int) -> torch.Tensor:

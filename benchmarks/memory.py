@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from efficient_mae.data import EvalTransform, UnreadableImage, open_source
+from efficient_mae.data import EvalTransform, Reading, UnreadableImage, open_source
 from efficient_mae.data.batches.datasets import EvalDataset
 from efficient_mae.data.batches.loader import _loader
 from efficient_mae.data.sources import shard_index
@@ -151,7 +151,7 @@ def names(count: int) -> dict[str, object]:
         own = {}
         for what, held in (("ten", Names(10)), ("all", source)):
             began = time.monotonic()
-            data = EvalDataset(held, EvalTransform((8, 8), 3))
+            data = EvalDataset(held, EvalTransform((8, 8), Reading(3)))
             batches = [[n % len(held)] * 8 for n in range(400)]
             loader = _loader(data, batches, 2, False, 2, context)
             seen: dict[str, list[int]] = {}

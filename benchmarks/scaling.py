@@ -27,7 +27,7 @@ from skimage import data as pictures
 
 import efficient_mae as emae
 from efficient_mae.bench.flops import count_gmacs, model_cost
-from efficient_mae.data import PretrainTransform, TrainDataset, open_source
+from efficient_mae.data import PretrainTransform, Reading, TrainDataset, open_source
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.step_memory import count_passes
@@ -115,7 +115,7 @@ def measure_decoding(rounds: int = 7, images: int = 64) -> float:
             photograph.resize((500, 375)).save(Path(folder) / f"{number:02}.jpg", quality=90)
         dataset = TrainDataset(
             open_source(folder, "train"),
-            PretrainTransform((224, 224), 3, scale=(0.2, 1.0), hflip=True),
+            PretrainTransform((224, 224), Reading(3), scale=(0.2, 1.0), hflip=True),
             seed=0,
             num_patches=196,
             make_masks=MaskPlanner((14, 14), 16),

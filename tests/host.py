@@ -149,9 +149,9 @@ RUN = {"precision": "fp32", "device": "cpu", "batch_size": 16, "epochs": 1, "war
 
 
 def call(command: str, **settings: Any) -> Callable[[], Any]:
-    from efficient_mae.commands import COMMANDS
+    import efficient_mae
 
-    return COMMANDS[command].run(COMMANDS[command].config(**settings))
+    return getattr(efficient_mae, command.replace("-", "_").replace(" ", "_"))(**settings)
 
 
 def import_all() -> None:
@@ -205,6 +205,7 @@ CLASSIFIER = {**RUN, "data": "labelled", "num_workers": 1}
 CALLS: dict[str, Callable[[], Any]] = {
     "import": import_all,
     "pretrain": lambda: call("pretrain", **MODEL, **RUN, data="labelled", out="run", knn_every=1, num_workers=1),
+    "pretrain again": lambda: call("pretrain", config="run/config.yaml"),
     "finetune": lambda: call("finetune", **CLASSIFIER, weights="run", out="tuned", ema_decay=0.9),
     "finetune from scratch": lambda: call(
         "finetune", **CLASSIFIER | {"num_workers": 0}, from_scratch=True, out="scratch",
@@ -221,6 +222,10 @@ CALLS: dict[str, Callable[[], Any]] = {
     "info": lambda: call("info", weights="run", device="cpu"),
     "bench flops": bench_flops,
     "bench step": bench_step,
+    "bench data": lambda: call(
+        "bench data", **MODEL, data="labelled", device="cpu", batch_size=8, seconds=0.1, num_workers=[1]
+    ),
+    "study": lambda: call("study", name="fig4", preset="smoke", out="studies", device="cpu"),
     "models": models,
     "hub": hub,
 }  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from efficient_mae.children import end_with_main_process, stopping_with_this_process
+from efficient_mae.data import Reading
 from tests.processes import Process, survivors
 from tests.tasks.conftest import ENVIRONMENT, TINY, emae, last_row, write_images
 
@@ -125,7 +126,7 @@ def load(method: str) -> None:
     )
 
     source = open_source("fashion-mnist-sample")
-    data = TrainDataset(source, PretrainTransform((8, 8), 1), 0, num_patches=4, make_masks=Full)
+    data = TrainDataset(source, PretrainTransform((8, 8), Reading(1)), 0, num_patches=4, make_masks=Full)
     batches = ResumableBatchSampler(len(source), 16, 0)
     loader = iter(make_train_loader(data, batches, num_workers=1, multiprocessing_context=method))
     next(loader)

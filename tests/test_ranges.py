@@ -7,7 +7,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def leaves(declared: Any) -> Iterator[tuple[Any, Any]]:
             for leaf, put in leaves(kind):
                 around = [next(inside(other)) for other in kinds]
                 yield leaf, lambda value, p=place, a=around, f=put: (*a[:p], f(value), *a[p + 1 :])
-    elif declared is not type(None):
+    elif declared is not type(None) and get_origin(declared) is not Literal:
         yield declared, lambda value: value
 
 
@@ -178,7 +178,7 @@ def test_help_shows_the_ranges_and_plain_types(command: str, capsys: pytest.Capt
     assert "Annotated" not in text
     for name in number_fields(CONFIGS[command]):
         about = text.split(f" --{name} {name.upper()} " if name != "crop_scale" else " --crop_scale [ITEM,...] ")[-1]
-        words = "" if name == "mean" else "(at least|at most|greater than|less than) [0-9]"
+        words = "" if name in ("mean", "value_range") else "(at least|at most|greater than|less than) [0-9]"
         assert re.match(rf"(?:(?! --).)*{words}(?:(?! --).)*\(type: ", about), name
 
 

@@ -6,21 +6,20 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
 from efficient_mae.commands import COMMANDS, GROUPS, Command
+from efficient_mae.config_files import find_recipe, read_recipe
 from efficient_mae.console import PlainConsole, printable, say
 from efficient_mae.engine.machine.launcher import place
 from efficient_mae.engine.machine.spokesman import may_say, see_out
-from efficient_mae.engine.storage.plain_files import parse_yaml
 from efficient_mae.errors import (
     DivergedError,
     InputError,
@@ -107,11 +106,10 @@ def _run(arguments: list[str]) -> int:
     if place().rank > 0:
         return 0
     if values["json"]:
-        print(json.dumps(result))
+        print(json.dumps(result.plain()))
     else:
         command.show(result, PlainConsole(soft_wrap=True))
-    # What the doctor finds is for the user to mend.
-    return 2 if result.get("problems") else 1 if result.get("failed") else 0
+    return result.status
 
 
 def called(arguments: Sequence[str]) -> str | None:
@@ -133,9 +131,7 @@ def config_of(arguments: Sequence[str]) -> type[Settings] | None:
         if flag == "--model":
             model = value
         elif flag == "--config":
-            recipe = _recipe(value, name)
-            settings = parse_yaml(recipe.encode() if "\n" in recipe else Path(recipe).read_bytes(), value)
-            model = settings.get("model", model) if isinstance(settings, dict) else model
+            model = read_recipe(value, name).get("model", model)
     try:
         return COMMANDS[name].config_of(model if isinstance(model, str) else None)
     except InputError:
@@ -259,24 +255,10 @@ def _with_recipes(arguments: list[str]) -> list[str]:
     resolved, command = list(arguments), called(arguments)
     for number, argument in enumerate(arguments):
         if argument == "--config" and number + 1 < len(arguments):
-            resolved[number + 1] = _recipe(arguments[number + 1], command)
+            resolved[number + 1] = find_recipe(arguments[number + 1], command)
         elif argument.startswith("--config="):
-            resolved[number] = f"--config={_recipe(argument.removeprefix('--config='), command)}"
+            resolved[number] = f"--config={find_recipe(argument.removeprefix('--config='), command)}"
     return resolved
-
-
-def _recipe(name: str, command: str | None) -> str:
-    """The path of a recipe; of a run's `config.yaml`, which also says what it is of, the settings as YAML."""
-    if Path(name).is_file():
-        content = parse_yaml(Path(name).read_bytes(), f"config={name}")  # jsonargparse would choke on some
-        if not isinstance(content, dict) or "task" not in content:
-            return name
-        if content["task"] != command:
-            raise InputError(f"config={name}: of a run of {content['task']}, not of {command}")
-        return yaml.safe_dump({key: value for key, value in content.items() if key not in ("task", "version")})
-    if name in recipes():
-        return str(recipes()[name])
-    raise InputError(f"config={name!r}: no such file, and no recipe of that name{did_you_mean(name, recipes())}")
 
 
 def explain(message: str, arguments: list[str]) -> str:
@@ -301,12 +283,21 @@ def explain(message: str, arguments: list[str]) -> str:
     if match := re.search(r"arguments are required: (.*)", message):
         required = [f"--{part.split('.')[-1]}" for part in match[1].split(", ")]
         return f"{where}{' and '.join(required)} must be given (emae {name} --help)"
+    return f"{where}{explain_value(message, types)}"
+
+
+def explain_value(message: str, types: Mapping[str, Any]) -> str:
+    """A parser's complaint about a value as one line.
+
+    Args:
+        types: of the settings, by name.
+    """
     if match := re.search(r'Parser key "([^"]+)":', message):
         key = match[1].split(".")[-1]
         value = re.search(r"(?:Given|Got) value: (.*)", message)
         if key in types and value:
-            return f"{where}{key}={value[1]}: must be {shown(types[key])}"
-    return f"{where}{' '.join(message.split())}"
+            return f"{key}={value[1]}: must be {shown(types[key])}"
+    return " ".join(message.split())
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,7 +1,7 @@
 """What a subcommand of `emae` is; `commands.py` names those there are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pkgutil import resolve_name
 from typing import Any
 
@@ -10,13 +10,36 @@ from rich.console import Console
 from efficient_mae.ranges import Settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a command: each field is a key of what `--json` prints."""
+
+    @property
+    def status(self) -> int:
+        """With which the command line ends; 0 is done."""
+        return 0
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON knows it; a field that need not be there (its default is None) is left out where it isn't."""
+        return _plain(self)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        held = {one.name: (getattr(value, one.name), one.default) for one in fields(value)}
+        return {name: _plain(one) for name, (one, default) in held.items() if one is not None or default is not None}
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand; each of its parts is itself, or `module:name` within this package, imported when asked for.
 
     Attributes:
         settings: dataclass of :class:`efficient_mae.ranges.Settings`; each of its fields is a flag.
-        function: does it, and returns what `--json` prints.
+        function: does it, and returns what came of it.
         display: prints that for a person.
         help: one line.
         preparation: tells the process, which is the command's alone, what suits it on a device.
@@ -24,7 +47,7 @@ class Command:
     """
 
     settings: str | type[Settings]
-    function: str | Callable[..., dict[str, Any]]
+    function: str | Callable[..., Result]
     display: str | Callable[..., None]
     help: str
     preparation: str = ""
@@ -46,12 +69,12 @@ class Command:
             resolve(self.preparation)(vars(config)["device"])
 
     @property
-    def run(self) -> Callable[[Any], dict[str, Any]]:
+    def run(self) -> Callable[[Any], Result]:
         """What does it."""
         return resolve(self.function)
 
     @property
-    def show(self) -> Callable[[dict[str, Any], Console], None]:
+    def show(self) -> Callable[[Any, Console], None]:
         """What prints its result."""
         return resolve(self.display)
 

@@ -63,7 +63,7 @@ _COMMANDS: dict[str, Command] = {
     "bench step": Command(
         "bench.step:BenchStepConfig",
         "bench.step:bench_step",
-        "bench.step:show_bench_step",
+        "bench.step_result:show_bench_step",
         "time training steps of MAE, Efficient MAE and other libraries",
         PREPARE,
         _TIMING,

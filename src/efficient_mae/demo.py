@@ -4,7 +4,6 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +13,7 @@ from efficient_mae.ranges import Settings
 from efficient_mae.recipes import recipe_settings
 from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report
-from efficient_mae.tasks.knn import KnnConfig, knn, show_knn
+from efficient_mae.tasks.knn import KnnConfig, KnnResult, knn, show_knn
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
@@ -29,11 +28,21 @@ class DemoConfig(Settings):
     """auto, cpu, cuda or cuda:N"""
 
 
-def demo(config: DemoConfig) -> dict[str, Any]:
-    """Pre-train by the recipe `demo`, then compare k-NN accuracies.
+@dataclass(frozen=True, kw_only=True)
+class DemoResult(KnnResult):
+    """What the model has learned.
 
-    Returns:
-        What :func:`efficient_mae.tasks.knn.knn` returns, the seconds it all took, and where the report is.
+    Attributes:
+        seconds: that it all took.
+        report: file.
+    """
+
+    seconds: float
+    report: str
+
+
+def demo(config: DemoConfig) -> DemoResult:
+    """Pre-train by the recipe `demo`, then compare k-NN accuracies.
 
     Raises:
         InputError: the directory holds another run.
@@ -42,12 +51,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     run = pretrain(PretrainConfig(**recipe_settings("demo"), out=config.out, device=config.device))
     say("classifying 2,000 held-out images by their nearest neighbours")
     result = knn(KnnConfig(weights=str(run), device=config.device))
-    replace_file(run / "knn.json", json.dumps(result, indent=1).encode())
+    replace_file(run / "knn.json", json.dumps(result.plain(), indent=1).encode())
     report = write_report(run)
-    return result | {"seconds": round(time.monotonic() - begin, 1), "report": str(report)}
+    return DemoResult(**vars(result), seconds=round(time.monotonic() - begin, 1), report=str(report))
 
 
-def show_demo(result: dict[str, Any], console: Console) -> None:
+def show_demo(result: DemoResult, console: Console) -> None:
     """Print the accuracies, what to look at, and how to load the encoder."""
     show_knn(result, console)
-    show_run(Path(result["weights"]), console)
+    show_run(Path(result.weights), console)

@@ -109,6 +109,12 @@ def shown(kind: Any) -> str:
     """A type as the user reads it."""
     if kind == Switch:
         return "true, false or auto"
+    if _is_union(kind):
+        return " | ".join(map(shown, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " | ".join(get_args(kind))
+    if kind is NoneType:
+        return "null"
     return (kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)).replace("None", "null")
 
 

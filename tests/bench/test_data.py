@@ -34,23 +34,23 @@ def test_figures(folder: Path):
     result = bench_data(
         BenchDataConfig(data=str(folder), num_workers=(0, 1), repeats=2, step_images_per_second=1e9, **TINY)
     )
-    json.dumps(result)
-    assert result["images"] == 13 and not result["step_measured"]
-    assert result["bytes_per_image"] == round(sum(sizes) / len(sizes))
-    assert [row["num_workers"] for row in result["loaders"]] == [0, 1]
-    for row in result["loaders"]:
-        speed = row["images_per_second"]
-        assert speed > 0 and row["per_worker"] == row["per_core"] == speed
-        assert row["megabytes_per_second"] == pytest.approx(speed / 2 * result["bytes_per_image"] / 1e6, rel=0.05)
-        assert row["wait_share"] == pytest.approx(1, abs=1e-3)
+    json.dumps(result.plain())
+    assert result.images == 13 and not result.step_measured
+    assert result.bytes_per_image == round(sum(sizes) / len(sizes))
+    assert [row.num_workers for row in result.loaders] == [0, 1]
+    for row in result.loaders:
+        speed = row.images_per_second
+        assert speed > 0 and row.per_worker == row.per_core == speed
+        assert row.megabytes_per_second == pytest.approx(speed / 2 * result.bytes_per_image / 1e6, rel=0.05)
+        assert row.wait_share == pytest.approx(1, abs=1e-3)
 
 
 def test_a_slow_step_never_waits_and_is_measured_if_not_given():
     config = {"data": "fashion-mnist-sample", "in_chans": 1, "num_workers": (0,), **TINY}
     slow = bench_data(BenchDataConfig(step_images_per_second=1e-3, **config))
-    assert slow["loaders"][0]["wait_share"] == 0 and slow["bytes_per_image"] == 0
+    assert slow.loaders[0].wait_share == 0 and slow.bytes_per_image == 0
     measured = bench_data(BenchDataConfig(**config))
-    assert measured["step_measured"] and measured["step_images_per_second"] > 0
+    assert measured.step_measured and measured.step_images_per_second > 0
     text = io.StringIO()
     show_bench_data(measured, Console(file=text, width=100))
     assert "in memory" in text.getvalue() and "measured here" in text.getvalue()

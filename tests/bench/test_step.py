@@ -1,19 +1,20 @@
 """`emae bench step` and `emae bench flops` by their public face. Times are not judged, only what is said of them."""
 
+import dataclasses
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from efficient_mae.bench import peaks
-from efficient_mae.bench.flops_tables import BenchFlopsConfig, bench_flops, show_bench_flops
-from efficient_mae.bench.step import BenchStepConfig, bench_step, show_bench_step
+from efficient_mae.bench.flops_tables import BenchFlopsConfig, FlopsResult, bench_flops, show_bench_flops
+from efficient_mae.bench.step import BenchStepConfig, bench_step
+from efficient_mae.bench.step_result import show_bench_step
 from efficient_mae.cli import main
 from efficient_mae.console import PlainConsole
 from efficient_mae.errors import InputError
@@ -24,23 +25,21 @@ SMALL = dict(model="mae_vit_tiny_patch8", img_size=64, depth=1, decoder_depth=2,
 def test_every_method_is_timed_in_every_round(tmp_path: Path):
     out = tmp_path / "step"
     result = bench_step(BenchStepConfig(**SMALL, batch_size=4, rounds=2, memory=False, peers=True, out=str(out)))
-    methods = {row["name"]: row for row in result["methods"]}
+    methods = {row.name: row for row in result.methods}
     assert {"MAE 0.75", "MAE 0.85", "Efficient MAE 0.85", "Efficient MAE 0.90"} < methods.keys()
     assert "transformers ViTMAE 0.75" in methods
     reference = methods["MAE 0.75"]
-    assert reference["ratio"] == reference["gmac_ratio"] == 1
+    assert reference.ratio == reference.gmac_ratio == 1
     for row in methods.values():
-        assert len(row["seconds"]) == 2
-        middle = sum(row["seconds"]) / 2
-        assert row["images_per_second"] == pytest.approx(4 / middle, rel=0.02)
-        assert row["ratio"] == pytest.approx(row["images_per_second"] / reference["images_per_second"], rel=0.01)
-        if row["gmacs"] is not None:  # three passes' worth, at two FLOPs a multiply-accumulate
-            assert row["tflops"] == pytest.approx(
-                row["images_per_second"] * row["gmacs"] * 6 / 1000, rel=0.05, abs=2e-4
-            )
-    assert methods["Efficient MAE 0.85"]["gmacs"] < methods["MAE 0.85"]["gmacs"] < reference["gmacs"]
-    assert result["p2dist_share"] > 0 and result["masks_share"] > 0
-    assert json.loads((out / "step.json").read_text()) == result
+        assert len(row.seconds) == 2
+        middle = sum(row.seconds) / 2
+        assert row.images_per_second == pytest.approx(4 / middle, rel=0.02)
+        assert row.ratio == pytest.approx(row.images_per_second / reference.images_per_second, rel=0.01)
+        if row.gmacs is not None:  # three passes' worth, at two FLOPs a multiply-accumulate
+            assert row.tflops == pytest.approx(row.images_per_second * row.gmacs * 6 / 1000, rel=0.05, abs=2e-4)
+    assert methods["Efficient MAE 0.85"].gmacs < methods["MAE 0.85"].gmacs < reference.gmacs
+    assert result.p2dist_share > 0 and result.masks_share > 0
+    assert json.loads((out / "step.json").read_text()) == result.plain()
     assert Image.open(out / "step.png").width > 600
 
 
@@ -49,14 +48,16 @@ def test_the_table_fits_and_leaves_out_what_was_not_measured(capsys: pytest.Capt
     show_bench_step(result, PlainConsole(width=80, soft_wrap=True))
     spoken = capsys.readouterr().out
     assert "GB" not in spoken and "TFLOP/s" in spoken
-    row = result["methods"][0]
-    row |= {
-        "name": "transformers ViTMAE 0.75",
-        "images_per_second": 12345.678,
-        "gmacs": 69.2,
-        "peak_gigabytes": 71.25,
-    }
-    show_bench_step(result, PlainConsole(width=80, soft_wrap=True))
+    row = dataclasses.replace(
+        result.methods[0],
+        name="transformers ViTMAE 0.75",
+        images_per_second=12345.678,
+        gmacs=69.2,
+        peak_gigabytes=71.25,
+    )
+    show_bench_step(
+        dataclasses.replace(result, methods=[row, *result.methods[1:]]), PlainConsole(width=80, soft_wrap=True)
+    )
     spoken = capsys.readouterr().out
     assert all(
         text in spoken for text in ("transformers ViTMAE 0.75", "12,345.68", "69.20", "71.25", "GB: peak memory")
@@ -97,26 +98,26 @@ def test_a_step_that_finds_no_memory(end: Callable[..., None], monkeypatch: pyte
 def test_peak_memory_is_measured_in_processes_of_their_own():
     settings = SMALL | {"img_size": 128, "depth": 6}
     result = bench_step(BenchStepConfig(**settings, batch_size=64, rounds=1))
-    peaks = {row["name"]: row["peak_gigabytes"] for row in result["methods"]}
+    peaks = {row.name: row.peak_gigabytes for row in result.methods}
     assert 0 < peaks["Efficient MAE 0.95"] < peaks["MAE 0.75"]
 
 
 @pytest.fixture(scope="module")
-def flops() -> dict[str, Any]:
+def flops() -> FlopsResult:
     """The paper's GFLOPs, counted once."""
     return bench_flops(BenchFlopsConfig())
 
 
-def test_the_papers_gflops_fit_80_columns(flops: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+def test_the_papers_gflops_fit_80_columns(flops: FlopsResult, capsys: pytest.CaptureFixture[str]):
     show_bench_flops(flops, PlainConsole(width=80))
     _, heading, *rows, _ = capsys.readouterr().out.splitlines()
     assert heading.split() == ["table", "model", "ratio", "method", "paper", "counted", "off", "computed"]
     assert rows[-1].split()[:6] == ["4", "large_patch16", "0.95", "Efficient", "MAE", "5.9"]
 
 
-def test_the_papers_gflops_within_a_percent_and_a_half(flops: dict[str, Any]):
-    rows = flops["rows"]
-    assert {row["table"] for row in rows} == {"1", "3", "4"}
+def test_the_papers_gflops_within_a_percent_and_a_half(flops: FlopsResult):
+    rows = flops.rows
+    assert {row.table for row in rows} == {"1", "3", "4"}
     for row in rows:
-        assert row["counted"] == pytest.approx(row["paper"], rel=0.015), row
-        assert row["computed"] is None or row["computed"] < row["counted"]
+        assert row.counted == pytest.approx(row.paper, rel=0.015), row
+        assert row.computed is None or row.computed < row.counted

@@ -139,7 +139,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     listed = {row["name"]: row for row in result["studies"]}
     assert len(listed) == 13 and listed["table7"]["cells"][1] == "gamma-0.4"
     assert listed["table4"]["flops"] > listed["table7"]["flops"] > 0 and listed["table4"]["seconds"] > 0
-    show_study(result, Console())
+    show_study(emae.study(list=True, preset="smoke"), Console())
     assert "table9" in capsys.readouterr().out
 
 

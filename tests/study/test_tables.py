@@ -5,13 +5,13 @@ import io
 
 import pytest
 
+from efficient_mae.study.results import summary
 from efficient_mae.study.tables import csv_table, markdown_table
-from efficient_mae.tasks.intervals import mean_and_interval
 
 
 def row(label: str, scores: list[float], gain: list[float], **paper: float) -> dict:
-    measured = {"top1": mean_and_interval(scores), "loss": mean_and_interval([0.5, 0.5])} if scores else {}
-    difference = mean_and_interval(gain) if gain else {}
+    measured = {"top1": summary(scores), "loss": summary([0.5, 0.5])} if scores else {}
+    difference = summary(gain) if gain else {}
     return {
         "label": label,
         "cell": label,

@@ -98,7 +98,7 @@ def test_its_encoder_is_read(tmp_path: Path):
     assert features == pytest.approx(EXPECTED["features"], rel=0 if SAME_BITS else 1e-4, abs=0 if SAME_BITS else 1e-5)
     data, weights = write_labelled(tmp_path / "labelled"), str(EARLIER / "encoder.safetensors")
     judged = knn(KnnConfig(weights=weights, data=str(data), k=5, device="cpu", num_workers=0))
-    assert judged["accuracy"] == pytest.approx(EXPECTED["knn"], abs=0 if SAME_BITS else 1 / 36 + 1e-9)
+    assert vars(judged.accuracy) == pytest.approx(EXPECTED["knn"], abs=0 if SAME_BITS else 1 / 36 + 1e-9)
 
 
 class Reached(Exception):  # noqa: N818

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.data import EvalTransform, normalize, open_source
+from efficient_mae.data import EvalTransform, Reading, normalize, open_source
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.tasks import embed as module
 from efficient_mae.tasks.embed import EmbedConfig, embed
@@ -50,7 +50,7 @@ def settings(weights: Path, data: Path | str, out: Path, **others: Any) -> Embed
 def tokens(weights: Path, source, img_size: tuple[int, int] = (16, 24)) -> torch.Tensor:
     """timm's, of each image."""
     encoder = emae.adapt_encoder(emae.load(weights), img_size)
-    transform = EvalTransform(img_size, 1)
+    transform = EvalTransform(img_size, Reading(1))
     images = torch.stack([transform(source.image(index)) for index in range(len(source))])
     with torch.no_grad():
         return emae.to_timm(encoder).forward_features(normalize(images, (0.4,), (0.3,)))
@@ -80,11 +80,11 @@ def test_features_are_timms_in_order_with_names_and_labels(
     expected = tokens(weights, source)
     pooled = {"mean": expected[:, 1:].mean(1), "cls": expected[:, 0], "none": expected[:, 1:].unflatten(1, (4, 6))}
     np.testing.assert_allclose(found, pooled[pool].numpy(), atol=1e-5, rtol=1e-5)
-    assert result["shape"] == list(found.shape[1:]) and result["images"] == 15 and result["images_per_second"] > 0
+    assert result.shape == list(found.shape[1:]) and result.images == 15 and result.images_per_second > 0
     assert [row["name"] for row in rows] == [source.sample_name(index) for index in range(15)]
     assert [row["label"] for row in rows] == [0] * 5 + [1] * 5 + [2] * 5
     assert [row["class"] for row in rows] == ["blob"] * 5 + ["stripes"] * 5 + ["void"] * 5
-    assert sorted(result["files"]) == sorted(path.name for path in tmp_path.iterdir()), "something is left over"
+    assert sorted(result.files) == sorted(path.name for path in tmp_path.iterdir()), "something is left over"
 
 
 def test_any_size_and_images_without_labels(weights: Path, tmp_path: Path):
@@ -97,7 +97,7 @@ def test_any_size_and_images_without_labels(weights: Path, tmp_path: Path):
     expected = tokens(weights, open_source(str(folder)), (32, 8))[:, 1:].mean(1)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5, rtol=1e-5)
     assert [list(row) for row in rows] == [["name"]] * 4
-    ((name, reason),) = result["unreadable"]
+    ((name, reason),) = result.unreadable
     assert name.endswith("001.jpg") and reason == "not an image that can be read"
 
 
@@ -127,7 +127,7 @@ def test_broken_off_at_any_place_it_goes_on_to_the_same_bits(
             stream.write(torn)
     again = embed(settings(weights, folder, cut / f"f.{ending}"))
     assert "going on after 24 of 41 images" in capsys.readouterr().err and len(calls) == 4 + 3
-    assert again["unreadable"] == alone["unreadable"] and again["images"] == 40
+    assert again.unreadable == alone.unreadable and again.images == 40
     files = sorted(path.name for path in whole.iterdir())
     assert files == sorted(path.name for path in cut.iterdir())
     assert all((whole / name).read_bytes() == (cut / name).read_bytes() for name in files)

@@ -38,11 +38,11 @@ def test_no_top_5_of_five_classes():
 def test_the_interval_is_students():
     # By hand: mean 2, standard deviation 1, t(0.975; 2) = 4.302653, half-width 4.302653 / sqrt(3).
     found = mean_and_interval([1.0, 2.0, 3.0])
-    assert found["mean"] == 2 and found["half_width"] == pytest.approx(2.484138, abs=1e-6)
+    assert found.mean == 2 and found.half_width == pytest.approx(2.484138, abs=1e-6)
     values = np.random.default_rng(0).normal(size=5).tolist()
     low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
     found = mean_and_interval(values)
-    assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     with pytest.raises(ValueError, match="two at least"):
         mean_and_interval([0.5])
 

@@ -59,7 +59,7 @@ def test_every_form_is_loaded_back_and_compared(form: str, run: Path, tmp_path: 
 def test_an_encoder_adapted_to_other_images(form: str, run: Path, tmp_path: Path):
     settings = dict(weights=str(run), format=form, img_size=(48, 80), patch_size=16, in_chans=1, channels="mean")
     result = export(ExportConfig(**settings, out=str(tmp_path / "out")))
-    assert result["largest_difference"] < 1e-4
+    assert result.largest_difference < 1e-4
     if form in ("timm", "safetensors"):
         encoder = emae.load(tmp_path / "out")
         assert (encoder.img_size, encoder.patch_size, encoder.in_chans) == ((48, 80), 16, 1)

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.data import EvalTransform, common_size, normalize, open_source
+from efficient_mae.data import EvalTransform, Reading, common_size, normalize, open_source
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.interop import ImageStatistics, file_metadata, hf_images, load_statistics
 from efficient_mae.interop.files import save_encoder
@@ -53,7 +53,7 @@ OTHERS = {"timm": timms, "transformers": transformers_}
 def levels_apart(folder: Path, form: str, image: Image.Image, weights: Path) -> torch.Tensor:
     """Differences of the pixels, of 255 levels."""
     model, statistics = emae.load(weights), load_statistics(weights)
-    ours = EvalTransform(model.config.img_size, model.config.in_chans)(image)
+    ours = EvalTransform(model.config.img_size, Reading(model.config.in_chans))(image)
     ours = normalize(ours[None], statistics.mean, statistics.std)[0]
     return (OTHERS[form](folder)(image) - ours).abs() * 255 * torch.tensor(statistics.std).view(-1, 1, 1)
 
@@ -118,7 +118,7 @@ def test_images_of_the_models_size_all_along(form: str, size, tmp_path: Path, ca
         vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
         settings = timm.data.resolve_model_data_config(vit) | {"crop_pct": 0.875}
         image = photo().convert("L" if channels == 1 else "RGB")
-        ours = EvalTransform((height, width), channels)(image)
+        ours = EvalTransform((height, width), Reading(channels))(image)
         theirs = timm.data.create_transform(**settings, normalize=False)(image)
         assert (ours.int() - theirs.int()).abs().max() <= 3
 

@@ -15,12 +15,13 @@ from timm.loss import SoftTargetCrossEntropy
 import efficient_mae as emae
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.cli import main
-from efficient_mae.data import AugmentTransform, normalize, open_source, sample_rng
+from efficient_mae.data import AugmentTransform, Reading, normalize, open_source, sample_rng
 from efficient_mae.data.batches.order import ResumableBatchSampler
 from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.optim import adamw, set_learning_rate
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.tasks import finetune as finetune_module
+from efficient_mae.tasks.classifier import SeedsResult
 from efficient_mae.tasks.finetune import FinetuneConfig, build_classifier, finetune, layer_decay_groups
 
 from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
@@ -43,21 +44,22 @@ def rows(run: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def learned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+def learned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SeedsResult, Path]:
     out = tmp_path_factory.mktemp("runs") / "learned"
     settings = {**PLAIN, "epochs": 5, "base_lr": 0.01, "layer_decay": 1.0, "eval_every": 2, "seeds": 2}
     return finetune(config(data, out, **settings)), out
 
 
-def test_it_learns_and_says_how_well(learned: tuple[dict, Path]):
+def test_it_learns_and_says_how_well(learned: tuple[SeedsResult, Path]):
     summary, out = learned
-    assert summary["top1"]["mean"] > 0.9 and summary["seeds"] == [0, 1] and "top5" not in summary
-    assert summary["top1"]["low"] <= summary["top1"]["mean"] <= summary["top1"]["high"]
-    assert json.loads((out / "results.json").read_text()) == {k: v for k, v in summary.items() if k != "run"}
+    assert summary.top1.mean > 0.9 and summary.seeds == [0, 1] and summary.top5 is None
+    assert summary.top1.low <= summary.top1.mean <= summary.top1.high
+    written = json.loads((out / "results.json").read_text())
+    assert written | {"run": str(out)} == summary.plain() and "top5" not in written
     for seed in (0, 1):
         run = out / f"seed-{seed}"
         result = json.loads((run / "results.json").read_text())
-        assert result["top1"] == summary["top1"]["values"][seed] and result["seed"] == seed
+        assert result["top1"] == summary.top1.values[seed] and result["seed"] == seed
         assert result["classes"] == ["blob", "stripes", "void"] and result["test_images"] == 36
         assert np.trace(result["confusion"]) / 36 == pytest.approx(result["top1"], abs=1e-6)
         assert result["per_class"] == pytest.approx([result["confusion"][k][k] / 12 for k in range(3)], abs=1e-6)
@@ -66,7 +68,7 @@ def test_it_learns_and_says_how_well(learned: tuple[dict, Path]):
         assert rows(run)[-1]["top1"] == result["top1"]
 
 
-def test_what_is_exported_loads_into_timm(learned: tuple[dict, Path], data: Path):
+def test_what_is_exported_loads_into_timm(learned: tuple[SeedsResult, Path], data: Path):
     run = learned[1] / "seed-0"
     vit = timm_vit.VisionTransformer(16, 4, 1, num_classes=3, global_pool="avg", embed_dim=192, depth=1, num_heads=3)
     vit.load_state_dict(load_file(run / "classifier.safetensors"))
@@ -78,7 +80,7 @@ def test_what_is_exported_loads_into_timm(learned: tuple[dict, Path], data: Path
     assert right == pytest.approx(json.loads((run / "results.json").read_text())["top1"], abs=1e-6)
 
 
-def test_a_finished_run_of_several_seeds_stays(learned: tuple[dict, Path], data: Path):
+def test_a_finished_run_of_several_seeds_stays(learned: tuple[SeedsResult, Path], data: Path):
     summary, out = learned
     settings = {**PLAIN, "epochs": 5, "base_lr": 0.01, "layer_decay": 1.0, "eval_every": 2, "seeds": 2}
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
@@ -133,7 +135,7 @@ def test_the_first_step_is_that_of_timms_own_vit(
     own = timm_vit.VisionTransformer(16, 4, 1, num_classes=3, global_pool="avg", embed_dim=192, depth=2, num_heads=3)
     own.load_state_dict(vit.state_dict())
     source = open_source(str(data), "train")
-    transform = AugmentTransform((16, 16), 1, scale=(0.5, 1.0), auto_augment="rand-m9-mstd0.5-inc1")
+    transform = AugmentTransform((16, 16), Reading(1), scale=(0.5, 1.0), auto_augment="rand-m9-mstd0.5-inc1")
     pairs = next(iter(ResumableBatchSampler(len(source), 16, seed=0)))
     images = torch.stack([transform(source.image(i), sample_rng(0, epoch, i, "crop")) for epoch, i in pairs])
     labels = torch.tensor([source.label(i) for _, i in pairs])
@@ -174,7 +176,7 @@ def test_layer_decay():
         ({"weights": "/nowhere", "from_scratch": False, "model": None, "depth": None}, "/nowhere: no such file"),
         ({"batch_size": 6, "accum_iter": 2}, "mixup pairs images, but a micro-batch has 3"),
         ({"auto_augment": "augmix"}, "auto_augment='augmix': must be a RandAugment"),
-        ({"in_chans": 4}, "works on 1 or 3 channels, not 4"),
+        ({"in_chans": 4}, "works on 8 bits of 1 or 3 channels, not 4"),
         ({"drop_path": 1.5}, "drop_path=1.5: must be at least 0 and at most 0.99"),
         ({"mixup": -1.0}, "mixup=-1.0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
@@ -192,7 +194,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_of_one_seed_is_not_one_of_several(learned: tuple[dict, Path], data: Path):
+def test_a_directory_of_one_seed_is_not_one_of_several(learned: tuple[SeedsResult, Path], data: Path):
     run = learned[1] / "seed-0"
     with pytest.raises(ValueError, match="holds checkpoints, which is no run of several seeds"):
         finetune(config(data, run, seeds=2))

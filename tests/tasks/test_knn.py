@@ -95,10 +95,10 @@ def test_an_encoder_that_was_never_trained(tmp_path):
     with pytest.raises(ValueError, match="give --data"):
         knn(KnnConfig(**settings))
     result = knn(KnnConfig(**settings, data="fashion-mnist-sample"))
-    assert (result["train_images"], result["test_images"]) == (10_000, 2_000)
+    assert (result.train_images, result.test_images) == (10_000, 2_000)
     # scikit-learn on the same pixels, with plain votes of cosine neighbours, gives 0.80.
-    assert result["accuracy"]["raw_pixels"] == pytest.approx(0.81, abs=0.02)
-    assert 0.3 < result["accuracy"]["untrained"] < 0.8 and 0.3 < result["accuracy"]["trained"] < 0.8
+    assert result.accuracy.raw_pixels == pytest.approx(0.81, abs=0.02)
+    assert 0.3 < result.accuracy.untrained < 0.8 and 0.3 < result.accuracy.trained < 0.8
 
 
 def test_unlabelled_images(tmp_path, images):
@@ -143,8 +143,8 @@ def test_held_out_pixels_that_are_searched_in_parts(tmp_path, monkeypatch, capsy
     (data / "train" / "void" / "000.png").write_text("no image")
     settings = tiny(tmp_path, 16, in_chans=1) | {"data": str(data)}
     whole = knn(KnnConfig(**settings))
-    assert (whole["train_images"], whole["test_images"]) == (119, 35)
-    assert 0.4 < whole["accuracy"]["raw_pixels"] < 0.9, "too easy or too hard to tell"
+    assert (whole.train_images, whole.test_images) == (119, 35)
+    assert 0.4 < whole.accuracy.raw_pixels < 0.9, "too easy or too hard to tell"
     said = capsys.readouterr().err
     assert "left out 1 of 120 training images" in said and "left out 1 of 36 held-out images" in said
     monkeypatch.setattr(module, "HELD_PIXELS", 10 * 16 * 16)

@@ -39,7 +39,7 @@ def config(data: Path, out: Path, encoder: Path, **settings) -> LinearProbeConfi
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_the_head_learns_and_the_encoder_stays(data: Path, tmp_path: Path, encoder: Path, pool: str):
     result = linear_probe(config(data, tmp_path / "run", encoder, pool=pool))
-    assert result["top1"] > 0.8
+    assert result.top1 > 0.8
     trained = load_file(next((tmp_path / "run" / "checkpoints").iterdir()) / "model.safetensors")
     before = load_file(encoder)
     assert all(torch.equal(trained[f"encoder.{name}"], tensor) for name, tensor in before.items())
@@ -100,7 +100,7 @@ def test_what_cannot_work(data: Path, tmp_path: Path, encoder: Path, settings: d
 
 def test_an_untrained_encoder_is_probed_too(data: Path, tmp_path: Path):
     scratch = LinearProbeConfig(data=str(data), out=str(tmp_path / "run"), **{**SMALL_ENCODER, **QUICK, "epochs": 1})
-    assert linear_probe(scratch)["weights"] is None
+    assert linear_probe(scratch).weights is None
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])

@@ -112,9 +112,9 @@ def test_a_run_is_loaded_by_one_call_of_timm_and_of_transformers(run: Path, held
 @pytest.mark.parametrize("form", CLASSIFIER_FORMATS)
 def test_every_export_is_the_classifier(form: str, run: Path, data: Path, held_out: torch.Tensor, tmp_path: Path):
     result = export(ExportConfig(weights=str(run), out=str(tmp_path / "out"), format=form))
-    assert result["largest_difference"] < 1e-5
+    assert result.largest_difference < 1e-5
     names: dict[str, Any] = {"images": held_out.numpy() if form == "onnx" else held_out}
-    exec(result["snippet"], names)
+    exec(result.snippet, names)
     logits = load_classifier(run).vit(held_out)
     if "logits" in names:
         np.testing.assert_allclose(np.asarray(torch.as_tensor(names["logits"]).detach()), logits.detach(), atol=1e-5)
@@ -146,12 +146,12 @@ def test_its_encoder_is_judged_embedded_and_tuned_again(
         expected = vit.fc_norm(before) if load_classifier(run).head.fc_norm else before
         torch.testing.assert_close(encoder.forward_features(held_out), expected, rtol=1e-4, atol=1e-5)
     assert load_statistics(run).mean == (0.4,)
-    assert knn(KnnConfig(weights=str(run), k=3, **COMMON))["data"] == str(data)
+    assert knn(KnnConfig(weights=str(run), k=3, **COMMON)).data == str(data)
     out = tmp_path / "f.npy"
     embed(EmbedConfig(weights=str(run), data=str(data), split="test", out=str(out), **COMMON))
     np.testing.assert_allclose(np.load(out), expected[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
     tuned = finetune(FinetuneConfig(weights=str(run), data=str(data), out=str(tmp_path / "again"), epochs=1, **QUICK))
-    assert tuned["weights"] == str(run)
+    assert tuned.weights == str(run)
     start = load_file(run / "classifier.safetensors")["blocks.0.mlp.fc1.weight"]
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, start)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import efficient_mae as emae
+from efficient_mae.data import open_source, spread
 from efficient_mae.engine.machine import cuda_graphs
 from efficient_mae.engine.storage import checkpoint as checkpoint_module
 from efficient_mae.engine.storage import durable
@@ -215,8 +216,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 def test_defaults_that_depend_on_the_data():
     base = PretrainConfig(data="x", out="y", epochs=200)
     cpu = torch.device("cpu")
-    assert (resolve(base, 10_000, cpu).batch_size, resolve(base, 10_000, cpu).warmup_epochs) == (256, 40)
-    small = resolve(dataclasses.replace(base, epochs=1), 12, cpu)
+    source = open_source("fashion-mnist-sample")
+    assert (resolve(base, source, cpu).batch_size, resolve(base, source, cpu).warmup_epochs) == (256, 40)
+    small = resolve(dataclasses.replace(base, epochs=1), spread(source, 12), cpu)
     assert (small.batch_size, small.warmup_epochs) == (8, 0.2)
     assert small.mean == pytest.approx((0.485, 0.456, 0.406))
 

@@ -369,7 +369,7 @@ def test_several_processes(run: Path, data: Path, tmp_path: Path, capsys: pytest
     with mp.Manager() as manager:
         shared = manager.dict()
         spawn(2, in_process, jobs, shared)
-        together = dict(shared)[0, 1]
+        together = dict(shared)[0, 1].plain()
     rows = lines(tmp_path / "run" / "skipped.jsonl")
     # Micro-batches of two images go to the processes in turn.
     places = {step: [index for _, index in pairs].index(WHITE) // 2 for step, pairs in SKIPPED.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import efficient_mae
 from efficient_mae.cli import main
-from efficient_mae.data import PretrainTransform, TrainBatch, TrainDataset, open_source
+from efficient_mae.data import PretrainTransform, Reading, TrainBatch, TrainDataset, open_source
 from efficient_mae.engine.machine.distributed import ALONE, Processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
@@ -61,18 +61,17 @@ class RotationRun(Run):
     """What learning to tell rotations adds to the engine."""
 
     task = "rotation"
+    img_size, reading = (16, 16), Reading(1)
     config: RotationConfig
 
     def title(self) -> str:
         return f"telling which way up {len(self.source)} images are"
 
-    @property
-    def img_shape(self) -> tuple[int, int, int]:
-        return 1, 16, 16
-
     def dataset(self) -> TrainDataset:
         return TrainDataset(
-            self.source, PretrainTransform((16, 16), 1, scale=(0.8, 1.0), hflip=False), self.config.seed
+            self.source,
+            PretrainTransform(self.img_size, self.reading, scale=(0.8, 1.0), hflip=False),
+            self.config.seed,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:

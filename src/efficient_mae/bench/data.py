@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.contenders import step_images_per_second
+from efficient_mae.command import Result
 from efficient_mae.data import (
     PretrainTransform,
     ResumableBatchSampler,
@@ -21,6 +22,7 @@ from efficient_mae.data import (
     spread,
 )
 from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
@@ -34,7 +36,7 @@ _PREFETCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDataConfig(ModelChoice):
+class BenchDataConfig(ModelChoice, ReadingSettings):
     """Settings of `emae bench data`."""
 
     data: str
@@ -61,15 +63,52 @@ class BenchDataConfig(ModelChoice):
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
 
 
-def bench_data(config: BenchDataConfig) -> dict[str, Any]:
-    """Images a second of the loader alone, for each number of workers, beside the training step's.
+@dataclass(frozen=True, kw_only=True)
+class LoaderSpeed:
+    """How fast so many workers are.
 
-    Returns:
-        `data`, `images` (in the data set), `bytes_per_image` (mean of the files; 0 if there are none),
-        `step_images_per_second` and whether it was `step_measured`, `machine`, and `loaders`: for each number of
-        workers `num_workers`, `images_per_second` (crops, as a step counts them), the same `per_worker` and
-        `per_core` that they can occupy, `megabytes_per_second` read from storage, and `wait_share`, the share of
-        its time that the step would wait.
+    Attributes:
+        num_workers: their number.
+        images_per_second: crops, as a step counts them.
+        per_worker: the same.
+        per_core: the same, of those that they can occupy.
+        megabytes_per_second: read from storage.
+        wait_share: of its time that the step would wait.
+    """
+
+    num_workers: int
+    images_per_second: float
+    per_worker: float
+    per_core: float
+    megabytes_per_second: float
+    wait_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataResult(Result):
+    """How fast the loader is.
+
+    Attributes:
+        data: as given.
+        images: in the data set.
+        bytes_per_image: mean of the files; 0 if there are none.
+        step_images_per_second: of the training step.
+        step_measured: whether it was, or given.
+        loaders: one for each number of workers.
+        machine: as :func:`efficient_mae.engine.machine.facts.describe_machine` has it, and `precision`.
+    """
+
+    data: str
+    images: int
+    bytes_per_image: int
+    step_images_per_second: float
+    step_measured: bool
+    loaders: list[LoaderSpeed]
+    machine: dict[str, Any]
+
+
+def bench_data(config: BenchDataConfig) -> DataResult:
+    """Images a second of the loader alone, for each number of workers, beside the training step's.
 
     Raises:
         InputError: a setting that cannot work, or unusable data.
@@ -84,7 +123,8 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     with torch_seeded(0):
         model = build_model(config)
     described = model.config
-    transform = PretrainTransform(described.img_size, described.in_chans, scale=config.crop_scale, hflip=config.hflip)
+    reading = config.reading(source, described.in_chans)
+    transform = PretrainTransform(described.img_size, reading, scale=config.crop_scale, hflip=config.hflip)
     dataset = TrainDataset(
         source,
         transform,
@@ -96,43 +136,44 @@ def bench_data(config: BenchDataConfig) -> dict[str, Any]:
     bytes_per_image = _bytes_per_image(source)
     speeds = {workers: _images_per_second(dataset, workers, config) for workers in counts}
     step = step_images_per_second(model, config.batch_size, device, precision) if given is None else given
-    return {
-        "data": config.data,
-        "images": len(source),
-        "bytes_per_image": round(bytes_per_image),
-        "step_images_per_second": round(step, 2),
-        "step_measured": given is None,
-        "loaders": [
-            {
-                "num_workers": workers,
-                "images_per_second": round(speed, 2),
-                "per_worker": round(speed / max(1, workers), 2),
-                "per_core": round(speed / min(max(1, workers), available_cores()), 2),
-                "megabytes_per_second": round(speed / config.repeats * bytes_per_image / 1e6, 3),
-                "wait_share": round(max(0.0, 1 - speed / step), 4),
-            }
-            for workers, speed in speeds.items()
-        ],
-        "machine": describe_machine(device) | {"precision": precision},
-    }
+    loaders = [
+        LoaderSpeed(
+            num_workers=workers,
+            images_per_second=round(speed, 2),
+            per_worker=round(speed / max(1, workers), 2),
+            per_core=round(speed / min(max(1, workers), available_cores()), 2),
+            megabytes_per_second=round(speed / config.repeats * bytes_per_image / 1e6, 3),
+            wait_share=round(max(0.0, 1 - speed / step), 4),
+        )
+        for workers, speed in speeds.items()
+    ]
+    return DataResult(
+        data=config.data,
+        images=len(source),
+        bytes_per_image=round(bytes_per_image),
+        step_images_per_second=round(step, 2),
+        step_measured=given is None,
+        loaders=loaders,
+        machine=describe_machine(device) | {"precision": precision},
+    )
 
 
-def show_bench_data(result: dict[str, Any], console: Console) -> None:
+def show_bench_data(result: DataResult, console: Console) -> None:
     """Print what :func:`bench_data` found."""
-    size = result["bytes_per_image"]
+    size = result.bytes_per_image
     stored = f"{size / 1e3:,.1f} kB an image" if size else "in memory"
-    console.print(f"{result['data']}: {result['images']:,} images, {stored}", highlight=False)
-    how = "measured here" if result["step_measured"] else "as given"
-    console.print(f"the training step: {result['step_images_per_second']:,} images/s, {how}", highlight=False)
+    console.print(f"{result.data}: {result.images:,} images, {stored}", highlight=False)
+    how = "measured here" if result.step_measured else "as given"
+    console.print(f"the training step: {result.step_images_per_second:,} images/s, {how}", highlight=False)
     table = Table()
     for heading in ("workers", "images/s", "per worker", "per core", "MB/s read", "step waits"):
         table.add_column(heading, justify="right")
-    for row in result["loaders"]:
+    for row in result.loaders:
         table.add_row(
-            str(row["num_workers"]),
-            *(f"{row[name]:,.1f}" for name in ("images_per_second", "per_worker", "per_core")),
-            f"{row['megabytes_per_second']:,.2f}",
-            f"{row['wait_share']:.0%}",
+            str(row.num_workers),
+            *(f"{speed:,.1f}" for speed in (row.images_per_second, row.per_worker, row.per_core)),
+            f"{row.megabytes_per_second:,.2f}",
+            f"{row.wait_share:.0%}",
         )
     console.print(table)
 

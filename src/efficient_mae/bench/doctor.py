@@ -1,6 +1,5 @@
 """`emae doctor`: whether training can run here, what is in its way, and what it would wait for."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from efficient_mae.bench.doctor_disk import DISK_CHECKS
 from efficient_mae.bench.doctor_finding import Finding, Plan, problem
 from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
 from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
+from efficient_mae.command import Result
 from efficient_mae.console import say
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine, usual_workers
 from efficient_mae.errors import InputError
@@ -26,7 +27,7 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(ModelChoice):
+class DoctorConfig(ModelChoice, ReadingSettings):
     """Settings of `emae doctor`."""
 
     data: str | None = None
@@ -45,13 +46,47 @@ class DoctorConfig(ModelChoice):
     """bf16, fp32, or auto: bf16 where the hardware computes in it"""
 
 
-def doctor(config: DoctorConfig) -> dict[str, Any]:
-    """Check software, device, machine, output directory and, if given, data; a check that fails stops no other.
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A check and its :class:`~efficient_mae.bench.doctor_finding.Finding`.
 
-    Returns:
-        `checks`, of each `name`, `status` (ok; note, training runs but could do better; problem, it can't run),
-        `found`, `advice` (empty where nothing need be done) and the `seconds` that it took; how many are `problems`
-        and `notes`; and `machine`.
+    Attributes:
+        name: of what was looked at.
+        status, found, advice: the finding's.
+        seconds: that it took.
+    """
+
+    name: str
+    status: str
+    found: str
+    advice: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorResult(Result):
+    """Whether training can run.
+
+    Attributes:
+        checks: in the order in which they were made.
+        problems: number of checks of this status.
+        notes: likewise.
+        machine: as :func:`efficient_mae.engine.machine.facts.describe_machine` has it.
+    """
+
+    checks: list[Check]
+    problems: int
+    notes: int
+    machine: dict[str, Any]
+
+    @property
+    def status(self) -> int:
+        """2 if there is something to mend."""
+        return 2 if self.problems else 0
+
+
+def doctor(config: DoctorConfig) -> DoctorResult:
+    """Check software, device, machine, output directory and, if given, data; a check that fails stops no other.
 
     Raises:
         InputError: no such model.
@@ -61,8 +96,8 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     if config.data is not None:
         checks |= IMAGE_CHECKS
     rows = [_examine(name, check, plan) for name, check in checks.items()]
-    counts = {f"{status}s": sum(row["status"] == status for row in rows) for status in ("problem", "note")}
-    return {"checks": rows, **counts, "machine": describe_machine(plan.device)}
+    problems, notes = (sum(row.status == status for row in rows) for status in ("problem", "note"))
+    return DoctorResult(checks=rows, problems=problems, notes=notes, machine=describe_machine(plan.device))
 
 
 def _plan(config: DoctorConfig) -> Plan:
@@ -75,6 +110,7 @@ def _plan(config: DoctorConfig) -> Plan:
         device = torch.device("cpu")
     return Plan(
         settings=config,
+        images=config,
         asked_device=config.device,
         device=device,
         precision=resolve_precision(config.precision, device),
@@ -88,7 +124,7 @@ def _plan(config: DoctorConfig) -> Plan:
     )
 
 
-def _examine(name: str, check: Callable[[Plan], Finding], plan: Plan) -> dict[str, Any]:
+def _examine(name: str, check: Callable[[Plan], Finding], plan: Plan) -> Check:
     begin = time.perf_counter()
     try:
         finding = check(plan)
@@ -100,16 +136,16 @@ def _examine(name: str, check: Callable[[Plan], Finding], plan: Plan) -> dict[st
     taken = time.perf_counter() - begin
     if taken > 1:
         say(f"{name}: took {taken:.0f} s")
-    return {"name": name, **dataclasses.asdict(finding), "seconds": round(taken, 2)}
+    return Check(name=name, **vars(finding), seconds=round(taken, 2))
 
 
-def show_doctor(result: dict[str, Any], console: Console) -> None:
+def show_doctor(result: DoctorResult, console: Console) -> None:
     """Print a line a check, and whether training can run."""
-    for row in result["checks"]:
-        style, advice = _STYLES[row["status"]], f"; {row['advice']}" if row["advice"] else ""
-        text = escape(f"{row['name']:15}{row['found']}{advice}")
-        console.print(f"[{style}]{row['status']:9}[/]{text}", highlight=False)
-    problems, notes = result["problems"], result["notes"]
+    for row in result.checks:
+        style, advice = _STYLES[row.status], f"; {row.advice}" if row.advice else ""
+        text = escape(f"{row.name:15}{row.found}{advice}")
+        console.print(f"[{style}]{row.status:9}[/]{text}", highlight=False)
+    problems, notes = result.problems, result.notes
     verdict = f"{problems} to be mended before training can run" if problems else "training can run"
-    seconds = sum(row["seconds"] for row in result["checks"])
+    seconds = sum(row.seconds for row in result.checks)
     console.print(f"{verdict}; {notes} notes; checked in {seconds:.0f} s", highlight=False)

@@ -1,11 +1,13 @@
 """Checks of `emae doctor`: the images, and whether a training step would wait for them."""
 
 import dataclasses
+import json
 import math
 
 from efficient_mae.bench.data import BenchDataConfig, bench_data
 from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
-from efficient_mae.data import UnreadableImage, describe_images, open_source, spread
+from efficient_mae.data import EvalTransform, UnreadableImage, describe_images, open_source, spread
+from efficient_mae.data.sources.measure import ReadingSettings, measure_statistics
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.run_directory import MOST_DAMAGED
 from efficient_mae.tasks.pretrain_config import ModelChoice
@@ -22,14 +24,17 @@ _MUCH_WAITING = 0.05
 def check_images(plan: Plan) -> Finding:
     """Some images, spread over the data, read and decoded; and what would be made of them."""
     source = open_source(plan.data or "", "train")
+    channels, *size = plan.img_shape
+    reading = plan.images.reading(source, channels)
+    look = EvalTransform((size[0], size[1]), reading)
     sample, damaged = spread(source, _READ), []
     for index in range(len(sample)):
         try:
-            sample.image(index)
+            look(sample.open(index))
         except UnreadableImage as error:
             damaged.append(str(error))
     found = f"{len(source):,} images; {len(sample) - len(damaged)} of {len(sample)} that were read are whole"
-    made = describe_images(source, plan.img_shape)
+    made = describe_images(source, reading, look.img_size)
     found += f"; {made.text}"
     advice = []
     if made.enlarged:
@@ -46,6 +51,20 @@ def check_images(plan: Plan) -> Finding:
     return note(found, "; ".join(["a run skips and names them", *advice]))
 
 
+def check_numbers(plan: Plan) -> Finding:
+    """What the images' numbers are, as flags that take them into account."""
+    source = open_source(plan.data or "", "train")
+    given = plan.images
+    asked = ReadingSettings(value_range=given.value_range or "measure", bands=given.bands)
+    reading = asked.reading(source, plan.img_shape[0])
+    mean, std = measure_statistics(source, reading)
+    flags = {"value_range": reading.value_range, "mean": mean, "std": std}
+    text = " ".join(
+        f"--{name} '{json.dumps(value).replace(' ', '')}'" for name, value in flags.items() if value is not None
+    )
+    return ok(f"measured: {text}")
+
+
 def check_waiting(plan: Plan) -> Finding:
     """The loader's speed of one worker, beside a training step's of the chosen model."""
     images = len(open_source(plan.data or "", "train"))
@@ -59,10 +78,13 @@ def check_waiting(plan: Plan) -> Finding:
             seconds=_SECONDS,
             device=str(plan.device),
             precision=plan.precision,
+            value_range=plan.images.value_range,
+            bands=plan.images.bands,
+            max_megapixels=plan.images.max_megapixels,
             **model,
         )
     )
-    worker, step = result["loaders"][0]["images_per_second"], result["step_images_per_second"]
+    worker, step = result.loaders[0].images_per_second, result.step_images_per_second
     wait = max(0.0, 1 - max(1, plan.num_workers) * worker / step)
     wanted = math.ceil(step / worker)
     found = (
@@ -77,4 +99,4 @@ def check_waiting(plan: Plan) -> Finding:
     return note(found, advice)
 
 
-IMAGE_CHECKS = {"images": check_images, "waiting": check_waiting}
+IMAGE_CHECKS = {"images": check_images, "numbers": check_numbers, "waiting": check_waiting}

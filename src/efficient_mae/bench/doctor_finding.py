@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.tasks.pretrain_config import ModelChoice
 
 
@@ -43,6 +44,7 @@ class Plan:
 
     Attributes:
         settings: of the model.
+        images: how they would be read.
         asked_device: as the user gave it.
         device: that it would run on.
         precision: `bf16` or `fp32`.
@@ -56,6 +58,7 @@ class Plan:
     """
 
     settings: ModelChoice
+    images: ReadingSettings
     asked_device: str
     device: torch.device
     precision: str

@@ -57,7 +57,8 @@ def check_shared_memory(plan: Plan) -> Finding:
     folder = Path("/dev/shm")  # where Linux keeps what processes share
     channels, height, width = plan.img_shape
     # A batch of masks takes less than its images; one batch is in the step's hands.
-    need = 2 * plan.batch_size * channels * height * width * (plan.num_workers * _PREFETCH + 1)
+    value = 1 if plan.images.value_range is None else 4
+    need = 2 * value * plan.batch_size * channels * height * width * (plan.num_workers * _PREFETCH + 1)
     if plan.num_workers == 0 or not folder.is_dir():
         return ok("not used")
     free = shutil.disk_usage(folder).free

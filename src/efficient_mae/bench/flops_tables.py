@@ -1,13 +1,13 @@
 """`emae bench flops`: the GFLOPs that papers publish of their models, counted, beside the papers'; or one model's."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
+from efficient_mae.command import Result
 from efficient_mae.methods import METHODS, create_model
 from efficient_mae.ranges import PositiveInt, Settings
 
@@ -22,14 +22,47 @@ class BenchFlopsConfig(Settings):
     """random masks to average over: Efficient MAE's work differs from mask to mask"""
 
 
-def bench_flops(config: BenchFlopsConfig) -> dict[str, Any]:
-    """The paper's rows, each with what is counted for it.
+@dataclass(frozen=True, kw_only=True)
+class FlopsRow:
+    """GMACs (the paper's GFLOPs) of one image's forward pass; of a model that was named `model`,
+    `method` and `computed` alone.
 
-    Returns:
-        `rows`, of each `table`, `model`, `mask_ratio`, `method`, and in GMACs (the paper's GFLOPs) of one image's
-        forward pass: `paper`, `counted` as the paper counts, their relative `difference`, and what is `computed`
-        here, where nobody computes what nobody reads (null for the encoder alone). Of a model that is named,
-        `model`, `method` and `computed` alone; the rest is null.
+    Attributes:
+        table: of the paper.
+        mask_ratio: that the table says.
+        paper: what it says.
+        counted: as the paper counts.
+        difference: between these, relative to the paper's.
+        model: its name.
+        method: as the paper calls it.
+        computed: here, where nobody computes what nobody reads; None for the encoder alone.
+    """
+
+    table: str | None
+    model: str
+    mask_ratio: float | None
+    method: str
+    paper: float | None
+    counted: float | None
+    difference: float | None
+    computed: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsResult(Result):
+    """What was counted.
+
+    Attributes:
+        masks: random ones that were averaged over.
+        rows: the paper's, or that of the model that was named.
+    """
+
+    masks: int
+    rows: list[FlopsRow]
+
+
+def bench_flops(config: BenchFlopsConfig) -> FlopsResult:
+    """The paper's rows, each with what is counted for it.
 
     Raises:
         InputError: an unknown model.
@@ -37,10 +70,17 @@ def bench_flops(config: BenchFlopsConfig) -> dict[str, Any]:
     if config.model is not None:
         with torch.device("meta"):
             model = create_model(config.model).config
-        nothing = dict.fromkeys(("table", "mask_ratio", "paper", "counted", "difference"))
-        computed = round(count_gmacs(model, config.masks), 3)
-        rows = [{**nothing, "model": config.model, "method": model.method, "computed": computed}]
-        return {"masks": config.masks, "rows": rows}
+        row = FlopsRow(
+            table=None,
+            model=config.model,
+            mask_ratio=None,
+            method=model.method,
+            paper=None,
+            counted=None,
+            difference=None,
+            computed=round(count_gmacs(model, config.masks), 3),
+        )
+        return FlopsResult(masks=config.masks, rows=[row])
     rows = []
     for row in (row for method in METHODS.values() for row in method.Config.published()):
         with torch.device("meta"):
@@ -48,21 +88,21 @@ def bench_flops(config: BenchFlopsConfig) -> dict[str, Any]:
         alone = row.settings is None
         counted = encoder_gmacs(model) if alone else model.paper_gmacs(config.masks)
         rows.append(
-            {
-                "table": row.table,
-                "model": row.model,
-                "mask_ratio": row.mask_ratio,
-                "method": row.name,
-                "paper": row.gmacs,
-                "counted": round(counted, 3),
-                "difference": round(counted / row.gmacs - 1, 5),
-                "computed": None if alone else round(count_gmacs(model, config.masks), 3),
-            }
+            FlopsRow(
+                table=row.table,
+                model=row.model,
+                mask_ratio=row.mask_ratio,
+                method=row.name,
+                paper=row.gmacs,
+                counted=round(counted, 3),
+                difference=round(counted / row.gmacs - 1, 5),
+                computed=None if alone else round(count_gmacs(model, config.masks), 3),
+            )
         )
-    return {"masks": config.masks, "rows": rows}
+    return FlopsResult(masks=config.masks, rows=rows)
 
 
-def show_bench_flops(result: dict[str, Any], console: Console) -> None:
+def show_bench_flops(result: FlopsResult, console: Console) -> None:
     """Print what :func:`bench_flops` counted."""
     console.print("GMACs of a forward pass at 224 pixels, which the paper calls GFLOPs")
     table = Table(box=None, padding=(0, 1, 0, 0))  # so that all columns fit into 80 characters
@@ -70,11 +110,16 @@ def show_bench_flops(result: dict[str, Any], console: Console) -> None:
         table.add_column(heading, no_wrap=True)
     for heading in ("paper", "counted", "off", "computed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in result["rows"]:
-        figures = (("mask_ratio", "{:.2f}"), ("paper", "{:.1f}"), ("counted", "{:.2f}"), ("difference", "{:+.1%}"))
-        ratio, *counts = ("" if row[name] is None else form.format(row[name]) for name, form in figures)
-        computed = "" if row["computed"] is None else f"{row['computed']:.2f}"
-        model = row["model"].removeprefix("mae_vit_")
-        table.add_row(row["table"] or "", model, ratio, row["method"], *counts, computed)
+    for row in result.rows:
+        figures = (
+            (row.mask_ratio, "{:.2f}"),
+            (row.paper, "{:.1f}"),
+            (row.counted, "{:.2f}"),
+            (row.difference, "{:+.1%}"),
+        )
+        ratio, *counts = ("" if value is None else form.format(value) for value, form in figures)
+        computed = "" if row.computed is None else f"{row.computed:.2f}"
+        model = row.model.removeprefix("mae_vit_")
+        table.add_row(row.table or "", model, ratio, row.method, *counts, computed)
     console.print(table)
     console.print("counted: as the paper counts; computed: here, without what nobody reads")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.flops import model_cost
+from efficient_mae.command import Result
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.interop import load_config
@@ -25,12 +26,23 @@ class InfoConfig(ModelChoice):
     """auto, cpu, cuda or cuda:N"""
 
 
-def info(config: InfoConfig) -> dict[str, Any]:
-    """Parameters, tokens and GMACs of a model, and the environment.
+@dataclass(frozen=True, kw_only=True)
+class InfoResult(Result):
+    """What a model is; its method says of what, so by name.
 
-    Returns:
-        `model` (its configuration), `cost` (see :class:`efficient_mae.bench.flops.Cost`, and `ratio` to MAE at
-        mask ratio 0.75) and `environment`.
+    Attributes:
+        model: its configuration.
+        cost: as :class:`efficient_mae.bench.flops.Cost`, with the tokens by their names, and `ratio`.
+        environment: as :func:`efficient_mae.engine.machine.facts.describe_machine` has it, and `precision`.
+    """
+
+    model: dict[str, Any]
+    cost: dict[str, float]
+    environment: dict[str, Any]
+
+
+def info(config: InfoConfig) -> InfoResult:
+    """Parameters, tokens and GMACs of a model, and the environment.
 
     Raises:
         InputError: no such weights, model or device.
@@ -42,16 +54,16 @@ def info(config: InfoConfig) -> dict[str, Any]:
         with torch.device("meta"):
             described = build_model(config).config
     cost = dataclasses.asdict(model_cost(described))
-    return {
-        "model": described.to_dict(),
-        "cost": cost.pop("tokens") | cost | {"ratio": cost["gmacs"] / cost["mae_gmacs"]},
-        "environment": describe_machine(device) | {"precision": resolve_precision("auto", device)},
-    }
+    return InfoResult(
+        model=described.to_dict(),
+        cost=cost.pop("tokens") | cost | {"ratio": cost["gmacs"] / cost["mae_gmacs"]},
+        environment=describe_machine(device) | {"precision": resolve_precision("auto", device)},
+    )
 
 
-def show_info(result: dict[str, Any], console: Console) -> None:
+def show_info(result: InfoResult, console: Console) -> None:
     """Print what :func:`info` found."""
-    model, cost = result["model"], result["cost"]
+    model, cost = result.model, result.cost
     table = Table(show_header=False, box=None)
     height, width = model["img_size"]
     patches = (height // model["patch_size"]) * (width // model["patch_size"])
@@ -78,6 +90,6 @@ def show_info(result: dict[str, Any], console: Console) -> None:
         }
     beside = f", {cost['ratio']:.2f} of MAE 0.75's {cost['mae_gmacs']:.2f}" if cost["ratio"] != 1 else ""
     rows["forward pass"] = f"{cost['gmacs']:.2f} GMACs an image{beside}"
-    for name, value in (*rows.items(), *result["environment"].items()):
+    for name, value in (*rows.items(), *result.environment.items()):
         table.add_row(name, str(value))
     console.print(table)

@@ -1,7 +1,6 @@
 """`emae bench step`: real training steps of MAE, Efficient MAE and their peers, timed in turn within one run."""
 
 import datetime
-import json
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -10,24 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from efficient_mae.backbones.kernels.linear import linear
 from efficient_mae.bench.contenders import Contender, own_contenders, seconds_of
 from efficient_mae.bench.peaks import device_peak, host_peaks
 from efficient_mae.bench.peers import peer_contenders
+from efficient_mae.bench.step_result import MethodSpeed, StepResult, write_step
 from efficient_mae.console import say
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.memory import is_out_of_memory
-from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
 from efficient_mae.masking import MaskSettings, p2dist
-from efficient_mae.pictures import png
 from efficient_mae.ranges import PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
@@ -67,16 +61,8 @@ class BenchStepConfig(ModelChoice):
     """folder for step.json and step.png (null: none)"""
 
 
-def bench_step(config: BenchStepConfig) -> dict[str, Any]:
+def bench_step(config: BenchStepConfig) -> StepResult:
     """Time training steps whose data lie on the device, and count and measure what they cost.
-
-    Returns:
-        `model`, `batch_size`, `precision`, `compile`, `cuda_graphs`, `grad_checkpointing`, `rounds`, `date`,
-        `machine`; `matmul_tflops`, the rate of a large matrix product in the same rounds; `p2dist_share` and
-        `masks_share`, the time that one core takes for P2Dist (null where there is none), and for masks, P2Dist and
-        packing together, as a share of the step of `shares_of`; and `methods`, of each `name`, `images_per_second`,
-        `ratio` to the first, which is MAE 0.75, `gmacs` and `gmac_ratio`, `tflops` achieved, `matmul_share`,
-        `peak_gigabytes` (null if not measured: CUDA graphs keep theirs) and `seconds` a step, of each round.
 
     Raises:
         InputError: a setting that cannot work, or a batch that does not fit.
@@ -106,34 +92,34 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         tflops = rate[contender.name] * contender.gmacs * FLOPS_A_MAC / 1e3
         counted = contender.gmacs == contender.gmacs
         rows.append(
-            {
-                "name": contender.name,
-                "images_per_second": round(rate[contender.name], 3),
-                "ratio": round(rate[contender.name] / rate[first.name], 4),
-                "gmacs": round(contender.gmacs, 3) if counted else None,
-                "gmac_ratio": round(first.gmacs / contender.gmacs, 4) if counted else None,
-                "tflops": round(tflops, 4) if counted else None,
-                "matmul_share": round(tflops / matmul, 4) if counted else None,
-                "peak_gigabytes": peaks.get(contender.name),
-                "seconds": [round(value, 4) for value in seconds[contender.name]],
-            }
+            MethodSpeed(
+                name=contender.name,
+                images_per_second=round(rate[contender.name], 3),
+                ratio=round(rate[contender.name] / rate[first.name], 4),
+                gmacs=round(contender.gmacs, 3) if counted else None,
+                gmac_ratio=round(first.gmacs / contender.gmacs, 4) if counted else None,
+                tflops=round(tflops, 4) if counted else None,
+                matmul_share=round(tflops / matmul, 4) if counted else None,
+                peak_gigabytes=peaks.get(contender.name),
+                seconds=[round(value, 4) for value in seconds[contender.name]],
+            )
         )
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(device),
-        "model": config.model,
-        "batch_size": batch_size,
-        "precision": precision,
-        "compile": config.compile,
-        "cuda_graphs": config.cuda_graphs,
-        "grad_checkpointing": config.grad_checkpointing,
-        "rounds": config.rounds,
-        "matmul_tflops": round(matmul, 4),
+    result = StepResult(
+        date=datetime.date.today().isoformat(),
+        machine=describe_machine(device),
+        model=config.model,
+        batch_size=batch_size,
+        precision=precision,
+        compile=config.compile,
+        cuda_graphs=config.cuda_graphs,
+        grad_checkpointing=config.grad_checkpointing,
+        rounds=config.rounds,
+        matmul_tflops=round(matmul, 4),
         **_mask_shares(config, batch_size, seconds),
-        "methods": rows,
-    }
+        methods=rows,
+    )
     if config.out is not None:
-        _write(Path(config.out), result)
+        write_step(Path(config.out), result)
     return result
 
 
@@ -219,75 +205,3 @@ def _mask_shares(config: BenchStepConfig, batch_size: int, seconds: dict[str, li
         "p2dist_share": None if distance is None else round(distance / step_seconds, 6),
         "masks_share": round(plan / step_seconds, 6),
     }
-
-
-# Heading, name in a result, format: of each method's row, after its name.
-_COLUMNS = (
-    ("img/s", "images_per_second", "{:,.2f}"),
-    ("speed", "ratio", "{:.2f}x"),
-    ("GMACs", "gmacs", "{:.2f}"),
-    ("saved", "gmac_ratio", "{:.2f}x"),
-    ("TFLOP/s", "tflops", "{:.3g}"),
-    ("share", "matmul_share", "{:.0%}"),
-    ("GB", "peak_gigabytes", "{:.2f}"),
-)
-
-
-def show_bench_step(result: dict[str, Any], console: Console) -> None:
-    """Print what :func:`bench_step` found."""
-    rows = result["methods"]
-    console.print(
-        f"{result['model']}, {result['batch_size']} images a step, {result['precision']}, "
-        f"{result['machine']['device']}: medians of {result['rounds']} rounds",
-        highlight=False,
-    )
-    columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
-    table = Table(box=None, padding=(0, 1, 0, 0))  # so that all columns fit into 80 characters
-    table.add_column("method", no_wrap=True)
-    for heading, _, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        cells = ("" if row[name] is None else form.format(row[name]) for _, name, form in columns)
-        table.add_row(row["name"], *cells)
-    console.print(table)
-    share = result["p2dist_share"]
-    p2dist = "" if share is None else f" (P2Dist {share:.2%})"
-    memory = "; GB: peak memory" if any(row["peak_gigabytes"] is not None for row in rows) else ""
-    console.print(
-        f"speed: {rows[0]['name']} = 1; saved: what its GMACs promise; share: of a matrix product's "
-        f"{result['matmul_tflops']:.3g} TFLOP/s{memory}\n"
-        f"masks, P2Dist and packing take one core {result['masks_share']:.2%} of the step of {result['shares_of']}"
-        f"{p2dist}",
-        highlight=False,
-    )
-
-
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "step.json", (json.dumps(result, indent=1) + "\n").encode())
-        replace_file(folder / "step.png", png(draw_step(result)))
-    except OSError as error:
-        raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
-
-
-def draw_step(result: dict[str, Any]) -> Figure:
-    """Every method's speed beside the first's: bars for what was measured, ticks for what its GMACs promise."""
-    rows = result["methods"][::-1]
-    figure = Figure(figsize=(7.6, 0.9 + 0.42 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    colours = ["#2458d3" if row["name"].startswith("Efficient") else "#a3abb8" for row in rows]
-    axes.barh([row["name"] for row in rows], [row["ratio"] for row in rows], color=colours, height=0.62)
-    for place, row in enumerate(rows):
-        end = max(row["ratio"], row["gmac_ratio"] or 0)
-        axes.text(end + 0.02, place, f"{row['images_per_second']:,.3g} images/s", va="center", fontsize=8)
-        if row["gmac_ratio"] is not None:
-            axes.plot([row["gmac_ratio"]] * 2, [place - 0.31, place + 0.31], color="#e0700c", linewidth=2)
-    axes.plot([], [], color="#e0700c", linewidth=2, label="by multiply-accumulates")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    axes.set_xlim(0, 1.25 * max(max(row["ratio"], row["gmac_ratio"] or 0) for row in rows))
-    axes.set_xlabel(f"speed of a training step, {result['methods'][0]['name']} = 1")
-    axes.set_title(f"{result['model']}, {result['precision']}, {result['machine']['device']}", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

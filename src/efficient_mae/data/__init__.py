@@ -7,6 +7,7 @@ from efficient_mae.data.batches.loader import make_eval_loader, make_train_loade
 from efficient_mae.data.batches.order import ResumableBatchSampler, sample_rng
 from efficient_mae.data.images.augment import AugmentTransform
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, decode, open_image, to_channels
+from efficient_mae.data.images.reading import Reading
 from efficient_mae.data.images.transforms import (
     EvalTransform,
     PretrainTransform,
@@ -28,6 +29,7 @@ __all__ = [
     "LabelledData",
     "OpenedImage",
     "PretrainTransform",
+    "Reading",
     "ResumableBatchSampler",
     "Source",
     "Subset",

@@ -16,6 +16,7 @@ from torch import nn
 
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
+from efficient_mae.data.images.reading import Reading
 from efficient_mae.data.sources.describe import describe_images
 from efficient_mae.engine.faults.nonfinite import SkipLog
 from efficient_mae.engine.faults.preemption import StopRequests
@@ -47,6 +48,7 @@ class Run(ABC):
         multiple: what the number of a micro-batch's images is a multiple of.
         graphs: whether blocks are replayed as CUDA graphs.
         source: training images.
+        img_size, reading: (height, width) in pixels of what the model takes, and how images are read for it.
         model: what is trained, or holds what is trained.
         companions: modules that are saved and resumed beside the model, by name.
         rollbacks: times that the run went back.
@@ -54,6 +56,8 @@ class Run(ABC):
     """
 
     task: ClassVar[str]
+    img_size: tuple[int, int]
+    reading: Reading
     operational: ClassVar[Collection[str]] = OPERATIONAL
     results: ClassVar[Collection[str]] = ()
     unit: int = 8
@@ -84,11 +88,6 @@ class Run(ABC):
     @abstractmethod
     def title(self) -> str:
         """What is done, for the first line that the user reads: `pre-training ... on ...`."""
-
-    @property
-    @abstractmethod
-    def img_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the model takes."""
 
     @abstractmethod
     def dataset(self) -> TrainDataset:
@@ -288,7 +287,8 @@ class Run(ABC):
                 f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
                 + (", the encoder as a CUDA graph" if self.graphs else "")
             )
-            say(describe_images(self.source, self.img_shape, getattr(self.config, "crop_scale", None)).text)
+            how = self.reading, self.img_size, getattr(self.config, "crop_scale", None)
+            say(describe_images(self.source, *how).text)
         if last is None:
             return 0
         step = self.restore(last)

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from efficient_mae.data.batches.loader import DATA_TIMEOUT
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.parallel import PARALLEL
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Settings, Switch
+from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (
@@ -32,7 +33,7 @@ _DEFAULT_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Settings):
+class RunConfig(ReadingSettings):
     """Settings of a training run."""
 
     data: str

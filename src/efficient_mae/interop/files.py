@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.vit import ARGUMENTS
+from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.engine.storage.checkpoint import (
     check_architecture,
     find_checkpoints,
@@ -26,7 +27,7 @@ from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
-from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings
+from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings, with_tuples
 
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
@@ -40,17 +41,36 @@ POOLS = ("avg", "token")
 T = TypeVar("T")
 
 
+# Statistics that a header has where they aren't the usual ones, and its keys.
+_OPTIONAL = {"size": "images", "value_range": "value_range", "bands": "bands", "max_megapixels": "max_megapixels"}
+
+
 @dataclass(frozen=True)
 class ImageStatistics(Settings):
-    """Mean and standard deviation of each channel by which images are normalised, for pixels in 0 to 1.
+    """How a model's images are read, and each channel's mean and standard deviation, of pixels in 0 to 1.
 
     Attributes:
         size: (height, width) in pixels that the images had; None where they differed or no file says it.
+        value_range, bands, max_megapixels: see :class:`Reading`.
     """
 
     mean: tuple[Finite, ...]
     std: tuple[Positive, ...]
     size: tuple[PositiveInt, PositiveInt] | None = None
+    value_range: tuple[Finite, ...] | None = None
+    bands: tuple[PositiveInt, ...] | None = None
+    max_megapixels: Positive = MAX_MEGAPIXELS
+
+    @property
+    def reading(self) -> Reading:
+        """How the images are read."""
+        return Reading(len(self.mean), self.value_range, self.bands, self.max_megapixels)
+
+    def read_by(self, reading: Reading) -> "ImageStatistics":
+        """The same, of images that are read otherwise."""
+        return replace(
+            self, value_range=reading.value_range, bands=reading.bands, max_megapixels=reading.max_megapixels
+        )
 
 
 @dataclass(frozen=True)
@@ -80,9 +100,12 @@ def file_metadata(
     """
     whole = isinstance(config, MethodConfig)
     described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
-    size = {} if statistics.size is None else {"images": statistics.size}
-    classifier = {} if head is None else {"classifier": asdict(head)}
-    content = {**described, "mean": statistics.mean, "std": statistics.std, **size, **classifier}
+    content = {**described, "mean": statistics.mean, "std": statistics.std}
+    for name, key in _OPTIONAL.items():
+        if getattr(statistics, name) != getattr(ImageStatistics, name):
+            content[key] = getattr(statistics, name)
+    if head is not None:
+        content["classifier"] = asdict(head)
     # One key only: safetensors writes several in random order, and equal runs should write equal files.
     return {_METADATA_KEY: json.dumps(content)}
 
@@ -238,8 +261,8 @@ def read_own_header(file: Path) -> Header:
     metadata, _ = read_header(file)
     try:
         content = parse_json(metadata[_METADATA_KEY], str(file))
-        size = tuple(content["images"]) if "images" in content else None
-        statistics = ImageStatistics(tuple(content["mean"]), tuple(content["std"]), size)
+        optional = {name: content[key] for name, key in _OPTIONAL.items() if key in content}
+        statistics = ImageStatistics(**with_tuples({"mean": content["mean"], "std": content["std"], **optional}))
         model = dict(content["model"])
         method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
         return Header(method, model, statistics, _read_head(content.get("classifier")))

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from efficient_mae.command import Result
 from efficient_mae.engine.machine.launcher import place
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.ranges import Settings
 from efficient_mae.report.report import write_report
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
+from efficient_mae.tasks.registry import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,35 +23,55 @@ class ReportConfig(Settings):
     """run directory, of pre-training"""
 
 
-def report(config: ReportConfig) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ReportResult(Result):
+    """What was written.
+
+    Attributes:
+        report: file.
+    """
+
+    report: str
+
+
+def report(config: ReportConfig) -> ReportResult:
     """Write `report.html` of a run.
 
     Raises:
         InputError: not a run directory, or one without weights.
     """
-    return {"report": str(write_report(Path(config.run)))}
+    return ReportResult(report=str(write_report(Path(config.run))))
 
 
-def show_report(result: dict[str, Any], console: Console) -> None:
+def show_report(result: ReportResult, console: Console) -> None:
     """Print where the report is."""
-    console.print(f"report: {result['report']}", markup=False)
+    console.print(f"report: {result.report}", markup=False)
 
 
-def pretrain_and_report(config: PretrainConfig) -> dict[str, Any]:
-    """Pre-train, then write the report.
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult(RunResult):
+    """A run that is done, and what it leaves.
 
-    Returns:
-        Where the run, its encoder and its report are.
+    Attributes:
+        encoder: its weights' file.
+        report: file.
     """
+
+    encoder: str
+    report: str
+
+
+def pretrain_and_report(config: PretrainConfig) -> PretrainResult:
+    """Pre-train, then write the report."""
     run = pretrain(config)
     if place().rank == 0:
         write_report(run)
-    return {"run": str(run), "encoder": str(run / "encoder.safetensors"), "report": str(run / "report.html")}
+    return PretrainResult(run=str(run), encoder=str(run / "encoder.safetensors"), report=str(run / "report.html"))
 
 
-def show_pretrain(result: dict[str, Any], console: Console) -> None:
+def show_pretrain(result: PretrainResult, console: Console) -> None:
     """Print where everything is, and how to load the encoder."""
-    show_run(Path(result["run"]), console)
+    show_run(Path(result.run), console)
 
 
 def show_run(run: Path, console: Console) -> None:

@@ -89,11 +89,11 @@ def read_samples(data: str, config: MethodConfig, statistics: ImageStatistics) -
         InputError: the source cannot be opened, or none of the images can be read.
     """
     source, split = open_held_out(data)
-    transform = EvalTransform(config.img_size, config.in_chans)
+    transform = EvalTransform(config.img_size, statistics.reading)
     images = []
     for index in np.unique(np.linspace(0, len(source) - 1, PROFILE_IMAGES).round().astype(int)):
         with suppress(UnreadableImage):
-            images.append(transform(source.image(int(index))))
+            images.append(transform(source.open(int(index))))
     if not images:
         raise InputError(f"data={data}: none of the images looked at can be read")
     return Samples(normalize(torch.stack(images), statistics.mean, statistics.std), split)

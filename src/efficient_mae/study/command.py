@@ -6,7 +6,6 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,12 +19,12 @@ from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.ranges import PositiveInt, Settings
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.labels import write_few_labels
-from efficient_mae.study.listing import duration, estimate, list_studies, measure_speed, seeds_of
+from efficient_mae.study.listing import StudyList, duration, estimate, list_studies, measure_speed, seeds_of
 from efficient_mae.study.presets import Preset, find_preset
 from efficient_mae.study.runs import plan_runs, run_all
 from efficient_mae.study.studies import STUDIES, Study
 from efficient_mae.study.tables import markdown_table
-from efficient_mae.study.write import write_study
+from efficient_mae.study.write import StudyResult, write_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +51,8 @@ class StudyConfig(Settings):
     """auto, cpu, cuda or cuda:N"""
 
 
-def study(config: StudyConfig) -> dict[str, Any]:
-    """Run what a study still lacks, then write its table, figures and all in `OUT/NAME`.
-
-    Returns:
-        What `results.json` holds, with `failed`: why, by run; and `written`, the directory. Of `--list`: `studies`.
+def study(config: StudyConfig) -> StudyResult | StudyList:
+    """Run what a study still lacks, then write its table, figures and all in `OUT/NAME`; or list all of them.
 
     Raises:
         InputError: an unknown study, preset or cell, data that is missing or has no labels, or a directory of
@@ -176,23 +172,21 @@ def _command(config: StudyConfig) -> str:
     return shlex.join(["emae", "study", str(config.name), *flags])
 
 
-def show_study(result: dict[str, Any], console: Console) -> None:
+def show_study(result: StudyResult | StudyList, console: Console) -> None:
     """Print the list, or a study's table and where the rest is."""
-    if "studies" in result:
-        title = (
-            f"preset {result['preset']}: {result['summary']}; times estimated for {result['images']:,} images here"
-        )
+    if isinstance(result, StudyList):
+        title = f"preset {result.preset}: {result.summary}; times estimated for {result.images:,} images here"
         table = Table("study", "", "cells", "FLOPs", "time", title=title)
-        for row in result["studies"]:
-            cells = f"{len(row['cells'])} x {row['seeds']}" if row["cells"] else ""
-            cost = (f"{row['flops']:.1e}", duration(row["seconds"])) if row["cells"] else ("", "seconds")
-            table.add_row(row["name"], row["title"], cells, *cost)
+        for row in result.studies:
+            cells = f"{len(row.cells)} x {row.seeds}" if row.cells else ""
+            cost = (f"{row.flops:.1e}", duration(row.seconds)) if row.cells else ("", "seconds")
+            table.add_row(row.name, row.title, cells, *cost)
         console.print(table)
         return
-    if result["rows"]:
-        console.print(markdown_table(result["rows"]), markup=False, highlight=False)
-    for name, reason in result["failed"].items():
+    if result.rows:
+        console.print(markdown_table(result.rows), markup=False, highlight=False)
+    for name, reason in result.failed.items():
         console.print(f"failed: {name}: {reason}", markup=False, style="red")
-    if result["failed"]:
+    if result.failed:
         console.print("the same command again tries what failed and keeps what is done", markup=False)
-    console.print(f"table, figures and all: {result['written']}", markup=False)
+    console.print(f"table, figures and all: {result.written}", markup=False)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
-from efficient_mae.data import EvalTransform, PretrainTransform, normalize, open_held_out, spread
+from efficient_mae.data import EvalTransform, PretrainTransform, Reading, normalize, open_held_out, spread
 from efficient_mae.data.batches.order import sample_rng
 from efficient_mae.interop import load_statistics, load_whole
 from efficient_mae.masking import p2dist, random_masking
@@ -83,10 +83,10 @@ def _plain(values: np.ndarray) -> list[float | None]:
 def _profile(run: Path, settings: dict[str, Any], data: str, edges: np.ndarray):
     model = load_whole(run)
     scale = settings.get("crop_scale", (0.2, 1.0))
-    transform = PretrainTransform(model.config.img_size, model.config.in_chans, scale=scale)
-    source = spread(open_held_out(data)[0], _IMAGES)
-    pixels = torch.stack([transform(source.image(i), sample_rng(0, 0, i, "crop")) for i in range(len(source))])
     statistics = load_statistics(run)
+    transform = PretrainTransform(model.config.img_size, statistics.reading, scale=scale)
+    source = spread(open_held_out(data)[0], _IMAGES)
+    pixels = torch.cat([transform.crops(source.open(i), [sample_rng(0, 0, i, "crop")]) for i in range(len(source))])
     images = normalize(pixels, statistics.mean, statistics.std)
     return loss_by_difficulty(model, images.split(_BATCH), edges, masks=_MASKS, gamma=GAMMA)
 
@@ -99,16 +99,16 @@ def figure_3(run: Path, data: str, title: str, path: Path) -> None:
     """
     model, statistics = load_whole(run), load_statistics(run)
     images = normalize(
-        _whole_images(data, model.config.img_size, model.config.in_chans), statistics.mean, statistics.std
+        _whole_images(data, model.config.img_size, statistics.reading), statistics.mean, statistics.std
     )
     layout = model.plan(len(images), generator=torch.Generator().manual_seed(0))
     draw_panel(model, images, layout, statistics, title=title, path=path)
 
 
-def _whole_images(data: str, img_size: tuple[int, int], in_chans: int) -> UInt8[Tensor, "B C h w"]:
+def _whole_images(data: str, img_size: tuple[int, int], reading: Reading) -> Shaped[Tensor, "B C h w"]:
     source = spread(open_held_out(data)[0], _PANEL_IMAGES)
-    transform = EvalTransform(img_size, in_chans)
-    return torch.stack([transform(source.image(index)) for index in range(len(source))])
+    transform = EvalTransform(img_size, reading)
+    return torch.stack([transform(source.open(index)) for index in range(len(source))])
 
 
 def figure_4(preset: Preset, title: str, path: Path) -> list[dict[str, Any]]:

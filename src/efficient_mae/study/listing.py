@@ -1,14 +1,53 @@
 """What the studies would cost on this machine."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from efficient_mae.bench.step import matmul_tflops
+from efficient_mae.command import Result
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.costs import estimated_seconds, training_flops
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.studies import STUDIES, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedStudy:
+    """A study, and what it would cost.
+
+    Attributes:
+        name: of the study.
+        title: what it shows.
+        cells: their names.
+        seeds: runs of each cell.
+        flops: of the runs.
+        seconds: that they may take.
+    """
+
+    name: str
+    title: str
+    cells: list[str]
+    seeds: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyList(Result):
+    """Every study.
+
+    Attributes:
+        preset: its name.
+        summary: of the preset.
+        images: in the training data.
+        studies: in the paper's order.
+    """
+
+    preset: str
+    summary: str
+    images: int
+    studies: list[ListedStudy]
 
 
 def seeds_of(study: Study, preset: Preset, seeds: int | None) -> int:
@@ -39,7 +78,7 @@ def measure_speed(device: str) -> float:
     return 1e12 * matmul_tflops(found, resolve_precision("auto", found))
 
 
-def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs: int, device: str) -> dict[str, Any]:
+def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs: int, device: str) -> StudyList:
     """Every study with its cells, and what it would cost if none of it were done yet.
 
     Args:
@@ -54,8 +93,8 @@ def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs:
         number = seeds_of(study, preset, seeds)
         cost = estimate(study, cells, preset, seeds=number, images=images, jobs=jobs, speed=speed)
         names = [cell.name for cell in cells]
-        listed.append({"name": study.name, "title": study.title, "cells": names, "seeds": number, **cost})
-    return {"preset": preset.name, "summary": preset.summary, "images": images, "studies": listed}
+        listed.append(ListedStudy(name=study.name, title=study.title, cells=names, seeds=number, **cost))
+    return StudyList(preset=preset.name, summary=preset.summary, images=images, studies=listed)
 
 
 def duration(seconds: float) -> str:

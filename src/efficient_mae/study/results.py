@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_figures(folder: Path) -> dict[str, float]:
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Mean and 95 % interval; of a single value, the value."""
-    return mean_and_interval(values) if len(values) > 1 else {"mean": values[0], "values": list(values)}
+    return asdict(mean_and_interval(values)) if len(values) > 1 else {"mean": values[0], "values": list(values)}
 
 
 def _difference(accuracies: dict[int, float], reference: dict[int, float]) -> dict[str, Any]:

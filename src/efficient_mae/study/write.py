@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.command import Result
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.figures import figure_2, figure_3, figure_4
@@ -17,34 +19,76 @@ from efficient_mae.study.tables import csv_table, markdown_table
 _PICTURE = "figure.png"
 
 
-def write_study(
-    head: dict[str, Any], study: Study, preset: Preset, out: Path, seeds: Sequence[int]
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class StudyResult(Result):
+    """A study as far as it is done.
+
+    Attributes:
+        study: its name.
+        title: what it shows.
+        preset: its name.
+        data: as given; None where nothing is trained.
+        command: that made it.
+        date: of today.
+        machine: as :func:`efficient_mae.engine.machine.facts.describe_machine` has it.
+        failed: why, by the names of the runs that failed.
+        seeds: that were looked for.
+        remark: on how to read it.
+        rows: as :func:`efficient_mae.study.results.collect_rows` has them.
+        figure: what the picture shows beyond the rows, if anything.
+        written: directory.
+    """
+
+    study: str
+    title: str
+    preset: str
+    data: str | None
+    command: str
+    date: str
+    machine: dict[str, Any]
+    failed: dict[str, str]
+    seeds: list[int]
+    remark: str
+    rows: list[dict[str, Any]]
+    figure: dict[str, Any] | None = None
+    written: str
+
+    @property
+    def status(self) -> int:
+        """1 if a run failed."""
+        return 1 if self.failed else 0
+
+
+def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> StudyResult:
     """Write what is known of a study into `OUT/NAME`.
 
     Args:
-        head: how it was made: what `results.json` begins with.
+        head: how it was made: the result's first fields, up to `failed`.
         out: directory that holds the cells.
         seeds: whose runs are looked at, as far as they are done.
 
     Returns:
-        What `results.json` holds, and `written`, the directory.
+        What `results.json` holds too.
     """
     folder = out / study.name
     folder.mkdir(parents=True, exist_ok=True)
     rows = collect_table_1() if study.name == "table1" else collect_rows(study, preset, out, seeds)
-    result = {**head, "seeds": list(seeds), "remark": study.remark, "rows": rows}
-    result |= _draw(study, preset, out, rows, head["data"], folder / _PICTURE)
-    replace_file(folder / "results.json", json.dumps(result, indent=1).encode())
+    figure = _draw(study, preset, out, rows, head["data"], folder / _PICTURE)
+    result = StudyResult(
+        **head, seeds=list(seeds), remark=study.remark, rows=rows, figure=figure, written=str(folder)
+    )
+    held = result.plain()
+    del held["written"]
+    replace_file(folder / "results.json", json.dumps(held, indent=1).encode())
     replace_file(folder / "table.md", _markdown(result, preset, (folder / _PICTURE).is_file()).encode())
     if rows:
         replace_file(folder / "table.csv", csv_table(rows).encode())
-    return result | {"written": str(folder)}
+    return result
 
 
 def _draw(
     study: Study, preset: Preset, out: Path, rows: list[dict[str, Any]], data: str | None, path: Path
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Draw a study's picture; return what it shows beyond the rows."""
     title = f"{study.title} ({'counted' if study.name == 'table1' else 'preset ' + preset.name})"
     measured = [row for row in rows if row["measured"]]
@@ -53,38 +97,38 @@ def _draw(
     elif study.name == "fig1":
         draw_by_ratio(rows, title, path)
     elif study.name == "fig2" and data is not None:
-        return {"figure": figure_2(rows, preset, out, data, title, path)}
+        return figure_2(rows, preset, out, data, title, path)
     elif study.name == "fig3" and data is not None and measured:
         cell = CELLS[measured[0]["cell"]]
         seed = measured[0]["measured"]["seeds"][0]
         figure_3(out / "cells" / preset.directory(cell) / f"seed-{seed}" / "pretrain", data, title, path)
     elif study.name == "fig4":
-        return {"figure": {"examples": figure_4(preset, title, path)}}
+        return {"examples": figure_4(preset, title, path)}
     elif rows:
         draw_accuracies(rows, title, path)
-    return {}
+    return None
 
 
-def _markdown(result: dict[str, Any], preset: Preset, has_picture: bool) -> str:
-    machine = result["machine"]
-    parts = [f"# {result['study']}: {result['title']}"]
-    if result["rows"]:
-        parts.append(markdown_table(result["rows"]))
+def _markdown(result: StudyResult, preset: Preset, has_picture: bool) -> str:
+    machine = result.machine
+    parts = [f"# {result.study}: {result.title}"]
+    if result.rows:
+        parts.append(markdown_table(result.rows))
     if has_picture:
-        parts.append(f"![{result['title']}]({_PICTURE})")
-    if result["remark"]:
-        parts.append(result["remark"])
-    if result["data"]:
+        parts.append(f"![{result.title}]({_PICTURE})")
+    if result.remark:
+        parts.append(result.remark)
+    if result.data:
         parts.append(
-            f"**Here**: preset `{preset.name}` ({preset.summary}) on `{result['data']}`, seeds "
-            f"{', '.join(map(str, result['seeds']))}; mean ± half width of the 95 % interval (Student's t), "
+            f"**Here**: preset `{preset.name}` ({preset.summary}) on `{result.data}`, seeds "
+            f"{', '.join(map(str, result.seeds))}; mean ± half width of the 95 % interval (Student's t), "
             "differences seed by seed. **Paper**: its published figures on ImageNet-1k, with ViT-L/16 unless the row "
             "says otherwise. Data and models differ: what can be compared is which row is better than which."
         )
-    for name, reason in result["failed"].items():
+    for name, reason in result.failed.items():
         parts.append(f"Failed: {name}: {reason}")
     parts.append(
-        f"`{result['command']}`, {result['date']}, {machine['processor']}, {machine['cores']} cores, "
+        f"`{result.command}`, {result.date}, {machine['processor']}, {machine['cores']} cores, "
         f"device {machine['device']}, PyTorch {machine['torch']}."
     )
     return "\n\n".join(parts) + "\n"

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from efficient_mae.backbones import VisionTransformer
+from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, common_size, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
@@ -31,7 +32,6 @@ from efficient_mae.interop.files import CLASSIFIER_FILE, Head, encoder_arguments
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks.classifier_config import (
     OPERATIONAL,
-    ClassifierConfig,
     Config,
     check_start,
     resolve,
@@ -39,12 +39,55 @@ from efficient_mae.tasks.classifier_config import (
 )
 from efficient_mae.tasks.confusion import draw_confusion
 from efficient_mae.tasks.evaluation import Evaluation, Evaluator
-from efficient_mae.tasks.intervals import mean_and_interval
+from efficient_mae.tasks.intervals import Interval, mean_and_interval
 
 RESULTS = "results.json"
 
 # From normalised images (B, C, h, w) and labels (B,) to images and targets: labels, or a distribution (B, K).
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierResult(Result):
+    """A classifier, and how well it does on held-out images; accuracies from 0 to 1.
+
+    Attributes:
+        data, weights, epochs, seed: as given; weights are None from scratch.
+        train_images: that it was trained on.
+        test_images: that it was judged by.
+        top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.evaluation.Evaluation` has them.
+        classes: their names.
+        run: directory.
+    """
+
+    data: str
+    weights: str | None
+    epochs: int
+    seed: int
+    train_images: int
+    test_images: int
+    top1: float
+    top5: float | None = None
+    classes: list[str]
+    per_class: list[float | None]
+    confusion: list[list[int]]
+    run: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedsResult(Result):
+    """What the classifiers of several seeds say together; attributes as of :class:`ClassifierResult`, and `seeds`."""
+
+    data: str
+    weights: str | None
+    epochs: int
+    train_images: int
+    test_images: int
+    classes: list[str]
+    seeds: list[int]
+    top1: Interval
+    top5: Interval | None = None
+    run: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +144,11 @@ class ClassifierRun(Run, Generic[Config]):
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
         encoder, statistics = starting_encoder(config)
-        self.statistics = dataclasses.replace(statistics, size=common_size(data.train))
         self.data, self.arguments = data, encoder_arguments(encoder)
         self.head = Head(data.classes, pool=self.pool_of(config), fc_norm=self.fc_norm)
         self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
+        self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
+        self.statistics = dataclasses.replace(statistics, size=common_size(data.train)).read_by(self.reading)
         with torch_seeded(config.seed):
             model = self.build_model(config, encoder, len(data.classes))
         super().__init__(config, data.train, model, processes)
@@ -135,10 +179,6 @@ class ClassifierRun(Run, Generic[Config]):
     def title(self) -> str:
         start = "scratch" if self.config.weights is None else self.config.weights
         return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"
-
-    @property
-    def img_shape(self) -> tuple[int, int, int]:
-        return self.in_chans, *self.img_size
 
     def dataset(self) -> TrainDataset:
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
@@ -188,30 +228,32 @@ class ClassifierRun(Run, Generic[Config]):
 
     def _write_results(self, evaluation: Evaluation) -> None:
         classes = self.data.classes
-        content = {
-            "data": self.config.data,
-            "weights": self.config.weights,
-            "epochs": self.config.epochs,
-            "seed": self.config.seed,
-            "train_images": len(self.source),
-            "test_images": evaluation.images,
-            **evaluation.scores(),
-            "classes": classes,
-            "per_class": evaluation.per_class,
-            "confusion": evaluation.confusion,
-        }
+        result = ClassifierResult(
+            data=self.config.data,
+            weights=self.config.weights,
+            epochs=self.config.epochs,
+            seed=self.config.seed,
+            train_images=len(self.source),
+            test_images=evaluation.images,
+            top1=evaluation.top1,
+            top5=evaluation.top5,
+            classes=list(classes),
+            per_class=evaluation.per_class,
+            confusion=evaluation.confusion,
+            run=str(self.out),
+        )
         title = f"{evaluation.images:,} held-out images, {evaluation.top1:.2%} right"
         draw_confusion(evaluation.confusion, classes, title, self.out / "confusion.png")
-        replace_file(self.out / RESULTS, json.dumps(content, indent=1).encode())
+        _write(result)
 
 
 def run_classifier(
     config: Config, make_run: Callable[[Config, LabelledData, Processes], ClassifierRun]
-) -> dict[str, Any]:
+) -> ClassifierResult | SeedsResult:
     """Train and judge a classifier, or one for each of several seeds; resume whatever is unfinished.
 
     Returns:
-        What the run directory's `results.json` holds, and `run`, where that is.
+        What the run directory's `results.json` holds too.
 
     Raises:
         InputError: a setting that cannot work, unusable data or weights, or a directory of another run.
@@ -224,23 +266,33 @@ def run_classifier(
         data = open_labelled(config.data, config.val_data)
         if config.seeds == 1:
             make_run(config, data, processes).execute()
-        else:
-            _refuse_other_contents(out)
-            singles = [
-                dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
-                for seed in range(config.seed, config.seed + config.seeds)
-            ]
-            for single in singles:
-                make_run(single, data, processes).execute()
-            if processes.is_main:
-                replace_file(out / RESULTS, json.dumps(_summary(config, out), indent=1).encode())
+            processes.barrier()
+            return _read(out)
+        _refuse_other_contents(out)
+        singles = [
+            dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
+            for seed in range(config.seed, config.seed + config.seeds)
+        ]
+        for single in singles:
+            make_run(single, data, processes).execute()
         processes.barrier()
-    return _results(out) | {"run": str(out)}
+        summary = _summary(out, [_read(Path(single.out)) for single in singles])
+        if processes.is_main:
+            _write(summary)
+        return summary
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    file = folder / RESULTS
-    return parse_json(file.read_bytes(), str(file))
+def _write(result: ClassifierResult | SeedsResult) -> None:
+    held = result.plain()
+    replace_file(Path(held.pop("run")) / RESULTS, json.dumps(held, indent=1).encode())
+
+
+def _read(run: Path) -> ClassifierResult:
+    file = run / RESULTS
+    try:
+        return ClassifierResult(**parse_json(file.read_bytes(), str(file)), run=str(run))
+    except TypeError:
+        raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None
 
 
 def _refuse_other_contents(out: Path) -> None:
@@ -251,29 +303,34 @@ def _refuse_other_contents(out: Path) -> None:
                 raise InputError(f"out={out}: holds {entry.name}, which is no run of several seeds; name another")
 
 
-def _summary(config: ClassifierConfig, out: Path) -> dict[str, Any]:
+def _summary(out: Path, results: list[ClassifierResult]) -> SeedsResult:
     """Means and intervals over the seeds' results."""
-    seeds = range(config.seed, config.seed + config.seeds)
-    results = [_results(out / f"seed-{seed}") for seed in seeds]
-    scores = {
-        name: mean_and_interval([one[name] for one in results]) for name in ("top1", "top5") if name in results[0]
-    }
-    kept = {
-        name: results[0][name] for name in ("data", "weights", "epochs", "train_images", "test_images", "classes")
-    }
-    return {**kept, "seeds": list(seeds), **scores}
+    first = results[0]
+    top5 = [one.top5 for one in results if one.top5 is not None]
+    return SeedsResult(
+        data=first.data,
+        weights=first.weights,
+        epochs=first.epochs,
+        train_images=first.train_images,
+        test_images=first.test_images,
+        classes=first.classes,
+        seeds=[one.seed for one in results],
+        top1=mean_and_interval([one.top1 for one in results]),
+        top5=mean_and_interval(top5) if top5 else None,
+        run=str(out),
+    )
 
 
-def show_classifier(result: dict[str, Any], console: Console) -> None:
+def show_classifier(result: ClassifierResult | SeedsResult, console: Console) -> None:
     """Print the accuracies and where the rest is."""
-    table = Table("held-out", "accuracy", title=f"{result['data']}: {result['test_images']:,} held-out images")
-    for name in ("top1", "top5"):
-        if isinstance(score := result.get(name), dict):
-            several = f"{score['mean']:.2%} ± {score['half_width']:.2%} (95 %, {len(score['values'])} seeds)"
+    table = Table("held-out", "accuracy", title=f"{result.data}: {result.test_images:,} held-out images")
+    for name, score in (("top1", result.top1), ("top5", result.top5)):
+        if isinstance(score, Interval):
+            several = f"{score.mean:.2%} ± {score.half_width:.2%} (95 %, {len(score.values)} seeds)"
             table.add_row(name, several)
         elif score is not None:
             table.add_row(name, f"{score:.2%}")
     console.print(table)
-    run = Path(result["run"])
-    picture = "" if "seeds" in result else f", {run / 'confusion.png'}"
+    run = Path(result.run)
+    picture = "" if isinstance(result, SeedsResult) else f", {run / 'confusion.png'}"
     console.print(f"per class and more: {run / RESULTS}{picture}", markup=False)

@@ -18,13 +18,15 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import EvalTransform, Source, describe_images, open_source
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import adapt_encoder, load, load_statistics
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, Pixels, PositiveInt, Settings
+from efficient_mae.ranges import NonNegativeInt, Pixels, PositiveInt
 from efficient_mae.tasks import features
 from efficient_mae.tasks.rows import Rows, RowWork, check_out
 from efficient_mae.tasks.table_files import Kind, require_parquet, write_table
@@ -37,7 +39,7 @@ _AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(Settings):
+class EmbedConfig(ReadingSettings):
     """Settings of `emae embed`."""
 
     weights: str
@@ -62,15 +64,32 @@ class EmbedConfig(Settings):
     """processes that read images"""
 
 
-def embed(config: EmbedConfig) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EmbedResult(Result):
+    """What was written.
+
+    Attributes:
+        out: the file.
+        files: names of what was written, that file among them.
+        images: their number.
+        shape: of a feature.
+        unreadable: images that were left out, each with the reason.
+        images_per_second: of this call; None where all was computed before.
+    """
+
+    out: str
+    files: list[str]
+    images: int
+    shape: list[int]
+    unreadable: list[Any]
+    images_per_second: float | None
+
+
+def embed(config: EmbedConfig) -> EmbedResult:
     """Write the features of a source's images, float32, in the source's order, with names and labels.
 
     Killed and called again it goes on, and the file is the same to the bit. Images that cannot be read are left out
     and named. Of a fine-tuned run, tokens are normalised by the norm that followed the mean there.
-
-    Returns:
-        `out`, `files`, `images`, `shape` of a feature, `unreadable` images with reasons, and `images_per_second` of
-        this call, None where all was computed before.
 
     Raises:
         InputError: no such weights or data, an ending that isn't known, a file that is there already or was begun
@@ -88,14 +107,15 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
     work = RowWork(out, work_settings(config, encoder, source, precision))
-    say(describe_images(source, (encoder.in_chans, *encoder.img_size)).text)
+    reading = config.reading(source, encoder.in_chans, statistics.reading)
+    say(describe_images(source, reading, encoder.img_size).text)
     encoder.to(device).eval()
     pooled = {"statistics": statistics, "precision": precision, "pool": POOLS[config.pool]}
     rows = work.compute(
         source,
         partial(features.embed, encoder, **pooled),
         (*encoder.grid_size, encoder.embed_dim) if config.pool == "none" else (encoder.embed_dim,),
-        EvalTransform(encoder.img_size, encoder.in_chans),
+        EvalTransform(encoder.img_size, reading),
         min_size=encoder.patch_size,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -103,23 +123,23 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     )
     files = WRITERS[out.suffix](work.folder / out.name, rows, source)
     work.finish(*files)
-    return {
-        "out": str(out),
-        "files": [file.name for file in files],
-        "images": len(rows.indices),
-        "shape": list(rows.values.shape[1:]),
-        "unreadable": rows.unreadable,
-        "images_per_second": rows.images_per_second,
-    }
+    return EmbedResult(
+        out=str(out),
+        files=[file.name for file in files],
+        images=len(rows.indices),
+        shape=list(rows.values.shape[1:]),
+        unreadable=rows.unreadable,
+        images_per_second=rows.images_per_second,
+    )
 
 
-def show_embed(result: dict[str, Any], console: Console) -> None:
+def show_embed(result: EmbedResult, console: Console) -> None:
     """Print what :func:`embed` did."""
-    shape = " x ".join(map(str, result["shape"]))
-    rate = result["images_per_second"]
+    shape = " x ".join(map(str, result.shape))
+    rate = result.images_per_second
     speed = "" if rate is None else f", {rate:,.0f} images/s"
-    files = [Path(result["out"]).with_name(name) for name in result["files"]]
-    console.print(f"{', '.join(map(str, files))}: {result['images']:,} features of {shape}{speed}", markup=False)
+    files = [Path(result.out).with_name(name) for name in result.files]
+    console.print(f"{', '.join(map(str, files))}: {result.images:,} features of {shape}{speed}", markup=False)
 
 
 def work_settings(config: Any, model: nn.Module, source: Source, precision: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Evaluator:
         processes: Processes,
     ):
         part = Subset(source, np.arange(processes.rank, len(source), processes.world_size))
-        transform = EvalTransform(img_size, len(statistics.mean))
+        transform = EvalTransform(img_size, statistics.reading)
         options = {"min_size": min_size, "pin_memory": processes.device.type == "cuda"}
         self._loader = make_eval_loader(part, transform, batch_size, num_workers, **options)
         self._name, self._statistics, self._num_classes = source.name, statistics, num_classes

@@ -1,6 +1,5 @@
 """`emae export`: a trained model in the form that another library loads, checked by loading it with that library."""
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from efficient_mae.command import Result
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statistics, load, load_statistics
@@ -18,7 +18,7 @@ from efficient_mae.methods import Method, backbone_of
 from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.ranges import Pixels, PositiveInt, Settings
 from efficient_mae.tasks.export_formats import CLASSIFIER_FORMATS, FORMATS, Format, Model
-from efficient_mae.tasks.export_images import check_transform
+from efficient_mae.tasks.export_images import TransformCheck, check_transform
 
 # Largest difference that passes, relative to the largest output where that is beyond 1. Kernels sum in other orders.
 TOLERANCE = 1e-4
@@ -47,16 +47,33 @@ class ExportConfig(Settings):
     """what becomes of the weights if in_chans changes: mean, repeat or first (then zeros)"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(Result):
+    """What was written, and how it compares.
+
+    Attributes:
+        format: that it is in.
+        folder: that it is in.
+        files: names in it.
+        largest_difference: of the outputs.
+        snippet: Python that loads it.
+        transform: of images; None where the format has none.
+    """
+
+    format: str
+    folder: str
+    files: list[str]
+    largest_difference: float
+    snippet: str
+    transform: TransformCheck | None
+
+
 @torch_seeded(0)
-def export(config: ExportConfig) -> dict[str, Any]:
+def export(config: ExportConfig) -> ExportResult:
     """Write a trained model for another library, load it with that library, and compare outputs on random images: the
     logits of a classifier, with its classes' names; else the encoder's tokens.
 
     Where the library transforms images too, what it makes of them is compared with what evaluation here does.
-
-    Returns:
-        `format`, `folder`, `files`, `largest_difference` of the outputs, `snippet` that loads it, and `transform`:
-        None, or the `largest_difference` of the pixels, of 255 levels, and `remarks` on images where they differ.
 
     Raises:
         InputError: no such weights or format, a folder that holds something, a change of the image or of the
@@ -85,26 +102,26 @@ def export(config: ExportConfig) -> dict[str, Any]:
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return {
-        "format": config.format,
-        "folder": str(out),
-        "files": sorted(path.name for path in out.iterdir()),
-        "largest_difference": difference,
-        "snippet": form.snippet(out, model),
-        "transform": check and dataclasses.asdict(check),
-    }
+    return ExportResult(
+        format=config.format,
+        folder=str(out),
+        files=sorted(path.name for path in out.iterdir()),
+        largest_difference=difference,
+        snippet=form.snippet(out, model),
+        transform=check,
+    )
 
 
-def show_export(result: dict[str, Any], console: Console) -> None:
+def show_export(result: ExportResult, console: Console) -> None:
     """Print what :func:`export` did."""
-    lines = [f"{result['folder']}: {', '.join(result['files'])}"]
-    if check := result["transform"]:
-        if (levels := check["largest_difference"]) is not None:
+    lines = [f"{result.folder}: {', '.join(result.files)}"]
+    if check := result.transform:
+        if (levels := check.largest_difference) is not None:
             lines.append(f"its transform gives the pixels that are evaluated here, to {levels:.1f} of 255 levels")
-        lines += check["remarks"]
-    lines.append(f"loaded back, its outputs differ by {result['largest_difference']:.1e} at most. To load it:")
+        lines += check.remarks
+    lines.append(f"loaded back, its outputs differ by {result.largest_difference:.1e} at most. To load it:")
     console.print(
-        "\n".join(lines) + f"\n\n{result['snippet']}",
+        "\n".join(lines) + f"\n\n{result.snippet}",
         markup=False,
         highlight=False,
     )

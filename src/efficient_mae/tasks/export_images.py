@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from efficient_mae.data import EvalTransform, crop_share, normalize
+from efficient_mae.data import EvalTransform, Reading, crop_share, normalize
 from efficient_mae.data.images.decode import MODES
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.interop.hf_images import quiet
@@ -58,7 +58,7 @@ def check_transform(
         return TransformCheck(
             None, [f"its transform can't be compared: no images of {in_chans} channels are read here"]
         )
-    (height, width), ours = img_size, EvalTransform(img_size, in_chans)
+    (height, width), ours = img_size, EvalTransform(img_size, Reading(in_chans))
     share = crop_share(img_size)
 
     def difference(size: tuple[int, int], mode: str = MODES[in_chans]) -> float:

@@ -6,11 +6,11 @@ Letters: B images, C channels, h and w height and width in pixels, D width, H an
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from efficient_mae.backbones import VisionTransformer
-from efficient_mae.data import EvalBatch, EvalTransform, Source, make_eval_loader, normalize
+from efficient_mae.data import EvalBatch, EvalTransform, Reading, Source, make_eval_loader, normalize
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
@@ -42,7 +42,7 @@ def extract_features(
 
 def embed(
     encoder: VisionTransformer,
-    images: UInt8[Tensor, "B C h w"],
+    images: Shaped[Tensor, "B C h w"],
     statistics: ImageStatistics,
     *,
     precision: str,
@@ -76,8 +76,14 @@ def image_batches(
 
 
 def labelled_batches(
-    source: Source, encoder: VisionTransformer, *, batch_size: int, num_workers: int, device: torch.device
-) -> Iterator[tuple[UInt8[Tensor, "B C h w"], Int64[Tensor, " B"], Int64[Tensor, " B"]]]:
+    source: Source,
+    encoder: VisionTransformer,
+    reading: Reading,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Shaped[Tensor, "B C h w"], Int64[Tensor, " B"], Int64[Tensor, " B"]]]:
     """The readable images of a labelled source as the encoder takes them and their labels, on the device, and their
     numbers in the source, on the host.
 
@@ -85,7 +91,7 @@ def labelled_batches(
         InputError: none of the images can be read.
         ValueError: an image has no label.
     """
-    transform = EvalTransform(encoder.img_size, encoder.in_chans)
+    transform = EvalTransform(encoder.img_size, reading)
     how = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
     found = False
     for batch in image_batches(source, transform, min_size=encoder.patch_size, **how):

@@ -19,7 +19,13 @@ from efficient_mae.engine.optim import adamw
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
-from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
+from efficient_mae.tasks.classifier import (
+    Classification,
+    ClassifierResult,
+    ClassifierRun,
+    SeedsResult,
+    run_classifier,
+)
 from efficient_mae.tasks.classifier_config import ClassifierConfig
 
 # MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
@@ -62,7 +68,7 @@ class FinetuneConfig(ClassifierConfig):
     """recompute activations in the backward pass: less memory, a third more work"""
 
 
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
+def finetune(config: FinetuneConfig) -> ClassifierResult | SeedsResult:
     """Fine-tune, or resume, until done; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
     return run_classifier(config, FinetuneRun)
 
@@ -100,7 +106,7 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
     def build_transform(self, config: FinetuneConfig) -> AugmentTransform:
         return AugmentTransform(
             self.img_size,
-            self.in_chans,
+            self.reading,
             scale=config.crop_scale,
             hflip=config.hflip,
             auto_augment=config.auto_augment,

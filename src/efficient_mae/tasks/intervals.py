@@ -2,17 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 
-def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean of independent results and its 95 % interval by Student's t distribution.
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Mean of several values, and its 95 % interval.
 
-    Returns:
-        `mean`, `low` and `high` (the interval's bounds), `half_width` of the interval, and the `values`.
+    Attributes:
+        mean: of the values.
+        low: the interval's lower bound.
+        high: its upper one.
+        half_width: of the interval.
+        values: that it is of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    half_width: float
+    values: list[float]
+
+
+def mean_and_interval(values: Sequence[float]) -> Interval:
+    """Mean of independent results and its 95 % interval by Student's t distribution.
 
     Raises:
         ValueError: fewer than two values, of which no spread can be told.
@@ -21,4 +37,4 @@ def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
         raise ValueError(f"{len(values)} values: an interval needs two at least")
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "half_width": half, "values": list(values)}
+    return Interval(mean=mean, low=mean - half, high=mean + half, half_width=half, values=list(values))

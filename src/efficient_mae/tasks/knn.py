@@ -3,22 +3,23 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.backbones import VisionTransformer
+from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import Subset, describe_images, open_labelled
 from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed, Settings
+from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.features import embed, labelled_batches
 from efficient_mae.tasks.neighbours import classify
 
@@ -27,7 +28,7 @@ HELD_PIXELS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(Settings):
+class KnnConfig(ReadingSettings):
     """Settings of `emae knn`."""
 
     weights: str
@@ -50,14 +51,49 @@ class KnnConfig(Settings):
     """processes that read images"""
 
 
-def knn(config: KnnConfig) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class KnnAccuracy:
+    """Share of the held-out images that are classified rightly, 0 to 1, by kind of feature.
+
+    Attributes:
+        raw_pixels: of the image.
+        untrained: features of an encoder of the same shape.
+        trained: features of the encoder.
+    """
+
+    raw_pixels: float
+    untrained: float
+    trained: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnResult(Result):
+    """How well neighbours classify.
+
+    Attributes:
+        weights: as given.
+        data: that the images are of.
+        k: neighbours that voted.
+        pool: what a feature was.
+        train_images: that could be read.
+        test_images: held-out images that could be read.
+        accuracy: on these.
+    """
+
+    weights: str
+    data: str
+    k: int
+    pool: str
+    train_images: int
+    test_images: int
+    accuracy: KnnAccuracy
+
+
+def knn(config: KnnConfig) -> KnnResult:
     """k-NN top-1 accuracy of raw pixels, of an untrained encoder and of the trained one, on held-out images.
 
     Memory is taken for the held-out images' features and for at most `HELD_PIXELS` of their pixels: where they have
     more, they are searched in parts, each by a pass of its own over the training images.
-
-    Returns:
-        `accuracy` (0 to 1) of `raw_pixels`, `untrained` and `trained`, and what they were measured on.
 
     Raises:
         InputError: no such weights or data, data without a held-out part, with images that have no label, or
@@ -71,8 +107,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         raise InputError(f"{config.weights}: isn't a run directory, so its data is unknown; give --data")
     data = open_labelled(spec)
     _check_k(config.k, len(data.train))
-    shape = encoder.in_chans, *encoder.img_size
-    say(describe_images(data.train, shape).text)
+    reading = config.reading(data.train, encoder.in_chans, statistics.reading)
+    say(describe_images(data.train, reading, encoder.img_size).text)
     precision = resolve_precision(config.precision, device)
     embeds = {
         name: partial(embed, model.to(device).eval(), statistics=statistics, precision=precision, pool=config.pool)
@@ -82,11 +118,12 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     read = partial(
         labelled_batches,
         encoder=encoder,
+        reading=reading,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         device=device,
     )
-    at_once = max(1, HELD_PIXELS // math.prod(shape))
+    at_once = max(1, HELD_PIXELS // math.prod((encoder.in_chans, *encoder.img_size)))
     whole = len(data.test) <= at_once
     score = classify(data.train, data.test, pixels | embeds if whole else embeds, k=config.k, read=read)
     _check_k(config.k, score.train_images)
@@ -104,15 +141,15 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             classify(data.train, Subset(data.test, part.numpy()), pixels, k=config.k, read=read) for part in parts
         )
         accuracy = {"raw_pixels": sum(one.correct["raw_pixels"] for one in found) / len(score.test_images)} | accuracy
-    return {
-        "weights": config.weights,
-        "data": spec,
-        "k": config.k,
-        "pool": config.pool,
-        "train_images": score.train_images,
-        "test_images": len(score.test_images),
-        "accuracy": accuracy,
-    }
+    return KnnResult(
+        weights=config.weights,
+        data=spec,
+        k=config.k,
+        pool=config.pool,
+        train_images=score.train_images,
+        test_images=len(score.test_images),
+        accuracy=KnnAccuracy(**accuracy),
+    )
 
 
 def _check_k(k: int, images: int) -> None:
@@ -126,9 +163,9 @@ def _untrained(encoder: VisionTransformer, seed: int) -> VisionTransformer:
         return VisionTransformer(**encoder_arguments(encoder))
 
 
-def show_knn(result: dict[str, Any], console: Console) -> None:
+def show_knn(result: KnnResult, console: Console) -> None:
     """Print what :func:`knn` found."""
-    table = Table("features", "k-NN top-1", title=f"{result['data']}: {result['test_images']:,} held-out images")
-    for name, accuracy in result["accuracy"].items():
+    table = Table("features", "k-NN top-1", title=f"{result.data}: {result.test_images:,} held-out images")
+    for name, accuracy in vars(result.accuracy).items():
         table.add_row(name.replace("_", " "), f"{accuracy:.2%}")
     console.print(table)

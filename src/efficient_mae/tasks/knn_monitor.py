@@ -57,6 +57,7 @@ class KnnMonitor:
         read = partial(
             labelled_batches,
             encoder=encoder,
+            reading=self._statistics.reading,
             batch_size=self._batch_size,
             num_workers=self._num_workers,
             device=self._device,

@@ -4,7 +4,7 @@ Letters: B images, C channels, D width, K classes.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -21,7 +21,13 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import build_vit
 from efficient_mae.interop.files import POOLS, Head, encoder_arguments
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
-from efficient_mae.tasks.classifier import Classification, ClassifierRun, run_classifier
+from efficient_mae.tasks.classifier import (
+    Classification,
+    ClassifierResult,
+    ClassifierRun,
+    SeedsResult,
+    run_classifier,
+)
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
 from efficient_mae.tasks.features import extract_features
 
@@ -47,7 +53,7 @@ class LinearProbeConfig(ClassifierConfig):
     """epochs of linear warm-up (null: 10, or a fifth of the epochs where that is less)"""
 
 
-def linear_probe(config: LinearProbeConfig) -> dict[str, Any]:
+def linear_probe(config: LinearProbeConfig) -> ClassifierResult | SeedsResult:
     """Train and judge a linear head; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
     return run_classifier(config, LinearProbeRun)
 
@@ -81,7 +87,7 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
         return cast(LinearProbe, judged).folded(self.head)
 
     def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
-        return PretrainTransform(self.img_size, self.in_chans, scale=config.crop_scale, hflip=config.hflip)
+        return PretrainTransform(self.img_size, self.reading, scale=config.crop_scale, hflip=config.hflip)
 
     def build_optimizer(self) -> Lars:
         head = self.model.head

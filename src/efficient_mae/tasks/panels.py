@@ -88,6 +88,7 @@ def draw_panel(
     statistics: ImageStatistics,
     *,
     title: str,
+    colours: tuple[int, int, int] | None = None,
     path: Path | None = None,
 ) -> Figure | None:
     """Input, mask, P2Dist, reconstruction and loss of each patch, a row an image; the first six of the batch.
@@ -96,10 +97,12 @@ def draw_panel(
 
     Args:
         model: used in evaluation mode, and given back in the mode that it was in.
-        images: normalised images; one channel is drawn grey, of two the first, of four and more the first three.
+        images: normalised images; unless `colours` says it, one channel is drawn grey, of two the first, of four and
+            more the first three.
         plan: masks of these images.
         statistics: by which the images were normalised.
         title: of the figure.
+        colours: channels to draw as red, green and blue, counted from 1.
         path: where to write it as PNG, whole or not at all; None writes nothing.
 
     Returns:
@@ -120,7 +123,7 @@ def draw_panel(
         model.train(was_training)
     if painted is None:
         return None
-    figure = _draw(_gather(images, painted, out, statistics, model.config), model.config, title)
+    figure = _draw(_gather(images, painted, out, statistics, model.config, colours), model.config, title)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, png(figure, DPI))
@@ -148,7 +151,12 @@ def _caption(config: MethodConfig, masked: float, predicted: float) -> tuple[str
 
 
 def _gather(
-    images: Tensor, painted: Tensor, out: Output, statistics: ImageStatistics, config: MethodConfig
+    images: Tensor,
+    painted: Tensor,
+    out: Output,
+    statistics: ImageStatistics,
+    config: MethodConfig,
+    colours: tuple[int, int, int] | None,
 ) -> _Cells:
     """The first rows of the batch, as what can be drawn; P2Dist where the method itself measures no difficulty."""
     if isinstance(out, MAEOutput):
@@ -156,13 +164,13 @@ def _gather(
     else:
         predicted, difficulty = out.mask, p2dist(out.mask, config.patch_size)
     shown = slice(MAX_ROWS)
-    colours = slice(3 if images.shape[1] >= 3 else 1)
+    drawn = list(range(3 if images.shape[1] >= 3 else 1)) if colours is None else [one - 1 for one in colours]
     scale, shift = (
         torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (statistics.std, statistics.mean)
     )
 
     def pixels(batch: Tensor) -> np.ndarray:
-        real = (batch[shown].float() * scale + shift)[:, colours].clamp(0, 1).permute(0, 2, 3, 1)
+        real = (batch[shown].float() * scale + shift)[:, drawn].clamp(0, 1).permute(0, 2, 3, 1)
         # Grey as three colours: then every picture is drawn the same way.
         return real.expand(-1, -1, -1, 3).cpu().numpy()
 

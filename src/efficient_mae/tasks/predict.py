@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from rich.console import Console
 from torch import Tensor
 
+from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import EvalTransform, Source, describe_images, normalize, open_source
+from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import autocast, find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import Classifier, load_classifier
-from efficient_mae.ranges import NonNegativeInt, PositiveInt, Settings
+from efficient_mae.ranges import NonNegativeInt, PositiveInt
 from efficient_mae.tasks.embed import work_settings
 from efficient_mae.tasks.rows import Rows, RowWork, check_out
 from efficient_mae.tasks.table_files import require_parquet, write_table
@@ -28,7 +30,7 @@ _AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(Settings):
+class PredictConfig(ReadingSettings):
     """Settings of `emae predict`."""
 
     weights: str
@@ -51,14 +53,29 @@ class PredictConfig(Settings):
     """processes that read images"""
 
 
-def predict(config: PredictConfig) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PredictResult(Result):
+    """What was written.
+
+    Attributes:
+        out: the file.
+        images: their number.
+        classes: names, in the order of their numbers.
+        unreadable: images that were left out, each with the reason.
+        images_per_second: of this call; None where all was computed before.
+    """
+
+    out: str
+    images: int
+    classes: list[str]
+    unreadable: list[Any]
+    images_per_second: float | None
+
+
+def predict(config: PredictConfig) -> PredictResult:
     """Write a table of images, in the source's order: `name`, `class_1` and its `probability_1`, `class_2`, ...
 
     Killed and called again it goes on. Images that cannot be read are left out and named.
-
-    Returns:
-        `out`, `images`, `classes`, `unreadable` images with reasons, and `images_per_second` of this call, None where
-        all was computed before.
 
     Raises:
         InputError: weights that hold no classifier, no such data, an ending that isn't known, a file that is there
@@ -75,10 +92,11 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
     names, top = classifier.head.classes, min(config.top, len(classifier.head.classes))
     work = RowWork(out, work_settings(config, classifier.vit, source, precision))
-    say(describe_images(source, (classifier.in_chans, *classifier.img_size)).text)
+    reading = config.reading(source, classifier.in_chans, classifier.statistics.reading)
+    say(describe_images(source, reading, classifier.img_size).text)
     classifier.vit.to(device)
 
-    def likeliest(images: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B 2 top"]:
+    def likeliest(images: Shaped[Tensor, "B C h w"]) -> Float[Tensor, "B 2 top"]:
         """Numbers of the classes, and their probabilities."""
         values, numbers = _probabilities(classifier, images, precision).topk(top)
         return torch.stack([numbers.float(), values], dim=1)
@@ -87,7 +105,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         source,
         likeliest,
         (2, top),
-        EvalTransform(classifier.img_size, classifier.in_chans),
+        EvalTransform(classifier.img_size, reading),
         min_size=classifier.patch_size,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -98,25 +116,23 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     columns = {"name": str} | {name: str if name.startswith("class") else float for name in likely}
     write_table(table, columns, _parts(rows, source, names))
     work.finish(table)
-    return {
-        "out": str(out),
-        "images": len(rows.indices),
-        "classes": list(names),
-        "unreadable": rows.unreadable,
-        "images_per_second": rows.images_per_second,
-    }
-
-
-def show_predict(result: dict[str, Any], console: Console) -> None:
-    """Print what :func:`predict` did."""
-    rate = result["images_per_second"]
-    speed = "" if rate is None else f", {rate:,.0f} images/s"
-    console.print(
-        f"{result['out']}: {result['images']:,} images, {len(result['classes'])} classes{speed}", markup=False
+    return PredictResult(
+        out=str(out),
+        images=len(rows.indices),
+        classes=list(names),
+        unreadable=rows.unreadable,
+        images_per_second=rows.images_per_second,
     )
 
 
-def _probabilities(classifier: Classifier, images: UInt8[Tensor, "B C h w"], precision: str) -> Float[Tensor, "B K"]:
+def show_predict(result: PredictResult, console: Console) -> None:
+    """Print what :func:`predict` did."""
+    rate = result.images_per_second
+    speed = "" if rate is None else f", {rate:,.0f} images/s"
+    console.print(f"{result.out}: {result.images:,} images, {len(result.classes)} classes{speed}", markup=False)
+
+
+def _probabilities(classifier: Classifier, images: Shaped[Tensor, "B C h w"], precision: str) -> Float[Tensor, "B K"]:
     statistics = classifier.statistics
     with autocast(precision, images.device):
         logits = classifier.vit(normalize(images, statistics.mean, statistics.std))

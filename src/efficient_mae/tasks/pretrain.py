@@ -65,7 +65,7 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
         InputError: a setting that cannot work, or unusable data.
     """
     source = open_source(config.data, "train")
-    resolved = resolve(config, len(source), processes.device)
+    resolved = resolve(config, source, processes.device)
     with torch_seeded(resolved.seed):
         model = build_model(resolved)
     if processes.is_main:
@@ -133,9 +133,10 @@ class PretrainRun(Run):
         super().__init__(config, source, model, processes)
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
-        self.statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
-        shape = model.config.img_size, model.config.in_chans
-        self.transform = PretrainTransform(*shape, scale=config.crop_scale, hflip=config.hflip)
+        statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
+        self.img_size, self.reading = model.config.img_size, config.reading(source, model.config.in_chans)
+        self.statistics = statistics.read_by(self.reading)
+        self.transform = PretrainTransform(self.img_size, self.reading, scale=config.crop_scale, hflip=config.hflip)
         self._knn = None if config.knn_every is None else self._knn_monitor()
 
     @property
@@ -144,10 +145,6 @@ class PretrainRun(Run):
 
     def title(self) -> str:
         return f"pre-training {self.config.model} on {len(self.source):,} images"
-
-    @property
-    def img_shape(self) -> tuple[int, int, int]:
-        return self.transform.shape
 
     def dataset(self) -> TrainDataset:
         return self._dataset(DeviceDecodeDataset if self.config.decode_device == "cuda" else TrainDataset)
@@ -220,6 +217,7 @@ class PretrainRun(Run):
             normalize(images, self.statistics.mean, self.statistics.std),
             plan,
             self.statistics,
+            colours=config.show_bands,
             title=f"after epoch {epochs_done}",
             path=self.out / "figures" / f"panel-epoch-{epochs_done:04d}.png",
         )
@@ -245,14 +243,14 @@ class PretrainRun(Run):
 
     @cached_property
     def _panel_images(self) -> Tensor:
-        """A few readable images, held-out ones if the source has them; uint8 (B, C, h, w)."""
+        """A few readable images, held-out ones if the source has them; (B, C, h, w)."""
         try:
             source = open_source(self.config.data, "test")
         except InputError:
             source = self.source  # open already, and perhaps of millions
-        transform = EvalTransform(self.model.config.img_size, self.model.config.in_chans)
+        transform = EvalTransform(self.img_size, self.reading)
         images = []
         for index in range(0, len(source), max(1, len(source) // PANEL_IMAGES)):
             with suppress(UnreadableImage):
-                images.append(transform(source.image(index)))
+                images.append(transform(source.open(index)))
         return torch.stack(images[:PANEL_IMAGES])

@@ -4,11 +4,12 @@ import dataclasses
 from dataclasses import dataclass, fields
 from functools import cache
 from types import new_class
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
-from efficient_mae.data import default_mean_std
+from efficient_mae.data import Source, default_mean_std
+from efficient_mae.data.sources.measure import measure_statistics
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
@@ -16,7 +17,7 @@ from efficient_mae.methods import Method, MethodSettings, method_of
 from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
-OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "knn_every")
+OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "show_bands", "knn_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,10 @@ class PretrainConfig(ModelChoice, RunConfig):
     takes this many epochs"""
     decode_device: str = "cpu"
     """what decodes and crops JPEGs: cpu, in the loader's processes, or cuda, the GPU that trains (nvJPEG)"""
-    mean: tuple[Finite, ...] | None = None
-    """mean of each channel, of pixels in 0 to 1 (null: ImageNet's for RGB, else 0.5)"""
-    std: tuple[Positive, ...] | None = None
-    """standard deviation of each channel (null: ImageNet's for RGB, else 0.5)"""
+    mean: tuple[Finite, ...] | Literal["measure"] | None = None
+    """mean of each channel, of pixels in 0 to 1, or measure, from the data (null: ImageNet's for RGB, else 0.5)"""
+    std: tuple[Positive, ...] | Literal["measure"] | None = None
+    """standard deviation of each channel, or measure (null: ImageNet's for RGB, else 0.5)"""
     epochs: PositiveInt = 200
     """passes over the data"""
     base_lr: Positive = 1.5e-4
@@ -102,15 +103,17 @@ class PretrainConfig(ModelChoice, RunConfig):
     auto, where one process trains on a GPU without grad_checkpointing"""
     panel_every: PositiveInt = 10
     """epochs between two pictures of reconstructions; the last epoch draws one too"""
+    show_bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """channels that pictures of reconstructions show as red, green and blue, from 1 (null: the first)"""
     knn_every: PositiveInt | None = None
     """epochs between two k-NN accuracies of the encoder, for labelled data with a held-out part (null: none)"""
 
 
-def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> PretrainConfig:
-    """Settle what depends on the data and the machine.
+def resolve(config: PretrainConfig, source: Source, device: torch.device) -> PretrainConfig:
+    """Settle what depends on the data and the machine; measure what is to be measured.
 
     Raises:
-        InputError: a setting that cannot work.
+        InputError: a setting that cannot work, or images that can't be read by them.
     """
     if config.decode_device not in ("cpu", "cuda"):
         raise InputError(f"decode_device={config.decode_device!r}: must be cpu or cuda")
@@ -118,13 +121,24 @@ def resolve(config: PretrainConfig, num_samples: int, device: torch.device) -> P
         raise InputError(
             f"decode_device=cuda: the run computes on {device.type}; use device=cuda or decode_device=cpu"
         )
-    mean, std = default_mean_std(config.in_chans)
-    statistics: dict[str, Any] = {"mean": config.mean or mean, "std": config.std or std}
+    if config.show_bands is not None and max(config.show_bands) > config.in_chans:
+        raise InputError(f"show_bands={list(config.show_bands)}: there are {config.in_chans} channels (in_chans)")
+    reading = config.reading(source, config.in_chans)
+    if config.decode_device == "cuda" and not reading.is_plain:
+        raise InputError("decode_device=cuda: of whole JPEGs, without value_range or bands; use decode_device=cpu")
+    given = config.mean, config.std
+    found = measure_statistics(source, reading) if "measure" in given else (None, None)
+    statistics: dict[str, Any] = {
+        name: measured if one == "measure" else one or usual
+        for name, one, measured, usual in zip(
+            ("mean", "std"), given, found, default_mean_std(config.in_chans), strict=True
+        )
+    }
     for name, values in statistics.items():
         if len(values) != config.in_chans:
             raise InputError(f"{name}={list(values)}: in_chans={config.in_chans} needs as many numbers")
-    settled = settle(config, num_samples, device, usual_warmup=40.0)
-    return dataclasses.replace(config, **settled | statistics)
+    settled = settle(config, len(source), device, usual_warmup=40.0)
+    return dataclasses.replace(config, **settled | statistics, value_range=reading.value_range)
 
 
 def build_model(config: ModelChoice) -> Method:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from efficient_mae.command import Command, resolve
+from efficient_mae.command import Command, Result, resolve
 
 if TYPE_CHECKING:  # they load torch, for which `emae --help` need not wait
     import efficient_mae.engine.machine.distributed
@@ -17,11 +17,19 @@ if TYPE_CHECKING:  # they load torch, for which `emae --help` need not wait
 PREPARE = "engine.machine.own_process:prepare"
 
 
-def train(task: "Task", config: Any) -> dict[str, Any]:
-    """Begin a run of a task, or resume it, until done.
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Result):
+    """A run that is done.
 
-    Returns:
-        `run`, where it is.
+    Attributes:
+        run: its directory.
+    """
+
+    run: str
+
+
+def train(task: "Task", config: Any) -> RunResult:
+    """Begin a run of a task, or resume it, until done.
 
     Raises:
         InputError, DivergedError, Stopped, OSError: see :meth:`efficient_mae.engine.run.Run.execute`.
@@ -31,12 +39,12 @@ def train(task: "Task", config: Any) -> dict[str, Any]:
     with join_processes(config.device) as processes:
         run = task.make(config, processes)
         run.execute()
-    return {"run": str(run.out)}
+    return RunResult(run=str(run.out))
 
 
-def show_run(result: dict[str, Any], console: Console) -> None:
+def show_run(result: RunResult, console: Console) -> None:
     """Print where the run is."""
-    console.print(f"run: {result['run']}", markup=False)
+    console.print(f"run: {result.run}", markup=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +61,13 @@ class Task(Command):
 
     name: str
     maker: str | Callable[..., Any]
-    function: str | Callable[..., dict[str, Any]] = train
+    function: str | Callable[..., Result] = train
     display: str | Callable[..., None] = show_run
     preparation: str = PREPARE
     replays_alone: bool = False
 
     @property
-    def run(self) -> Callable[[Any], dict[str, Any]]:
+    def run(self) -> Callable[[Any], Result]:
         return partial(train, self) if self.function is train else super().run
 
     def make(

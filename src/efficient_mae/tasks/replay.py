@@ -1,6 +1,6 @@
 """`emae replay`: a step that a run skipped, done again to see where it stopped being finite."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from efficient_mae.engine.faults.nonfinite import SKIPPED
-from efficient_mae.engine.faults.replay import replay_step
+from efficient_mae.engine.faults.replay import ReplayResult, StepFigures, replay_step
 from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
@@ -34,12 +34,8 @@ class ReplayConfig(Settings):
     """auto, cpu, cuda or cuda:N (null: as the run was told)"""
 
 
-def replay(config: ReplayConfig) -> dict[str, Any]:
+def replay(config: ReplayConfig) -> ReplayResult:
     """Do a skipped step of a run again, from the last checkpoint before it.
-
-    Returns:
-        What :func:`~efficient_mae.engine.faults.replay.replay_step` found; `run`, `step`; `reproduced`, whether loss
-        or gradient are not finite this time either; and `recorded`, the `loss` and `grad_norm` of the first time.
 
     Raises:
         InputError: not a run directory, the step is not recorded, or its data or weights are gone.
@@ -51,14 +47,8 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
         run = _make_run(folder, row, processes)
         # As it was then: later rollbacks led elsewhere.
         del run.rollbacks.made[row["rollbacks"] :]
-        found = replay_step(run, row["step"])
-    return {
-        "run": config.run,
-        "step": row["step"],
-        "reproduced": isinstance(found["grad_norm"], str),
-        "recorded": {name: row[name] for name in ("loss", "grad_norm")},
-        **found,
-    }
+        found = replay_step(run, row["step"], StepFigures(loss=row["loss"], grad_norm=row["grad_norm"]))
+    return replace(found, run=config.run)
 
 
 def _recorded(folder: Path, step: int | None) -> dict[str, Any]:
@@ -99,29 +89,29 @@ def _make_run(folder: Path, row: dict[str, Any], processes: Processes) -> Run:
     return task.make(config, processes)
 
 
-def show_replay(result: dict[str, Any], console: Console) -> None:
+def show_replay(result: ReplayResult, console: Console) -> None:
     """Print what was found."""
-    start = f"from the checkpoint of step {result['checkpoint']}" if result["checkpoint"] else "from the beginning"
-    outcome = "not finite again" if result["reproduced"] else "finite this time: not reproduced"
+    start = f"from the checkpoint of step {result.checkpoint}" if result.checkpoint else "from the beginning"
+    outcome = "not finite again" if result.reproduced else "finite this time: not reproduced"
     console.print(
-        f"step {result['step']} of {result['run']}, {start}: {outcome} "
-        f"(loss {_show(result['loss'])}, norm of the gradient {_show(result['grad_norm'])})",
+        f"step {result.step} of {result.run}, {start}: {outcome} "
+        f"(loss {_show(result.loss)}, norm of the gradient {_show(result.grad_norm)})",
         markup=False,
         highlight=False,
     )
-    if result["weights"]:
-        console.print(f"weights that are not finite before the step: {_names(result['weights'])}")
-    if module := result["module"]:
-        comes_in = "its input is finite" if module["input_is_finite"] else "its input is not finite either"
-        console.print(f"first output that is not finite: {module['name']} ({module['kind']}; {comes_in})")
-    bad = [sample for sample in result["samples"] if isinstance(sample["loss"], str)]
-    console.print(f"samples whose loss is not finite: {len(bad)} of {len(result['samples'])}", highlight=False)
+    if result.weights:
+        console.print(f"weights that are not finite before the step: {_names(result.weights)}")
+    if module := result.module:
+        comes_in = "its input is finite" if module.input_is_finite else "its input is not finite either"
+        console.print(f"first output that is not finite: {module.name} ({module.kind}; {comes_in})")
+    bad = [sample for sample in result.samples if isinstance(sample.loss, str)]
+    console.print(f"samples whose loss is not finite: {len(bad)} of {len(result.samples)}", highlight=False)
     if bad:
         table = Table(Column("sample", overflow="fold"), "epoch", "index", "process", "loss")
         for sample in bad[:20]:
-            table.add_row(escape(sample["name"]), *(str(sample[name]) for name in ("epoch", "index", "rank", "loss")))
+            table.add_row(escape(sample.name), *map(str, (sample.epoch, sample.index, sample.rank, sample.loss)))
         console.print(table)
-    console.print(f"gradients that are not finite: {_names(result['gradients'])}")
+    console.print(f"gradients that are not finite: {_names(result.gradients)}")
 
 
 def _show(value: float | str) -> str:

@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_image
 from efficient_mae.data import (
     DeviceDecodeDataset,
     PretrainTransform,
+    Reading,
     ResumableBatchSampler,
     TrainDataset,
     make_train_loader,
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dataset(kind, folder: Path, in_chans: int = 3, **options):
-    return kind(open_source(str(folder)), PretrainTransform((64, 80), in_chans), 3, **options)
+    return kind(open_source(str(folder)), PretrainTransform((64, 80), Reading(in_chans)), 3, **options)
 
 
 def pairs(count: int, repeats: int = 1) -> list[tuple[int, int]]:

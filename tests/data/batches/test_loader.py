@@ -13,6 +13,7 @@ from efficient_mae.data import (
     EvalTransform,
     OpenedImage,
     PretrainTransform,
+    Reading,
     ResumableBatchSampler,
     TrainBatch,
     TrainDataset,
@@ -24,7 +25,7 @@ from efficient_mae.data import (
 )
 from efficient_mae.errors import InputError
 
-TRANSFORM = PretrainTransform((16, 16), 1)
+TRANSFORM = PretrainTransform((16, 16), Reading(1))
 
 
 class Shades:
@@ -250,7 +251,7 @@ def test_dataset_can_be_sent_to_a_spawned_worker():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_eval_loader_gives_all_readable_images_in_order(workers):
     source = Shades(23, damaged=[4, 8, 9, 10, 11, 22], small=[3])
-    transform = EvalTransform((16, 16), 1)
+    transform = EvalTransform((16, 16), Reading(1))
     loader = make_eval_loader(source, transform, 4, workers, min_size=4)
     for _ in range(2):
         found = list(loader)
@@ -266,7 +267,9 @@ def test_eval_loader_gives_all_readable_images_in_order(workers):
 
 
 def test_eval_loader_of_unlabelled_images():
-    assert next(iter(make_eval_loader(Shades(3, labelled=False), EvalTransform((8, 8), 3), 2))).labels is None
+    assert (
+        next(iter(make_eval_loader(Shades(3, labelled=False), EvalTransform((8, 8), Reading(3)), 2))).labels is None
+    )
 
 
 def test_missing_labels_are_minus_one():
@@ -274,12 +277,12 @@ def test_missing_labels_are_minus_one():
         def label(self, index):
             return None if index == 1 else 0
 
-    batch = next(iter(make_eval_loader(Partly(3), EvalTransform((8, 8), 1), 3)))
+    batch = next(iter(make_eval_loader(Partly(3), EvalTransform((8, 8), Reading(1)), 3)))
     assert batch.labels.tolist() == [0, -1, 0]
 
 
 def test_bundled_sample_end_to_end():
-    data = TrainDataset(open_source("fashion-mnist-sample"), PretrainTransform((28, 28), 1), 0)
+    data = TrainDataset(open_source("fashion-mnist-sample"), PretrainTransform((28, 28), Reading(1)), 0)
     sampler = ResumableBatchSampler(len(data), 256, 0)
     batch = next(iter(make_train_loader(data, sampler, num_workers=1)))
     assert batch.images.shape == (256, 1, 28, 28) and batch.images.float().std() > 50

@@ -13,6 +13,7 @@ from efficient_mae.cli import main
 from efficient_mae.data import (
     EvalTransform,
     PretrainTransform,
+    Reading,
     ResumableBatchSampler,
     TrainDataset,
     make_eval_loader,
@@ -66,7 +67,7 @@ def failure_of(loader) -> str:
 def test_a_worker_that_dies(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch):
     set_trap(monkeypatch, how)
     source = open_source(str(folder))
-    data = TrainDataset(source, PretrainTransform((16, 16), 1), 0)
+    data = TrainDataset(source, PretrainTransform((16, 16), Reading(1)), 0)
     message = failure_of(make_train_loader(data, ResumableBatchSampler(43, 8, 0), num_workers=2))
     name = re.escape(source.sample_name(TRAP))
     expected = rf"data worker [01] \(process \d+, at {name}\) was ended by {how}; {CAUSES[how]}[^\n]*"
@@ -76,7 +77,7 @@ def test_a_worker_that_dies(folder: Path, how: str, monkeypatch: pytest.MonkeyPa
 def test_a_worker_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch):
     set_trap(monkeypatch, "hang")
     source = open_source(str(folder))
-    data = TrainDataset(source, PretrainTransform((16, 16), 1), 0)
+    data = TrainDataset(source, PretrainTransform((16, 16), Reading(1)), 0)
     message = failure_of(make_train_loader(data, ResumableBatchSampler(43, 8, 0), num_workers=1, timeout=2))
     name = re.escape(source.sample_name(TRAP))
     found = re.match(rf"no batch came for 2 seconds: data worker 0 \(process (\d+), at {name}\); [^\n]*$", message)
@@ -88,7 +89,7 @@ def test_a_worker_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_worker_of_an_evaluation_that_dies(folder: Path, monkeypatch: pytest.MonkeyPatch):
     set_trap(monkeypatch, "SIGKILL")
     source = open_source(str(folder))
-    message = failure_of(make_eval_loader(source, EvalTransform((16, 16), 1), 8, num_workers=1))
+    message = failure_of(make_eval_loader(source, EvalTransform((16, 16), Reading(1)), 8, num_workers=1))
     assert f"at {source.sample_name(TRAP)}) was ended by SIGKILL" in message
 
 
@@ -116,7 +117,7 @@ def test_what_isnt_about_workers_is_left_alone(folder: Path, monkeypatch: pytest
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(FolderSource, "open", bug)
-    data = TrainDataset(open_source(str(folder)), PretrainTransform((16, 16), 1), 0)
+    data = TrainDataset(open_source(str(folder)), PretrainTransform((16, 16), Reading(1)), 0)
     with pytest.raises(RuntimeError, match="a bug") as caught:
         next(iter(make_train_loader(data, ResumableBatchSampler(43, 8, 0))))
     assert not isinstance(caught.value, WorkerFailure)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from efficient_mae.data import OpenedImage, PretrainTransform, UnreadableImage, open_image
+from efficient_mae.data import OpenedImage, PretrainTransform, Reading, UnreadableImage, open_image
 from efficient_mae.data.images.crops import Crop, cut
 
 # Mean absolute difference, of 255, to a crop of the image decoded whole; 1.65 is the most that was seen.
@@ -46,7 +46,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"quality": 60}])
 def test_crops_are_those_of_the_whole_image(photo: Image.Image, in_chans: int, options: dict):
     data = jpeg(photo, **options)
-    transform = PretrainTransform((96, 96), in_chans)
+    transform = PretrainTransform((96, 96), Reading(in_chans))
     for seed in range(6):
         crop = transform.draw(photo.size, np.random.default_rng(seed))
         assert crop.reduction(96, 96) >= 2
@@ -68,7 +68,7 @@ def test_orientation_is_respected_at_any_scale(photo: Image.Image, orientation: 
         crop = Crop(top, left, 640, 704, flip=False)
         for out, reduction in ((50, 8), (100, 4), (200, 2), (400, 1)):
             assert crop.reduction(out, out) == reduction
-            ours = cut(open_image(data, "x"), [crop], (3, out, out))[0]
+            ours = cut(open_image(data, "x"), [crop], Reading(3), (out, out))[0]
             assert difference(ours, of_the_whole(data, crop, "RGB", (out, out))) < NEAR
 
 
@@ -89,7 +89,7 @@ def test_only_as_much_is_decoded_as_is_needed(photo: Image.Image):
 
 def test_repeats_are_the_crops_one_by_one(photo: Image.Image):
     small = photo.resize((320, 214))
-    transform = PretrainTransform((224, 224), 3)  # nothing to reduce: the same pixels to the bit
+    transform = PretrainTransform((224, 224), Reading(3))  # nothing to reduce: the same pixels to the bit
     together = transform.crops(open_image(jpeg(small), "x"), [np.random.default_rng(s) for s in range(4)])
     for seed, crop in enumerate(together):
         assert torch.equal(crop, transform.crops(open_image(jpeg(small), "x"), [np.random.default_rng(seed)])[0])
@@ -102,7 +102,7 @@ def test_other_colours(photo: Image.Image, mode: str):
     crop = Crop(10, 20, 700, 900, flip=True)
     for chans, wanted in ((1, "L"), (3, "RGB")):
         whole = of_the_whole(jpeg(photo), crop, mode="L" if mode == "L" else "RGB", size=(64, 64))
-        ours = cut(open_image(data, "x"), [crop], (chans, 64, 64))[0]
+        ours = cut(open_image(data, "x"), [crop], Reading(chans), (64, 64))[0]
         if chans == 1 or mode == "L":
             whole = of_the_whole(jpeg(photo), crop, "L", (64, 64))
         assert ours.shape == (chans, 64, 64), wanted
@@ -115,7 +115,7 @@ def test_camera_files_of_several_pictures(photo: Image.Image):
     image = open_image(file.getvalue(), "x")
     crop = Crop(10, 20, 700, 900, flip=False)
     assert image.decode(3, 4).image.size == (320, 214)
-    ours = cut(open_image(file.getvalue(), "x"), [crop], (3, 100, 100))[0]
+    ours = cut(open_image(file.getvalue(), "x"), [crop], Reading(3), (100, 100))[0]
     assert difference(ours, of_the_whole(jpeg(photo), crop, "RGB", (100, 100))) < NEAR
 
 

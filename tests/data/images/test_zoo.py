@@ -22,7 +22,9 @@ from PIL import Image
 from efficient_mae.cli import main
 from efficient_mae.data import (
     DeviceDecodeDataset,
+    EvalTransform,
     PretrainTransform,
+    Reading,
     Source,
     TrainDataset,
     UnreadableImage,
@@ -127,10 +129,6 @@ DEEP = SCENE.astype(np.uint16) * 257
 # By name: the file, what is seen in it, and the largest error of a pixel in levels of 255, of what loses nothing 1.
 READ: dict[str, tuple[bytes, np.ndarray, int]] = {
     **{f"turned{n}.jpg": (rotated(n), SCENE, 8) for n in STORED},
-    "deep grey.png": (coded(Image.fromarray(DEEP[..., 0]), "PNG"), grey_rgb(GREY), 0),
-    "deep grey.tif": (coded(Image.fromarray(DEEP[..., 0]), "TIFF"), grey_rgb(GREY), 0),
-    "deep colour.png": (png16(DEEP, 2), SCENE, 1),
-    "deep alpha.png": (png16(np.concatenate([DEEP, np.full((HEIGHT, WIDTH, 1), 65535)], -1), 6), SCENE, 1),
     "ink.jpg": (cmyk(), SCENE, 8),
     "grey.jpg": (jpeg(GREY), grey_rgb(GREY), 8),
     "bars.png": (*transparent_palette(), 0),
@@ -147,6 +145,10 @@ READ: dict[str, tuple[bytes, np.ndarray, int]] = {
 }
 
 UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "deep grey.png": (coded(Image.fromarray(DEEP[..., 0]), "PNG"), "uint16, one band: --value_range"),
+    "deep grey.tif": (coded(Image.fromarray(DEEP[..., 0]), "TIFF"), "uint16, one band: --value_range"),
+    "deep colour.png": (png16(DEEP, 2), "uint16, 3 bands: --value_range"),
+    "deep alpha.png": (png16(np.concatenate([DEEP, np.full((HEIGHT, WIDTH, 1), 65535)], -1), 6), "--bands 1,2,3"),
     "cut.jpg": (jpeg(SCENE)[:700], "truncated"),
     "cut header.jpg": (jpeg(SCENE)[:100], ""),
     "cut.png": (coded(Image.fromarray(SCENE), "PNG")[:200], ""),
@@ -205,7 +207,7 @@ def look(source: Source) -> Iterator[tuple[str, int, UnreadableImage | None]]:
     for index in range(len(source)):
         error = None
         try:
-            source.image(index)
+            EvalTransform((8, 8), Reading(3))(source.open(index))
         except UnreadableImage as caught:
             error = caught
             assert caught.name == source.sample_name(index)
@@ -271,7 +273,7 @@ def test_jpegs_that_are_decoded_in_part(name: str, in_chans: int, tmp_path: Path
     decoded = image.decode(in_chans, 4)
     assert decoded.reduction == (4 if name != "ink.jpg" or in_chans == 1 else decoded.reduction)
     crop = Crop(top=16, left=8, height=32, width=48, flip=False)
-    pixels = cut(image, [crop], (in_chans, 8, 12))[0].permute(1, 2, 0).numpy().astype(int)
+    pixels = cut(image, [crop], Reading(in_chans), (8, 12))[0].permute(1, 2, 0).numpy().astype(int)
     picture = READ[name][1].astype(float)
     if in_chans == 1:
         picture = picture @ np.array([[0.299], [0.587], [0.114]])
@@ -283,12 +285,12 @@ def test_jpegs_that_are_decoded_in_part(name: str, in_chans: int, tmp_path: Path
 def test_batches_of_the_zoo(dataset: type[TrainDataset], tmp_path: Path, locks_hold: None):
     """Damage is replaced and named, whichever way JPEGs are decoded, and what is read is the same."""
     source = as_folder(tmp_path / "zoo")
-    data = dataset(source, PretrainTransform((16, 16), 3), 0)
+    data = dataset(source, PretrainTransform((16, 16), Reading(3)), 0)
     batch = data.__getitems__([(0, index) for index in range(len(source))]).to("cpu")
     bad = {printed(name) for name in (*UNREADABLE, *ELSEWHERE)}
     assert {name.rpartition("/")[2] for name, _ in batch.damaged} == bad
     assert len(batch.images) == len(source)
-    plain = TrainDataset(source, PretrainTransform((16, 16), 3), 0)
+    plain = TrainDataset(source, PretrainTransform((16, 16), Reading(3)), 0)
     reference = plain.__getitems__([(0, index) for index in range(len(source))])
     whole = batch.indices == reference.indices  # a cut JPEG's stand-in is another one where it is found out later
     assert whole.float().mean() > 0.9
@@ -320,7 +322,7 @@ def test_a_run_over_the_zoo(tmp_path: Path, locks_hold: None, capsys: pytest.Cap
 def test_a_file_that_vanishes_while_workers_read(tmp_path: Path):
     for number in range(40):
         (tmp_path / f"{number:02}.png").write_bytes(READ["with space.png"][0])
-    data = TrainDataset(open_source(str(tmp_path)), PretrainTransform((8, 8), 3), 0)
+    data = TrainDataset(open_source(str(tmp_path)), PretrainTransform((8, 8), Reading(3)), 0)
     before = data[0, 7]
     (tmp_path / "07.png").unlink()
     after = data[0, 7]

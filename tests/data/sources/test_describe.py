@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from efficient_mae.data import describe_images, open_source
+from efficient_mae.data import Reading, describe_images, open_source
 
 SMALL, PHOTO = (28, 28), (500, 375)
 
@@ -39,7 +39,7 @@ def folder_of(path: Path, *images: tuple[str, tuple[int, int]], ending: str = "p
     ],
 )
 def test_sizes_and_channels(images, shape, said: str, enlarged: float, made_up: bool, tmp_path: Path):
-    summary = describe_images(open_source(str(folder_of(tmp_path, *images))), shape)
+    summary = describe_images(open_source(str(folder_of(tmp_path, *images))), Reading(shape[0]), shape[1:])
     assert summary.text == f"images of {said}"
     assert (summary.enlarged, summary.made_up) == (enlarged, made_up)
 
@@ -52,7 +52,9 @@ def test_jpegs_are_not_decoded(mode: str, kind: str, tmp_path: Path, monkeypatch
         raise AssertionError("pixels were decoded")
 
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", decoded)
-    assert describe_images(source, (3, 500, 500)).text.startswith(f"images of 500 x 375, {kind}, are enlarged 1.3")
+    assert describe_images(source, Reading(3), (500, 500)).text.startswith(
+        f"images of 500 x 375, {kind}, are enlarged 1.3"
+    )
 
 
 def test_a_few_of_many_and_always_the_same(tmp_path: Path):
@@ -67,7 +69,7 @@ def test_a_few_of_many_and_always_the_same(tmp_path: Path):
             opened.append(index)
             return source.open(index)
 
-    first, second = (describe_images(Watched(), (1, 16, 16)) for _ in range(2))
+    first, second = (describe_images(Watched(), Reading(1), (16, 16)) for _ in range(2))
     assert first == second and len(opened) < 100 and {0, 99} <= set(opened)
     assert first.text.startswith("images of 20 x 20 to 119 x 20 (median ")
 
@@ -75,6 +77,6 @@ def test_a_few_of_many_and_always_the_same(tmp_path: Path):
 def test_damaged_images_say_nothing(tmp_path: Path):
     (folder_of(tmp_path, ("L", SMALL)) / "damaged.png").write_bytes(b"")
     source = open_source(str(tmp_path))
-    assert describe_images(source, (1, 28, 28)).text == "images of 28 x 28, grey, are left in their size"
+    assert describe_images(source, Reading(1), (28, 28)).text == "images of 28 x 28, grey, are left in their size"
     (tmp_path / "000.png").write_bytes(b"")
-    assert describe_images(source, (1, 28, 28)).text == "none of 2 images that were looked at can be read"
+    assert describe_images(source, Reading(1), (28, 28)).text == "none of 2 images that were looked at can be read"

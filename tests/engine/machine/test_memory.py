@@ -8,7 +8,7 @@ import torch
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.data import PretrainTransform, TrainDataset, open_source
+from efficient_mae.data import PretrainTransform, Reading, TrainDataset, open_source
 from efficient_mae.engine.machine import memory
 from efficient_mae.engine.machine.distributed import ALONE, Processes
 from efficient_mae.engine.machine.memory import BatchMemory, explain_out_of_memory
@@ -45,7 +45,7 @@ def memory_of(
     rows, columns = model.config.grid_size
     dataset = TrainDataset(
         open_source("fashion-mnist-sample"),
-        PretrainTransform((224, 224), 3),
+        PretrainTransform((224, 224), Reading(3)),
         seed=0,
         num_patches=rows * columns,
         make_masks=model.config.planner(unit),

@@ -1,6 +1,6 @@
 """What a step is given. Letters: B images, C channels, H and W height and width in pixels.
 
-Images stay uint8 until they are on the device (`transforms.normalize`): a quarter of the bytes to move.
+Images of 8 bits stay uint8 until they are on the device (`transforms.normalize`): a quarter of the bytes to move.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from efficient_mae.flat import Flat
@@ -23,13 +23,13 @@ class EvalBatch:
     """Images in the order of the data set, the unreadable ones left out.
 
     Attributes:
-        images: their pixels.
+        images: their pixels, uint8, or float32 from 0 to 1.
         indices: their numbers in the data set.
         labels: their classes, -1 for an image without one; None when the data set is unlabelled.
         damaged: (name, reason) of every unreadable image that was come across for this batch.
     """
 
-    images: UInt8[Tensor, "B C H W"]
+    images: Shaped[Tensor, "B C H W"]
     indices: Int64[Tensor, " B"]
     labels: Int64[Tensor, " B"] | None
     damaged: list[tuple[str, str]]

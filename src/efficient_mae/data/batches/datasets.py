@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 class TrainTransform(Protocol):
     """From an image to pixels, the same for the same random numbers."""
 
-    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> UInt8[Tensor, "R C H W"]:
+    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> Shaped[Tensor, "R C H W"]:
         """A crop for each generator, of an image that is decoded once; raises UnreadableImage if it's damaged."""
         ...
 
@@ -168,11 +168,11 @@ class EvalDataset(Dataset[EvalBatch]):
         damaged: dict[str, str] = {}
         for index in indices:
             try:
-                images.append(self.transform(_open(self.source, index, self.min_size).decode().image))
+                images.append(self.transform(_open(self.source, index, self.min_size)))
                 used.append(index)
             except UnreadableImage as error:
                 damaged[error.name] = error.reason
-        nothing = torch.empty((0, *self.transform.shape), dtype=torch.uint8)
+        nothing = torch.empty((0, *self.transform.shape), dtype=self.transform.reading.dtype)
         return EvalBatch(
             images=torch.stack(images) if images else nothing,
             indices=torch.tensor(used, dtype=torch.int64),

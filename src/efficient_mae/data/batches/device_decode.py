@@ -24,6 +24,7 @@ from efficient_mae.data.batches.batch import TrainBatch
 from efficient_mae.data.batches.datasets import TrainDataset
 from efficient_mae.data.images.crops import Crop, cut
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, open_image
+from efficient_mae.data.images.reading import Reading
 from efficient_mae.data.images.transforms import PretrainTransform
 from efficient_mae.errors import InputError
 
@@ -179,7 +180,8 @@ def _decode_and_cut(
             yield cut_on_device(_upright(pixels, image.orientation), image.crops, shape)
             continue
         try:
-            yield cut(open_image(data.numpy().tobytes(), image.name), image.crops, shape).to(device)
+            opened = open_image(data.numpy().tobytes(), image.name)
+            yield cut(opened, image.crops, Reading(shape[0]), shape[1:]).to(device)
         except UnreadableImage as error:
             yield error
 

@@ -6,11 +6,12 @@ Letters: R crops of an image, C channels, H and W height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from efficient_mae.data.batches.generators import seeded_generators
 from efficient_mae.data.images.crops import to_tensor
 from efficient_mae.data.images.decode import OpenedImage, to_channels
+from efficient_mae.data.images.reading import Reading
 from efficient_mae.data.images.transforms import PretrainTransform, default_mean_std
 from efficient_mae.errors import InputError
 
@@ -31,7 +33,7 @@ class AugmentTransform:
     def __init__(
         self,
         img_size: tuple[int, int],
-        in_chans: int,
+        reading: Reading,
         *,
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: bool = True,
@@ -40,21 +42,25 @@ class AugmentTransform:
         """
         Args:
             img_size: (height, width) of the result in pixels.
-            in_chans: 1, 3 or 4 channels.
+            reading: how images are read.
             scale, hflip: see `PretrainTransform`.
             auto_augment: timm's description of a RandAugment, `rand-m9-mstd0.5-inc1`; None for none. It works on
                 RGB: grey images are made RGB for it, then grey again.
 
         Raises:
-            InputError: a description that timm doesn't understand, RandAugment of RGBA, or as `PretrainTransform`.
+            InputError: a description that timm doesn't understand, RandAugment of other pixels than 8 bits of grey
+                or RGB, or as `PretrainTransform`.
         """
-        self._crop = PretrainTransform(img_size, in_chans, scale=scale, hflip=hflip)
-        self._in_chans = in_chans
+        self._crop = PretrainTransform(img_size, reading, scale=scale, hflip=hflip)
+        self._in_chans = in_chans = reading.in_chans
         self._augment: Any = None
         if auto_augment is not None:
-            if in_chans == 4:
-                raise InputError(f"auto_augment={auto_augment}: works on 1 or 3 channels, not 4; set it to null")
-            self._crop = PretrainTransform(img_size, 3, scale=scale, hflip=hflip)
+            if in_chans not in (1, 3) or reading.value_range is not None:
+                pixels = f"{in_chans} channels" if reading.value_range is None else "a value_range"
+                raise InputError(
+                    f"auto_augment={auto_augment}: works on 8 bits of 1 or 3 channels, not {pixels}; set it to null"
+                )
+            self._crop = PretrainTransform(img_size, replace(reading, in_chans=3), scale=scale, hflip=hflip)
             # What a shifted or rotated image leaves bare: ImageNet's mean, timm's choice.
             fill = tuple(round(255 * value) for value in default_mean_std(3)[0])
             limits = {"translate_const": int(min(img_size) * _LARGEST_TRANSLATION), "img_mean": fill}
@@ -69,11 +75,11 @@ class AugmentTransform:
                     operation.aug_fn = _posterize
             self._augment = augment
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "C H W"]:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Shaped[Tensor, "C H W"]:
         """The same pixels for the same image and the same state of `rng`."""
         return self.crops(OpenedImage(image, "image"), [rng])[0]
 
-    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> UInt8[Tensor, "R C H W"]:
+    def crops(self, image: OpenedImage, rngs: Collection[np.random.Generator]) -> Shaped[Tensor, "R C H W"]:
         """As :meth:`PretrainTransform.crops`."""
         crops = self._crop.crops(image, rngs)
         if self._augment is None:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from efficient_mae.data.images.decode import REDUCTIONS, OpenedImage
+from efficient_mae.data.images.decode import REDUCTIONS, OpenedImage, damage_named, no_pixel_limit
+from efficient_mae.data.images.rasters import Raster
+from efficient_mae.data.images.reading import Reading
 
 # Pixels that a reduced JPEG keeps for each of a crop's result, along each side. At 1, crops of 224 pixels differ from
 # those of the whole image by up to 2 levels of 255 in the mean; at 1.5 by up to 1.3, in 5 % more time at 12 MP.
@@ -75,23 +77,61 @@ def random_resized_crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def cut(image: OpenedImage, crops: Collection[Crop], shape: tuple[int, int, int]) -> UInt8[Tensor, "R C H W"]:
-    """The pixels of crops of an image, which is decoded once, at the smallest scale that serves them all.
+def cut(
+    image: OpenedImage, crops: Collection[Crop], reading: Reading, size: tuple[int, int]
+) -> Shaped[Tensor, "R C H W"]:
+    """The pixels of crops of an image: of a picture, decoded once at the smallest scale that serves them all; of a
+    raster their windows, and no more.
 
     Args:
-        shape: (channels, height, width) of each crop's result.
+        size: (height, width) of each crop's result.
+
+    Returns:
+        As `reading` says, uint8 or float32 from 0 to 1.
 
     Raises:
-        UnreadableImage: the image turns out to be damaged.
+        UnreadableImage: the image turns out to be damaged, or cannot be read so.
     """
-    channels, height, width = shape
-    decoded = image.decode(channels, min(crop.reduction(height, width) for crop in crops))
-    pixels = torch.empty(len(crops), *shape, dtype=torch.uint8)
-    for row, crop in zip(pixels, crops, strict=True):
-        box = decoded.box(crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-        resized = resize(decoded.image, box, (height, width))
-        row.copy_(resized.flip(-1) if crop.flip else resized)
-    return pixels
+    boxes = [(crop.left, crop.top, crop.left + crop.width, crop.top + crop.height) for crop in crops]
+    raster = image.raster(reading)
+    if raster is not None:
+        with damage_named(image.name):
+            resized = [resize_raster(raster, reading, box, size, alone=True) for box in boxes]
+    else:
+        reduction = min(crop.reduction(*size) for crop in crops)
+        decoded = image.decode(reading.in_chans, reduction, reading.max_megapixels)
+        resized = [as_read(resize(decoded.image, decoded.box(*box), size), reading) for box in boxes]
+    return torch.stack([one.flip(-1) if crop.flip else one for one, crop in zip(resized, crops, strict=True)])
+
+
+def as_read(pixels: UInt8[Tensor, "C H W"], reading: Reading) -> Shaped[Tensor, "C H W"]:
+    """A picture's pixels, among those of rasters."""
+    return pixels if reading.dtype == torch.uint8 else pixels / 255
+
+
+def resize_raster(
+    raster: Raster, reading: Reading, box: tuple[float, float, float, float], size: tuple[int, int], *, alone: bool
+) -> Shaped[Tensor, "C H W"]:
+    """A part of a raster in another size, by antialiased bicubic interpolation of what a model sees of it.
+
+    Args:
+        box: (left, top, right, bottom) in pixels of the image.
+        size: (height, width) of the result.
+        alone: what lies beyond the box, which is of whole pixels then, is not weighed in.
+    """
+    (left, top, right, bottom), (height, width) = box, size
+    margin = 0 if alone else math.ceil(3 * max(1, (right - left) / width, (bottom - top) / height))
+    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    to_x, to_y = min(raster.size[0], math.ceil(right) + margin), min(raster.size[1], math.ceil(bottom) + margin)
+    pixels = reading.pixels(raster.window(y, x, to_y - y, to_x - x), raster)
+    if pixels.shape[1:] != size and alone:
+        pixels = interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    elif pixels.shape[1:] != size:
+        place = (left - x, top - y, right - x, bottom - y)
+        bands = (Image.fromarray(band.numpy()) for band in pixels)
+        resized = [band.resize((width, height), Image.Resampling.BICUBIC, box=place) for band in bands]
+        pixels = torch.from_numpy(np.stack([np.asarray(band) for band in resized]))
+    return pixels.clamp(0, 1) if pixels.is_floating_point() else pixels
 
 
 def resize(
@@ -110,7 +150,9 @@ def resize(
     left, top, right, bottom = map(int, box)
     if image.mode != "RGB" or (left, top, right, bottom) != box:
         return to_tensor(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
-    pixels = torch.from_numpy(np.array(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
+    with no_pixel_limit():
+        part = image.crop((left, top, right, bottom))
+    pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
     return interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
 
 

@@ -1,8 +1,8 @@
-"""From the bytes of an image file to a picture: upright, in a mode that every later step understands.
+"""From an image file to a picture of 8 bits, upright, in a mode that every later step understands, or to a raster.
 
-A JPEG is opened first and decoded later, at the smallest scale that will do: what is made of it is chosen between
-the two, from its size. Whatever is wrong with a file ends as one exception, `UnreadableImage`: the file and the
-reason on one line.
+An image is opened first and decoded later, a JPEG at the smallest scale that will do: what is made of it is chosen
+between the two, from its size. Whatever is wrong with a file ends as one exception, `UnreadableImage`: the file and
+the reason on one line.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from efficient_mae.console import printable
+from efficient_mae.data.images.formats import formats
+from efficient_mae.data.images.rasters import WINDOWED, Raster, of_picture, open_raster
+from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.errors import InputError
 
-# EPS runs Ghostscript on the file's program, and training must not run what it should only read; the others
-# are recognised by PIL but have no decoder.
-_NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Scales at which a JPEG can be decoded, as divisors of its size: libjpeg shortens the cosine transforms.
 REDUCTIONS = (8, 4, 2, 1)
@@ -39,19 +38,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-
-
-@cache
-def formats() -> tuple[str, ...]:
-    """PIL's names of the formats that are read; asked for when an image is, for PIL then loads its plugins."""
-    Image.init()
-    return tuple(name for name in Image.OPEN if name not in _NOT_READ)
-
-
-@cache
-def extensions() -> frozenset[str]:
-    """Endings of file names of these formats, lower case, without the dot."""
-    return frozenset(end[1:] for end, name in Image.registered_extensions().items() if name in formats())
 
 
 class UnreadableImage(InputError):  # noqa: N818 - it is what the file is
@@ -94,61 +80,107 @@ class DecodedImage:
 
 
 class OpenedImage:
-    """An image whose size is known; a JPEG's pixels are decoded when they are asked for.
+    """An image whose size is known; its pixels are decoded when they are asked for.
 
     Attributes:
         name: the sample, as its source calls it.
         size: (width, height) in pixels, upright.
         num_bytes: length of its file; 0 if it came from none.
-        jpeg: its file, if that is a JPEG; else None, and the pixels are there already.
-        mode: PIL's mode of the stored pixels; YCbCr for a JPEG's usual colours.
-        orientation: of a JPEG's stored pixels, 1 to 8, as EXIF numbers them.
+        jpeg: its file, if that is a JPEG; else None.
+        mode: PIL's mode of the stored pixels, YCbCr for a JPEG's usual colours; of a raster, what it holds in words.
+        orientation: of stored pixels, 1 to 8, as EXIF numbers them.
     """
 
-    def __init__(self, image: Image.Image, name: str, *, num_bytes: int = 0, jpeg: bytes | None = None) -> None:
+    def __init__(self, image: Image.Image | Raster, name: str, *, data: bytes = b"", num_bytes: int = 0) -> None:
         """
         Args:
-            image: decoded and upright, or, with `jpeg`, just opened.
+            image: opened from `data`, or there already and upright.
         """
-        self.name, self.num_bytes, self.jpeg, self.mode = name, num_bytes, jpeg, image.mode
-        self.orientation = 1 if jpeg is None else _orientation(image)
-        if jpeg is not None and image.mode == "RGB" and image.info.get("adobe_transform") != 0:
-            self.mode = "YCbCr"
+        self.name, self.num_bytes, self._data = name, num_bytes or len(data), data
+        self.jpeg: bytes | None = None
+        self.orientation = 1
+        self._image: Image.Image | None = None
+        self._raster = image if isinstance(image, Raster) else None
+        if isinstance(image, Raster):
+            self.size, self.mode = image.size, image.kind
+            return
+        self._image, self.mode = image, image.mode
+        if data:
+            self.orientation = _orientation(image, data)
+        if image.format in ("JPEG", "MPO"):
+            self.jpeg = data
+            if image.mode == "RGB" and image.info.get("adobe_transform") != 0:
+                self.mode = "YCbCr"
         width, height = image.size
         self.size = (height, width) if self.orientation >= 5 else (width, height)
-        self._image: Image.Image | None = image
 
-    def decode(self, in_chans: int | None = None, reduction: int = 1) -> DecodedImage:
-        """The pixels, in mode L, RGB or RGBA.
+    def raster(self, reading: Reading) -> Raster | None:
+        """The image as numbers, if it is no picture of 8 bits or is not read as one; else None.
+
+        Raises:
+            UnreadableImage: it is damaged, too large, or cannot be read so.
+        """
+        raster = self.numbers(reading.max_megapixels)
+        with damage_named(self.name):
+            if raster is None and (reading.bands is not None or reading.in_chans not in MODES):
+                raster = of_picture(self.decode(max_megapixels=reading.max_megapixels).image)
+            if raster is not None:
+                reading.check(raster)
+            return raster
+
+    def numbers(self, max_megapixels: float = MAX_MEGAPIXELS) -> Raster | None:
+        """The image as it is stored, unless it is a picture of 8 bits; raises UnreadableImage as :meth:`raster`."""
+        if self._raster is None and _is_deep(self.mode):
+            with damage_named(self.name):
+                self._raster = of_picture(self._load(1, self.mode, max_megapixels)[0])
+        return self._raster
+
+    def decode(
+        self, in_chans: int | None = None, reduction: int = 1, max_megapixels: float = MAX_MEGAPIXELS
+    ) -> DecodedImage:
+        """The pixels of a picture, in mode L, RGB or RGBA.
 
         Args:
             in_chans: convert them to 1, 3 or 4 channels (:func:`to_channels`); None leaves them as they are. Of a
                 JPEG, grey is decoded alone.
             reduction: one of :data:`REDUCTIONS`, by which a JPEG is reduced; other images are not.
+            max_megapixels: the most that are decoded, in millions.
 
         Raises:
-            UnreadableImage: it is damaged or cut short.
+            UnreadableImage: it is damaged or cut short, too large, or a raster.
             InputError: another number of channels.
         """
-        if self.jpeg is None and self._image is not None:
-            return DecodedImage(self._image if in_chans is None else to_channels(self._image, in_chans))
-        with _damage_named(self.name):
-            image, self._image = self._image or Image.open(io.BytesIO(self.jpeg or b""), formats=formats()), None
-            width, height = image.size
-            mode, size = "L" if in_chans == 1 else image.mode, (width // reduction, height // reduction)
-            if image.draft(mode, size) is None:
-                reduction = 1
-            image.load()
-            # The image's end within the last pixel of `image`; 0 where the reduction divides its size.
-            spare = image.width - width / reduction, image.height - height / reduction
-            image = _plain(_upright(image, self.orientation))
-        x, y = reversed(spare) if self.orientation >= 5 else spare
+        with damage_named(self.name):
+            if self._raster is not None or _is_deep(self.mode):
+                kind = self.mode if self._raster is None else self._raster.kind
+                raise ValueError(f"{kind}: no picture of 8 bits")
+            mode = "L" if in_chans == 1 and self.jpeg is not None else self.mode
+            image, reduction, (x, y) = self._load(reduction, mode, max_megapixels)
+            image = _plain(image)
         offset = x if self.orientation in (2, 3, 6, 7) else 0.0, y if self.orientation in (3, 4, 7, 8) else 0.0
         return DecodedImage(image if in_chans is None else to_channels(image, in_chans), reduction, offset)
 
+    def _load(self, reduction: int, mode: str, max_megapixels: float) -> tuple[Image.Image, int, tuple[float, float]]:
+        """The pixels upright, by how much they are reduced, and where, along each side, the last one ends within."""
+        if not self._data:
+            assert self._image is not None
+            return self._image, 1, (0.0, 0.0)
+        image, self._image = self._image or Image.open(io.BytesIO(self._data), formats=formats()), None
+        width, height = image.size
+        mode = image.mode if mode == "YCbCr" else mode
+        if self.jpeg is None or image.draft(mode, (width // reduction, height // reduction)) is None:
+            reduction = 1
+        if image.width * image.height > max_megapixels * 1e6:
+            raise ValueError(f"too many pixels: {width:,} x {height:,}, and max_megapixels is {max_megapixels:g}")
+        image.load()
+        # The image's end within the last pixel of `image`; 0 where the reduction divides its size.
+        spare = image.width - width / reduction, image.height - height / reduction
+        upright = image.transpose(_TURNS[self.orientation]) if self.orientation in _TURNS else image
+        return upright, reduction, (spare[1], spare[0]) if self.orientation >= 5 else spare
 
-def read_regular(path: bytes | str, name: str) -> bytes:
-    """The content of a file that is one: a device may have no end, a pipe no beginning.
+
+def read_regular(path: bytes | str, name: str, size: int = -1) -> bytes:
+    """The content of a file that is one, or its first bytes: a device may have no end, a pipe no beginning.
 
     Raises:
         UnreadableImage: it is something else.
@@ -161,26 +193,41 @@ def read_regular(path: bytes | str, name: str) -> bytes:
     with open(descriptor, "rb") as file:  # noqa: PTH123 - pathlib has no names of arbitrary bytes
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnreadableImage(name, "not a file")
-        return file.read()
+        return file.read(size)
 
 
 def open_image(data: bytes, name: str) -> OpenedImage:
-    """The first picture in an image file; a JPEG's header is read, any other format is decoded.
+    """The first picture in an image file, or its raster; a picture's header is read, and no more.
 
     Args:
         data: the file's content.
         name: what to call it in an error.
 
     Raises:
-        UnreadableImage: it is no image, or holds more pixels than PIL's limit (`PIL.Image.MAX_IMAGE_PIXELS`), as a
-            decompression bomb does; or, unless it is a JPEG, it is damaged or cut short.
+        UnreadableImage: it is no image, or one whose head is damaged.
     """
-    with _damage_named(name, empty=not data):
-        image = Image.open(io.BytesIO(data), formats=formats())
-        if image.format in ("JPEG", "MPO"):
-            return OpenedImage(image, name, num_bytes=len(data), jpeg=data)
-        image.load()
-        return OpenedImage(_plain(_upright(image, _orientation(image))), name, num_bytes=len(data))
+    with damage_named(name, empty=not data):
+        if (raster := open_raster(data)) is not None:
+            if data.startswith(b"\x89PNG") and _orientation(Image.open(io.BytesIO(data)), data) != 1:
+                raise ValueError(f"{raster.kind}, to be turned as EXIF says: not read")
+            return OpenedImage(raster, name, num_bytes=len(data))
+        return OpenedImage(Image.open(io.BytesIO(data), formats=formats()), name, data=data)
+
+
+def open_file(path: bytes, name: str) -> OpenedImage:
+    """The image in a file, as :func:`open_image`; of a format that is read by the window, no more than its head.
+
+    Raises:
+        UnreadableImage: it is no image, or one whose head is damaged, or no file.
+        OSError: it can't be read.
+    """
+    if path.rpartition(b".")[2].lower().decode("latin-1") in WINDOWED:
+        read_regular(path, name, 0)
+        with damage_named(name):
+            file = Path(os.fsdecode(path))
+            if file.stat().st_size and (raster := open_raster(file)) is not None:
+                return OpenedImage(raster, name, num_bytes=file.stat().st_size)
+    return open_image(read_regular(path, name), name)
 
 
 def decode(data: bytes | io.BufferedIOBase, name: str) -> Image.Image:
@@ -221,57 +268,58 @@ def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
 
 
 @contextmanager
-def _damage_named(name: str, empty: bool = False) -> Iterator[None]:
-    """Within, whatever PIL raises becomes UnreadableImage, and it warns of nothing."""
+def no_pixel_limit() -> Iterator[None]:
+    """Within, PIL takes images of any size: `max_megapixels` is the limit here, where it is decoded."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            # PIL warns of harmless oddities, once for each image of a million.
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def damage_named(name: str, empty: bool = False) -> Iterator[None]:
+    """Within, whatever is raised becomes UnreadableImage, and libraries warn of nothing."""
+    try:
+        with warnings.catch_warnings(), no_pixel_limit():
+            # Libraries warn of harmless oddities, once for each image of a million.
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
+    except UnreadableImage:
+        raise
     except UnidentifiedImageError:
         raise UnreadableImage(name, "empty" if empty else "not an image that can be read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(name, f"too many pixels: {_one_line(error)}") from None
-    except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
+    except ModuleNotFoundError as error:
+        raise UnreadableImage(name, f"{error.name} is needed to read it: pip install {error.name}") from None
+    except Exception as error:  # decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
         raise UnreadableImage(name, _one_line(error)) from None
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, data: bytes) -> int:
     """EXIF's number for how the pixels lie, 1 to 8. A damaged EXIF block leaves them as they lie."""
+    if image.format == "TIFF":
+        return 1  # PIL turns it itself
     with suppress(Exception):
-        value = image.getexif().get(_ORIENTATION)
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else Image.Exif()
+        if image.format == "PNG" and not exif and (place := data.rfind(b"eXIf")) > 0:  # behind the pixels
+            exif.load(data[place + 4 : place + 4 + int.from_bytes(data[place - 4 : place], "big")])
+        value = exif.get(_ORIENTATION)
         return value if value in _TURNS else 1
     return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+def _is_deep(mode: str) -> bool:
+    """Whether pictures of PIL's mode hold more than 8 bits."""
+    return mode == "F" or mode.startswith("I")
 
 
 def _plain(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB, or RGBA where it has transparency of any kind."""
     if image.mode in ("L", "RGB", "RGBA") and "transparency" not in image.info:
         return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Deep grey values as 8 bits. PIL's own conversion clips at 255, which turns a 16-bit image white.
-
-    Integers span 0 to 65,535 (PIL widens 16-bit files to 32 bits for some formats). Floats have no fixed span;
-    the two in use are told apart by the largest value: 0 to 1, or 0 to 255.
-    """
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values)
-        scale = 255.0 if values.max() <= 1 else 1.0
-    else:
-        scale = 255 / 65535
-    return (values * scale).clip(0, 255).round().astype(np.uint8)
 
 
 def _one_line(error: BaseException) -> str:

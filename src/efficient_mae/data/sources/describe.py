@@ -6,12 +6,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from efficient_mae.data.images.decode import MODES, OpenedImage, UnreadableImage, check_channels
+import numpy as np
+
+from efficient_mae.data.images.decode import MODES, OpenedImage, UnreadableImage, damage_named
+from efficient_mae.data.images.reading import Reading, UnsuitedError
 from efficient_mae.data.sources.registry import Source
 from efficient_mae.data.sources.subset import spread
+from efficient_mae.errors import InputError
 
 # Images that are looked at, evenly spread over the source: JPEGs by their headers alone.
 _LOOKED_AT = 32
+# Of those that can't be used, as many are opened to say what they hold, in their middle of this side in pixels.
+_MEASURED, _SIDE = 8, 1024
 # What a person calls PIL's modes; others go by PIL's name.
 _KINDS = {"L": "grey", "YCbCr": "RGB"}
 
@@ -32,18 +38,15 @@ class ImageSummary:
 
 
 def describe_images(
-    source: Source, shape: tuple[int, int, int], crop_scale: tuple[float, float] | None = None
+    source: Source, reading: Reading, img_size: tuple[int, int], crop_scale: tuple[float, float] | None = None
 ) -> ImageSummary:
     """Look at some images of a source.
 
     Args:
-        shape: channels, height and width of what the model takes.
+        reading: how they are read.
+        img_size: (height, width) in pixels that the model takes.
         crop_scale: share of an image's area that random crops of it cover, where such are taken.
-
-    Raises:
-        InputError: images can't be read as so many channels.
     """
-    check_channels(shape[0])
     sizes, kinds = [], Counter[str]()
     for image in _looked_at(source):
         sizes.append(image.size)
@@ -52,14 +55,21 @@ def describe_images(
         return ImageSummary(
             f"none of {min(len(source), _LOOKED_AT)} images that were looked at can be read", 0.0, False
         )
-    channels, height, width = shape
-    kind = _KINDS.get(MODES[channels], MODES[channels])
+    channels, (height, width) = reading.in_chans, img_size
+    made = MODES.get(channels, f"{channels} channels")
+    kind = _KINDS.get(made, made)
     factors = [max(height / h, width / w) for w, h in sizes]
     larger = [factor for factor in factors if factor > 1]
     names = [name for name, _ in kinds.most_common()]
     text = f"images of {_span(sizes)}, {_listed(names)}, {_resizing(factors, larger, f'{width:,} x {height:,}')}"
-    if others := [name for name in names if name != kind]:
+    others = [name for name in names if name != kind]
+    if reading.bands is not None:
+        text += f", of which band{'s' * (len(reading.bands) > 1)} {_listed(list(map(str, reading.bands)))} are taken"
+    elif others:
         text += f" and made {kind}" + (f" where they are {_listed(others)}" if kind in names else "")
+    if reading.value_range is not None:
+        pairs = [f"{low:g} to {high:g}" for low, high in dict.fromkeys(reading.pairs)]
+        text += f"; numbers of more than 8 bits are seen from {_listed(pairs[:3])}{', ...' if len(pairs) > 3 else ''}"
     if crop_scale is not None and crop_scale[0] < 1:
         text += f"; crops of {crop_scale[0]:.0%} to {crop_scale[1]:.0%} of their area are brought to that size"
     invented = channels > 1 and any(name == "grey" or channels == 4 for name in others)
@@ -81,6 +91,35 @@ def _looked_at(source: Source) -> Iterator[OpenedImage]:
     for index in range(len(sample)):
         with suppress(UnreadableImage):
             yield sample.open(index)
+
+
+def refuse_unsuited(source: Source, reading: Reading) -> None:
+    """Look at some images, and refuse data of which one can't be read so, with what was seen in it and others.
+
+    Raises:
+        InputError: with the setting that would do.
+    """
+    unsuited: dict[str, str] = {}
+    lows, highs = [], []
+    for image in _looked_at(source):
+        try:
+            image.raster(reading)
+        except UnreadableImage as error:
+            if not isinstance(error.__context__, UnsuitedError):
+                continue  # damaged, to be named when it is read
+            unsuited[error.name] = error.reason
+            if len(unsuited) <= _MEASURED and (raster := image.numbers()) is not None:
+                with damage_named(image.name):
+                    width, height = (min(_SIDE, side) for side in raster.size)
+                    left, top = (raster.size[0] - width) // 2, (raster.size[1] - height) // 2
+                    part = raster.window(top, left, height, width)
+                lows.append(np.nanmin(part))
+                highs.append(np.nanmax(part))
+    if unsuited:
+        name, reason = next(iter(unsuited.items()))
+        seen = f"; in {len(lows)} of them numbers from {min(lows):g} to {max(highs):g} were seen" if lows else ""
+        others = f" (and {len(unsuited) - 1} others of {min(len(source), _LOOKED_AT)} looked at)"
+        raise InputError(f"{name}{others * (len(unsuited) > 1)}: {reason}{seen}")
 
 
 def _resizing(factors: list[float], larger: list[float], wanted: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, extensions, open_image, read_regular
+from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, open_file
+from efficient_mae.data.images.formats import extensions
 from efficient_mae.data.sources.names import PackedNames
 from efficient_mae.errors import InputError
 
@@ -56,7 +57,7 @@ class FolderSource:
         """The image; raises UnreadableImage for a file that is damaged, forbidden, gone, or none."""
         name = self.sample_name(index)
         try:
-            return open_image(read_regular(self._path(index), name), name)
+            return open_file(self._path(index), name)
         except OSError as error:
             raise UnreadableImage(name, error.strerror or str(error)) from None
 

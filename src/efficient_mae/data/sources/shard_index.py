@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.decode import extensions
+from efficient_mae.data.images.formats import extensions
 from efficient_mae.data.sources.names import MAX_CLASSES
 from efficient_mae.errors import InputError
 

@@ -6,12 +6,14 @@ leads to it again: to the bit, by as many processes on the same machine.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.engine.faults.nonfinite import plain
 from efficient_mae.engine.loop import Step, step_generators
@@ -23,19 +25,92 @@ from efficient_mae.engine.storage.checkpoint import find_checkpoints, parameters
 from efficient_mae.methods.base import BACKBONE
 
 
-def replay_step(run: Run, number: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """What a log holds of a step: numbers, or what is not finite as text.
+
+    Attributes:
+        loss: of the global batch.
+        grad_norm: norm of its gradient.
+    """
+
+    loss: float | str
+    grad_norm: float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadModule:
+    """A module whose output isn't finite.
+
+    Attributes:
+        name: in the model.
+        kind: its class.
+        input_is_finite: all of it.
+        rank: process that came by it.
+    """
+
+    name: str
+    kind: str
+    input_is_finite: bool
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayedSample:
+    """A sample of the step.
+
+    Attributes:
+        rank: process that trained on it.
+        epoch: that it is of.
+        index: number in the source.
+        name: of the image that was read.
+        loss: its part of the step's.
+    """
+
+    rank: int
+    epoch: int
+    index: int
+    name: str
+    loss: float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayResult(Result):
+    """A step that was done again.
+
+    Attributes:
+        run: directory.
+        step: its number, from 1.
+        reproduced: loss or gradient are not finite this time either.
+        recorded: the figures of the first time.
+        checkpoint: steps done at the one that was loaded; 0 for none.
+        loss, grad_norm: the figures of this time.
+        module: the first whose output isn't finite; None for no module's.
+        weights: names of parameters that aren't finite before the step.
+        gradients: names of parameters whose gradient isn't.
+        samples: of all processes.
+    """
+
+    run: str
+    step: int
+    reproduced: bool
+    recorded: StepFigures
+    checkpoint: int
+    loss: float | str
+    grad_norm: float | str
+    module: BadModule | None
+    weights: list[str]
+    gradients: list[str]
+    samples: list[ReplayedSample]
+
+
+def replay_step(run: Run, number: int, recorded: StepFigures) -> ReplayResult:
     """Do a step again, from the last checkpoint before it, or from the beginning; nothing is written.
 
     Args:
         run: newly made.
         number: of the step, as the log counts them, from 1.
-
-    Returns:
-        `checkpoint`, the steps done at the one that was loaded (0: none); `loss` and `grad_norm` of the step;
-        `module`, the first whose output isn't finite (None: no module's), with its `name`, `kind`, `rank`, and
-        whether its `input_is_finite`; `weights` and `gradients`, names of parameters that aren't finite before the
-        step, or whose gradient isn't; and `samples`, each with `rank`, `epoch`, `index`, `name` and its part of the
-        step's `loss`.
+        recorded: of the first time.
 
     Raises:
         InputError: the data has changed.
@@ -59,25 +134,32 @@ def replay_step(run: Run, number: int) -> dict[str, Any]:
     gradients = [name for name, p in named if p.grad is not None and not _is_finite(p.grad)]
     pairs = islice(run.pairs(index), run.config.accum_iter)
     samples = [
-        {"epoch": epoch, "index": index, "name": run.source.sample_name(image), "loss": plain(share)}
+        ReplayedSample(
+            rank=processes.rank, epoch=epoch, index=index, name=run.source.sample_name(image), loss=plain(share)
+        )
         for part, batch, micro_shares in zip(pairs, micro_batches, shares, strict=True)
         for (epoch, index), image, share in zip(part, batch.indices.tolist(), micro_shares, strict=True)
     ]
-    found = list(enumerate(processes.gather((module, gradients, samples))))
-    return {
-        "checkpoint": first,
-        "loss": plain(loss.item()),
-        "grad_norm": plain(norm.item()),
-        "module": next(({**module, "rank": rank} for rank, (module, _, _) in found if module is not None), None),
-        "weights": weights,
-        "gradients": list(dict.fromkeys(name for _, (_, names, _) in found for name in names)),
-        "samples": [{"rank": rank, **sample} for rank, (_, _, part) in found for sample in part],
-    }
+    modules, names, parts = zip(*processes.gather((module, gradients, samples)))
+    grad_norm = plain(norm.item())
+    return ReplayResult(
+        run=run.config.out,
+        step=number,
+        reproduced=isinstance(grad_norm, str),
+        recorded=recorded,
+        checkpoint=first,
+        loss=plain(loss.item()),
+        grad_norm=grad_norm,
+        module=next((module for module in modules if module is not None), None),
+        weights=weights,
+        gradients=list(dict.fromkeys(chain.from_iterable(names))),
+        samples=list(chain.from_iterable(parts)),
+    )
 
 
 def _look_into(
     run: Run, step: Step, index: int, micro_batches: list[Any]
-) -> tuple[dict[str, Any] | None, list[list[float]]]:
+) -> tuple[BadModule | None, list[list[float]]]:
     """Leave each process' own gradient on the parameters; return the first module and the samples' losses.
 
     Not compiled, so that every module is come by.
@@ -90,7 +172,7 @@ def _look_into(
     with (
         torch.compiler.set_stance("force_eager"),
         step_generators(step.seed, index, processes.rank, processes.device),
-        _first_non_finite(run.model) as found,
+        _first_non_finite(run.model, processes.rank) as found,
     ):
         for batch in micro_batches:
             with autocast(step.precision, processes.device):
@@ -103,15 +185,14 @@ def _look_into(
 
 
 @contextmanager
-def _first_non_finite(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
+def _first_non_finite(model: nn.Module, rank: int) -> Iterator[list[BadModule]]:
     """Within, the first module whose output isn't finite puts itself into the list."""
-    found: list[dict[str, Any]] = []
+    found: list[BadModule] = []
 
     def look(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not (found or _is_finite(output)):
-            found.append(
-                {"name": name, "kind": type(module).__name__, "input_is_finite": all(map(_is_finite, inputs))}
-            )
+            finite = all(map(_is_finite, inputs))
+            found.append(BadModule(name=name, kind=type(module).__name__, input_is_finite=finite, rank=rank))
 
     def hook(name: str):
         return lambda module, inputs, output: look(name.removeprefix(BACKBONE), module, inputs, output)
