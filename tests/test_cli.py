@@ -187,7 +187,7 @@ def test_pretrain_leaves_a_report_and_says_how_to_load(trained: Path, capsys: py
     assert (trained / "report.html").stat().st_size > 10_000
     status, out, err = run(capsys, "pretrain", "--config", str(trained / "config.yaml"))
     assert status == 0 and "is finished" in err
-    assert "vit.load_state_dict(load_file(" in out and "report.html" in out
+    assert f'timm.create_model("local-dir:{trained}", pretrained=True)' in out and "report.html" in out
 
 
 def test_knn_of_a_run_on_its_own_data(trained: Path, capsys: pytest.CaptureFixture[str]):

@@ -58,3 +58,9 @@ def doctor(**settings: Any) -> DoctorResult:
 
 def info(**settings: Any) -> InfoResult:
     """`emae info`: parameters, tokens and GMACs of a model, and the environment."""
+
+def embed(**settings: Any) -> EmbedResult:
+    """`emae embed`: write the features of images to a file."""
+
+def predict(**settings: Any) -> PredictResult:
+    """`emae predict`: write the classes of images to a table."""

@@ -2,11 +2,13 @@
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.vit import ARGUMENTS
@@ -16,6 +18,7 @@ from efficient_mae.engine.storage.checkpoint import (
     find_checkpoints,
     find_part,
     load_model,
+    load_tensors,
     read_header,
 )
 from efficient_mae.engine.storage.checksums import refuse_damage
@@ -29,8 +32,13 @@ from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings, with_t
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
 
-# What a run or an export keeps an encoder alone in.
-_ENCODER_FILE = "encoder.safetensors"
+# What a run or an export keeps an encoder alone in, and a run the classifier that came of it.
+_ENCODER_FILE, CLASSIFIER_FILE = "encoder.safetensors", "classifier.safetensors"
+
+# How a classifier makes one feature of an image's tokens, as timm says.
+POOLS = ("avg", "token")
+
+T = TypeVar("T")
 
 
 # Statistics that a header has where they aren't the usual ones, and its keys.
@@ -65,12 +73,30 @@ class ImageStatistics(Settings):
         )
 
 
-def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
+@dataclass(frozen=True)
+class Head:
+    """What makes an encoder a classifier.
+
+    Attributes:
+        classes: their names, in the order of the outputs.
+        pool: one of :data:`POOLS`.
+        fc_norm: whether the last norm follows the pool, as in fine-tuning, rather than goes before it.
+    """
+
+    classes: tuple[str, ...]
+    pool: str
+    fc_norm: bool
+
+
+def file_metadata(
+    config: MethodConfig | dict[str, Any], statistics: ImageStatistics, head: Head | None = None
+) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images.
 
     Args:
         config: of the whole model, or what :func:`encoder_arguments` gives.
         statistics: of its images.
+        head: of a classifier.
     """
     whole = isinstance(config, MethodConfig)
     described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
@@ -78,6 +104,8 @@ def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatis
     for name, key in _OPTIONAL.items():
         if getattr(statistics, name) != getattr(ImageStatistics, name):
             content[key] = getattr(statistics, name)
+    if head is not None:
+        content["classifier"] = asdict(head)
     # One key only: safetensors writes several in random order, and equal runs should write equal files.
     return {_METADATA_KEY: json.dumps(content)}
 
@@ -96,7 +124,8 @@ def encoder_of(model: Method | VisionTransformer) -> VisionTransformer:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's.
+    """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's, or the
+    classifier that came of it.
 
     Of a sharded checkpoint, the folder that takes the file's place.
 
@@ -109,7 +138,8 @@ def find_weights(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or directory; give a run directory, a checkpoint or an export")
     checkpoints = find_checkpoints(path / "checkpoints")
-    for candidate in (*(find_part(folder, "model") for folder in (*checkpoints[-1:], path)), path / _ENCODER_FILE):
+    parts = (find_part(folder, "model") for folder in (*checkpoints[-1:], path))
+    for candidate in (path / CLASSIFIER_FILE, *parts, path / _ENCODER_FILE):
         if candidate.exists():
             return candidate
     raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}")
@@ -127,11 +157,15 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
 def load_own(file: Path) -> Method | VisionTransformer:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
+    Of a classifier the encoder, whose last norm is then the one that followed the mean, if one did.
+
     Raises:
         InputError: no such file, weights of another architecture, or a checkpoint whose checksums say it is damaged.
     """
     refuse_damage(file.parent, file.name)
-    header, shapes = _read_header(file), read_header(file)[1]
+    header, shapes = read_own_header(file), read_header(file)[1]
+    classifies = header.head is not None
+    shapes = _without_head(shapes) if classifies else shapes
     try:
         with torch.device("meta"):  # built first, what a header describes could fill the memory
             empty = _described(header, shapes, file)
@@ -142,11 +176,19 @@ def load_own(file: Path) -> Method | VisionTransformer:
         raise _foreign(file) from None
     whole = isinstance(empty, Method)
     model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
-    load_model(file, model)
+    if classifies and file.is_file():
+        load_tensors(_without_head(load_file(file)), model, file)
+    else:
+        load_model(file, model)
     return model
 
 
-def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
+def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
+    """A classifier's tensors that are its encoder's, under the encoder's names."""
+    return {name.replace("fc_norm.", "norm."): one for name, one in tensors.items() if not name.startswith("head.")}
+
+
+def _described(header: "Header", shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
     """The model that a header describes, or its encoder if that is all that there are tensors for.
 
     Raises:
@@ -165,7 +207,7 @@ def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> 
     return method(method.Config.from_dict(header.model))
 
 
-def _method(header: "_Header") -> type[Method]:
+def _method(header: "Header") -> type[Method]:
     if header.method not in METHODS:
         raise InputError(f"a model of method {header.method!r}, which isn't known here")
     return METHODS[header.method]
@@ -177,7 +219,7 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
     Raises:
         InputError: no safetensors file, or not one of ours.
     """
-    header = _read_header(file)
+    header = read_own_header(file)
     if header.method is None:
         raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
     try:
@@ -194,12 +236,12 @@ def read_statistics(file: Path) -> ImageStatistics:
     Raises:
         InputError: no safetensors file, or not one of ours.
     """
-    return _read_header(file).statistics
+    return read_own_header(file).statistics
 
 
 @dataclass(frozen=True)
-class _Header:
-    """What a file says of its model; its method is None where it is an encoder alone.
+class Header:
+    """What a file says of its model; its method is None where it is an encoder alone, or with a classifier's head.
 
     The first versions wrote no method: what has a decoder is MAE's.
     """
@@ -207,9 +249,15 @@ class _Header:
     method: str | None
     model: dict[str, Any]
     statistics: ImageStatistics
+    head: Head | None
 
 
-def _read_header(file: Path) -> _Header:
+def read_own_header(file: Path) -> Header:
+    """What :func:`file_metadata` wrote.
+
+    Raises:
+        InputError: no safetensors file, or not one of ours.
+    """
     metadata, _ = read_header(file)
     try:
         content = parse_json(metadata[_METADATA_KEY], str(file))
@@ -217,9 +265,20 @@ def _read_header(file: Path) -> _Header:
         statistics = ImageStatistics(**with_tuples({"mean": content["mean"], "std": content["std"], **optional}))
         model = dict(content["model"])
         method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
-        return _Header(method, model, statistics)
+        return Header(method, model, statistics, _read_head(content.get("classifier")))
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None
+
+
+def _read_head(content: Any) -> Head | None:
+    """Raises KeyError, TypeError or ValueError for what describes no head."""
+    if content is None:
+        return None
+    head = Head(tuple(content["classes"]), content["pool"], content["fc_norm"])
+    named = all(isinstance(name, str) for name in head.classes)
+    if not (named and head.classes and head.pool in POOLS and isinstance(head.fc_norm, bool)):
+        raise ValueError(content)
+    return head
 
 
 def _foreign(file: Path) -> InputError:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic
 
+import timm.models.vision_transformer as timm_vit
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.command import Result
 from efficient_mae.console import say
-from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
+from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, common_size, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
@@ -25,7 +26,10 @@ from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics
+from efficient_mae.interop import ImageStatistics, file_metadata
+from efficient_mae.interop.classifiers import Classifier, save_classifier
+from efficient_mae.interop.files import CLASSIFIER_FILE, Head, encoder_arguments
+from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks.classifier_config import (
     OPERATIONAL,
     Config,
@@ -127,10 +131,15 @@ class Classification:
 
 
 class ClassifierRun(Run, Generic[Config]):
-    """What learning to classify adds to the engine; a task says which model, crops and optimiser."""
+    """What learning to classify adds to the engine; a task says which model, crops and optimiser.
+
+    Attributes:
+        fc_norm: whether the classifier's last norm follows the pool.
+    """
 
     operational = OPERATIONAL
-    results = (RESULTS,)
+    results = (RESULTS, CLASSIFIER_FILE)
+    fc_norm: bool
     verb: str
     usual_warmup: float
     config: Config
@@ -138,9 +147,11 @@ class ClassifierRun(Run, Generic[Config]):
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
         encoder, statistics = starting_encoder(config)
-        self.data, self.img_size, self.patch_size = data, encoder.img_size, encoder.patch_size
+        self.data, self.arguments = data, encoder_arguments(encoder)
+        self.head = Head(data.classes, pool=self.pool_of(config), fc_norm=self.fc_norm)
+        self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
         self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
-        self.statistics = statistics.read_by(self.reading)
+        self.statistics = dataclasses.replace(statistics, size=common_size(data.train)).read_by(self.reading)
         with torch_seeded(config.seed):
             model = self.build_model(config, encoder, len(data.classes))
         super().__init__(config, data.train, model, processes)
@@ -154,6 +165,10 @@ class ClassifierRun(Run, Generic[Config]):
     @abstractmethod
     def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
         """The classifier, from normalised images to logits."""
+
+    @abstractmethod
+    def pool_of(self, config: Config) -> str:
+        """How the classifier makes one feature of an image's tokens, `avg` or `token`."""
 
     @abstractmethod
     def build_transform(self, config: Config) -> TrainTransform:
@@ -172,8 +187,18 @@ class ClassifierRun(Run, Generic[Config]):
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
 
     def metadata(self) -> dict[str, str]:
-        statistics = {"mean": self.statistics.mean, "std": self.statistics.std}
-        return {"efficient_mae_classifier": json.dumps({"classes": self.data.classes, **statistics})}
+        return file_metadata(self.arguments, self.statistics, self.head)
+
+    @abstractmethod
+    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
+        """What is judged, as timm's VisionTransformer with a head."""
+
+    def finished(self) -> None:
+        judged = self.whole(self.judged, wanted=self.processes.is_main)
+        if self.processes.is_main:
+            vit, file = self.as_timm(judged), self.out / CLASSIFIER_FILE
+            describe_run(file, vit.state_dict(), self.arguments, self.statistics, self.head)
+            save_classifier(file, Classifier(vit, self.arguments, self.head, self.statistics))
 
     @cached_property
     def _evaluator(self) -> Evaluator:

@@ -31,6 +31,8 @@ from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
@@ -184,7 +186,9 @@ class PretrainRun(Run):
     def finished(self) -> None:
         model = self._whole_model()
         if self.processes.is_main:
-            save_encoder(self.out / "encoder.safetensors", model, self.statistics)
+            file = self.out / "encoder.safetensors"
+            describe_run(file, model.backbone.state_dict(), encoder_arguments(model), self.statistics)
+            save_encoder(file, model, self.statistics)
 
     def epoch_ended(self, epochs_done: int) -> None:
         config = self.config
