@@ -29,6 +29,7 @@ from efficient_mae.errors import (
     broken_library,
     did_you_mean,
 )
+from efficient_mae.going_on import with_settings_of_run
 from efficient_mae.ranges import Settings, Switch, describe, shown
 from efficient_mae.recipes import recipes
 
@@ -88,6 +89,8 @@ def _run(arguments: list[str]) -> int:
     if (name := called(arguments)) is not None:
         for variable, value in COMMANDS[name].environment.items():
             os.environ.setdefault(variable, value)
+    if name == "pretrain":
+        arguments = with_settings_of_run(arguments, dict(_pairs(arguments)))
     config = config_of(arguments)
     parser = build_parser(arguments)
     try:

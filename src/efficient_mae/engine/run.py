@@ -105,6 +105,10 @@ class Run(ABC):
     def metadata(self) -> dict[str, str]:
         """Header of the checkpoints' model file."""
 
+    def begin(self) -> None:
+        """Called after :meth:`prepare` where there is no checkpoint to load, on every process."""
+        return
+
     def after_step(self) -> None:
         """Called after each optimiser step, on every process."""
         return
@@ -290,6 +294,7 @@ class Run(ABC):
             how = self.reading, self.img_size, getattr(self.config, "crop_scale", None)
             say(describe_images(self.source, *how).text)
         if last is None:
+            self.begin()
             return 0
         step = self.restore(last)
         if self.processes.is_main:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,21 @@ class ImageStatistics(Settings):
         )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What was read of somebody's weights.
+
+    Attributes:
+        model: whole, or the encoder alone if there is no more.
+        statistics: of its images.
+        left_out: what lay beside it and isn't of it, a head for one: number of parameters by name.
+    """
+
+    model: Method | VisionTransformer
+    statistics: ImageStatistics
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
 def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images.
 
@@ -124,13 +139,31 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     return {}
 
 
+def is_own(file: Path) -> bool:
+    """Whether the header of a safetensors file, or of a sharded checkpoint, describes a model of this software."""
+    return _METADATA_KEY in read_header(file)[0]
+
+
+def find_optimizer(path: str | Path) -> Path:
+    """The optimiser's file of a run's last checkpoint, or of a checkpoint; sharded, the folder in its place.
+
+    Raises:
+        InputError: there is none, or its checksums say that it is damaged.
+    """
+    checkpoint = find_weights(path).parent
+    found = find_part(checkpoint, "optimizer")
+    if not found.exists():
+        raise InputError(f"{path}: holds no optimiser's state; give a run directory or a checkpoint")
+    refuse_damage(checkpoint, found.name)
+    return found
+
+
 def load_own(file: Path) -> Method | VisionTransformer:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
     Raises:
-        InputError: no such file, weights of another architecture, or a checkpoint whose checksums say it is damaged.
+        InputError: no such file, or weights of another architecture.
     """
-    refuse_damage(file.parent, file.name)
     header, shapes = _read_header(file), read_header(file)[1]
     try:
         with torch.device("meta"):  # built first, what a header describes could fill the memory

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _K = 8
 
 # An epsilon up to this changes features by less than float32 does; transformers' own models have 1e-12.
-_LARGEST_EPS = 1e-5
+LARGEST_EPS = 1e-5
 
 
 @torch_seeded(0)
@@ -108,7 +108,7 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
     for name, (needed, given) in must_be.items():
         if given != needed:
             raise InputError(f"{name}={given}: a ViTMAE of another architecture; MAE's has {needed}")
-    if theirs.layer_norm_eps > _LARGEST_EPS:
+    if theirs.layer_norm_eps > LARGEST_EPS:
         raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a ViTMAE of another architecture; MAE's has 1e-6")
     side = _side(theirs, "image_size")
     return MAEConfig(
@@ -168,20 +168,18 @@ def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
             yield f"{ours}.{what}", [f"{name}.{what}" for name in theirs]
 
 
-def is_hf_folder(path: Path) -> bool:
-    """Whether a path is a folder in transformers' layout, of whatever model."""
-    return "model_type" in _read_json(path / "config.json")
+def hf_kind(path: Path) -> str | None:
+    """The model_type of a folder in transformers' layout; None if it is none."""
+    found = read_json(path / "config.json").get("model_type")
+    return None if found is None else str(found)
 
 
 def load_hf_folder(folder: Path) -> MaskedAutoencoder | VisionTransformer:
     """The ViTMAE in a folder of transformers' layout; the encoder alone if it holds no decoder. Runs no code in it.
 
     Raises:
-        InputError: another model, weights that don't fit its config or aren't safetensors, no transformers installed.
+        InputError: weights that don't fit its config or aren't safetensors, or no transformers installed.
     """
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind != "vit_mae":
-        raise InputError(f"{folder}: a transformers folder of model_type {kind!r}; only vit_mae can be read")
     transformers = _transformers()
     try:
         with quiet(transformers):
@@ -210,8 +208,8 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     Raises:
         InputError: they aren't one number for each of the model's channels.
     """
-    in_chans = _read_json(folder / "config.json").get("num_channels", 3)
-    values = _read_json(folder / "preprocessor_config.json")
+    in_chans = read_json(folder / "config.json").get("num_channels", 3)
+    values = read_json(folder / "preprocessor_config.json")
     default = default_mean_std(in_chans)
     mean, std = values.get("image_mean", default[0]), values.get("image_std", default[1])
     try:
@@ -273,7 +271,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file or it is something else."""
     try:
         content = parse_json(file.read_bytes(), str(file))

@@ -31,7 +31,8 @@ class ClassifierConfig(RunConfig):
     val_data: str | None = None
     """held-out images elsewhere (null: the held-out part of the data)"""
     weights: str | None = None
-    """trained encoder: run directory, checkpoint, export, transformers folder or .pth; or else --from scratch"""
+    """trained encoder: run directory, checkpoint, export, timm:NAME (in the local cache), folder of timm's or
+    transformers', .safetensors or .pth; or else --from scratch"""
     from_scratch: bool = False
     """start from random weights of `model` instead of trained ones; --from scratch says the same"""
     model: str | None = None

@@ -59,7 +59,7 @@ class ExportConfig(Settings):
     """Settings of `emae export`."""
 
     weights: str
-    """run directory, checkpoint, exported weights, transformers folder or original MAE .pth"""
+    """run directory, checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or .pth"""
     out: str
     """folder to write; must not exist, or be empty"""
     format: str = "timm"

@@ -32,7 +32,7 @@ class KnnConfig(ReadingSettings):
     """Settings of `emae knn`."""
 
     weights: str
-    """run directory, checkpoint or exported weights"""
+    """run directory, checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or .pth"""
     data: str | None = None
     """labelled images with a held-out part (null: the run's own data)"""
     k: PositiveInt = 20
