@@ -1,12 +1,12 @@
 """`emae pretrain --weights RUN --out ANOTHER`: a run that goes on from another one, with settings of its own."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from efficient_mae.console import say
+from efficient_mae.ranges import at_home
 
 # Settings that are of the one run alone, or that say the model's name to the parser.
 _OWN = ("out", "weights", "channels", "resume_optimizer")
@@ -27,7 +27,7 @@ def with_settings_of_run(arguments: list[str], given: Mapping[str, str]) -> list
         read_settings,
     )  # torch, which help needn't wait for
 
-    folder = Path(os.path.expanduser(given["--weights"]))  # noqa: PTH111 - pathlib fails on `~nobody`
+    folder = Path(at_home(given["--weights"]))
     if not (folder / SETTINGS).is_file() or (record := read_settings(folder)).task != "pretrain":
         return arguments
     kept = {name: value for name, value in record.settings.items() if name not in _OWN and f"--{name}" not in given}

@@ -38,7 +38,7 @@ from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.interop.vit_mae import quiet, save_hf
 from efficient_mae.methods import Method, backbone_of
 from efficient_mae.methods.mae import MaskedAutoencoder
-from efficient_mae.ranges import Pixels, PositiveInt, Settings
+from efficient_mae.ranges import Location, Pixels, PositiveInt, Settings
 from efficient_mae.tasks.export_images import (
     Transform,
     TransformCheck,
@@ -58,9 +58,9 @@ _IMAGES = 3
 class ExportConfig(Settings):
     """Settings of `emae export`."""
 
-    weights: str
+    weights: Location
     """run directory, checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or .pth"""
-    out: str
+    out: Location
     """folder to write; must not exist, or be empty"""
     format: str = "timm"
     """timm, transformers (with the decoder), safetensors, onnx or torch-export"""

@@ -15,7 +15,7 @@ from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods import Method, MethodSettings, method_of
-from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share, Switch
+from efficient_mae.ranges import Finite, Location, NonNegative, Positive, PositiveInt, Seed, Share, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "show_bands", "knn_every")
@@ -71,7 +71,7 @@ def _make(settings: type[ModelChoice], values: dict[str, Any]) -> ModelChoice:
 class PretrainConfig(ModelChoice, RunConfig):
     """Settings of a pre-training run, by any method; the defaults are the paper's where it has one (Sec. 5.1)."""
 
-    weights: str | None = None
+    weights: Location | None = None
     """start from trained weights: run directory, checkpoint, export, timm:NAME (in the local cache), a folder of
     timm's (also local-dir:FOLDER) or transformers' (ViTMAE, ViT, DINOv2), .safetensors or .pth (null: at random)"""
     channels: str | None = None

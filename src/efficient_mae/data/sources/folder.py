@@ -66,6 +66,10 @@ class FolderSource:
             return None
         return self._label_of[self._names[index].partition(b"/")[0]]
 
+    def fingerprint(self) -> str:
+        """A digest of the images' names, without that of what holds them."""
+        return self._names.digest()
+
     def sample_name(self, index: int) -> str:
         return printable(self._path(index))
 
