@@ -1,6 +1,5 @@
 """`emae pretrain --weights RUN --out ANOTHER`: a run that goes on from another one, with settings of its own."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,32 +7,29 @@ from typing import Any
 from efficient_mae.console import say
 from efficient_mae.ranges import at_home
 
-# Settings that are of the one run alone, or that say the model's name to the parser.
-_OWN = ("out", "weights", "channels", "resume_optimizer")
+# Settings that are of the one run alone.
+_OWN = ("out", "weights", "channels", "resume_optimizer", "accept_changed_data")
 
 
-def with_settings_of_run(arguments: list[str], given: Mapping[str, str]) -> list[str]:
-    """The arguments with the settings that aren't given of the run that `--weights` names, if that is pre-training's.
+def settings_to_go_on_with(command: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that aren't given, of the run of pre-training that `weights` names; none where it names no run.
 
-    Where `--model` or `--config` is given, that says which model it is, and nothing is taken of the run.
+    Where `model` or `config` is given, that says which model it is, and nothing is taken of the run.
 
     Args:
-        given: flags and their values.
+        command: that they are given to; none but `pretrain` goes on.
+        given: settings by name.
+
+    Raises:
+        InputError: what the run was made with can't be read.
     """
-    if arguments[:1] != ["pretrain"] or "--weights" not in given or {"--model", "--config"} & given.keys():
-        return arguments
-    from efficient_mae.engine.storage.run_directory import (
-        SETTINGS,
-        read_settings,
-    )  # torch, which help needn't wait for
+    weights = given.get("weights")
+    if command != "pretrain" or weights is None or {"model", "config"} & given.keys():
+        return {}
+    from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings  # torch: help needn't wait for it
 
-    folder = Path(at_home(given["--weights"]))
+    folder = Path(at_home(str(weights)))
     if not (folder / SETTINGS).is_file() or (record := read_settings(folder)).task != "pretrain":
-        return arguments
-    kept = {name: value for name, value in record.settings.items() if name not in _OWN and f"--{name}" not in given}
+        return {}
     say(f"settings that aren't given are those of {folder / SETTINGS}")
-    return ["pretrain", *(f"--{name}={_spelt(value)}" for name, value in kept.items()), *arguments[1:]]
-
-
-def _spelt(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return {name: value for name, value in record.settings.items() if name not in (*_OWN, *given)}

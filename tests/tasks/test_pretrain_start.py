@@ -111,6 +111,12 @@ def test_settings_that_are_not_given_are_the_runs(run: Path, tmp_path: Path, cap
     assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs"}
 
 
+def test_so_it_is_from_python(run: Path, tmp_path: Path):
+    result = emae.pretrain(weights=run, out=tmp_path / "b", epochs=1)
+    theirs, ours = (read_settings(folder).settings for folder in (run, Path(result.run)))
+    assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs"}
+
+
 def test_with_a_model_nothing_is_the_runs(run: Path, images: Path, tmp_path: Path):
     small = flags(data=images, epochs=1, batch_size=8, **TINY)
     assert main(["pretrain", "--weights", str(run), "--out", str(tmp_path / "b"), *small]) == 0
