@@ -80,6 +80,6 @@ def begin_with(
     moments = ""
     if config.resume_optimizer:
         load_optimizer(find_optimizer(config.weights), model, optimizer, start.taken)
-        moments = f"; the optimiser's state of {len(optimizer.state)} of them"
+        moments = f"; the optimiser's state of {len(optimizer.state)} tensors"
     if is_main:
         say(f"starting from {config.weights}: {start.text}{moments}")
