@@ -29,6 +29,7 @@ from efficient_mae.errors import (
     broken_library,
     did_you_mean,
 )
+from efficient_mae.going_on import settings_to_go_on_with
 from efficient_mae.ranges import Settings, Switch, describe, shown
 from efficient_mae.recipes import recipes
 
@@ -88,6 +89,7 @@ def _run(arguments: list[str]) -> int:
     if (name := called(arguments)) is not None:
         for variable, value in COMMANDS[name].environment.items():
             os.environ.setdefault(variable, value)
+    arguments = _going_on(arguments)
     config = config_of(arguments)
     parser = build_parser(arguments)
     try:
@@ -208,6 +210,14 @@ def _with_scratch(arguments: list[str]) -> list[str]:
             raise InputError(f"from={argument!r}: only --from scratch; for trained weights give --weights PATH")
         resolved += ["--from_scratch"] if argument == "--from" else ["true"] if before == "--from" else [argument]
     return resolved
+
+
+def _going_on(arguments: list[str]) -> list[str]:
+    """The arguments, with those of the run that a new one goes on from where they aren't given."""
+    given = {flag.removeprefix("--"): value for flag, value in _pairs(arguments) if flag.startswith("--")}
+    kept = settings_to_go_on_with(called(arguments), given)
+    spelt = {name: value if isinstance(value, str) else json.dumps(value) for name, value in kept.items()}
+    return [*arguments[:1], *(f"--{name}={value}" for name, value in spelt.items()), *arguments[1:]]
 
 
 def _with_study_name(arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from torch import nn
 import efficient_mae as emae
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.interop import ImageStatistics, save_encoder
-from efficient_mae.interop.files import Head
+from efficient_mae.interop.headers import Head
 from efficient_mae.tasks.linear_probe import LinearProbe, LinearProbeConfig, linear_probe
 from tests.forks import ForkServer
 

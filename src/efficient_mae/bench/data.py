@@ -27,7 +27,7 @@ from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegativeInt, Positive, PositiveInt, Seed, Share
+from efficient_mae.ranges import Location, NonNegativeInt, Positive, PositiveInt, Seed, Share
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 # Images whose files are weighed.
@@ -40,7 +40,7 @@ _PREFETCH = 2
 class BenchDataConfig(ModelChoice, DataChoice, ReadingSettings):
     """Settings of `emae bench data`."""
 
-    data: str
+    data: Location
     """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
     batch_size: PositiveInt = 64
     """images of a batch, of one process"""

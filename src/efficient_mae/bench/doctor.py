@@ -21,7 +21,7 @@ from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine, usual_workers
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegativeInt, PositiveInt
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -31,9 +31,9 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 class DoctorConfig(ModelChoice, DataChoice, ReadingSettings):
     """Settings of `emae doctor`."""
 
-    data: str | None = None
+    data: Location | None = None
     """images that would be trained on, as for pretrain; they are read, and a step is timed beside (null: neither)"""
-    out: str = "runs/run"
+    out: Location = "runs/run"
     """run directory that would be written; nothing stays in it"""
     batch_size: PositiveInt | None = None
     """images of a step of one process (null: 16 on a CPU, 128 on a GPU)"""

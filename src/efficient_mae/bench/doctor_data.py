@@ -9,7 +9,7 @@ from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
 from efficient_mae.data import EvalTransform, UnreadableImage, describe_images, open_source, spread
 from efficient_mae.data.sources.measure import ReadingSettings, measure_statistics
 from efficient_mae.engine.machine.facts import available_cores
-from efficient_mae.engine.storage.run_directory import MOST_DAMAGED
+from efficient_mae.engine.storage.damage_log import MOST_DAMAGED
 from efficient_mae.tasks.pretrain_config import ModelChoice
 
 # Images that are read to see whether they can be.

@@ -12,18 +12,12 @@ import timm.models.vision_transformer as timm_vit
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
+from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder, adapt_statistics
-from efficient_mae.interop.files import (
-    Head,
-    ImageStatistics,
-    encoder_arguments,
-    file_metadata,
-    find_weights,
-    load_own,
-    read_own_header,
-)
+from efficient_mae.interop.files import encoder_arguments, find_weights, load_own
+from efficient_mae.interop.headers import Head, ImageStatistics, file_metadata, read_own_header
 from efficient_mae.methods import backbone_of
 
 
@@ -86,6 +80,7 @@ def load_classifier(path: str | Path) -> Classifier:
             f"{path}: holds no classifier; give a finished run of emae finetune or emae linear-probe (of a version "
             "that wrote down its classes), or what emae export made of one"
         )
+    refuse_damage(file.parent, file.name)
     encoder = backbone_of(load_own(file))  # or it is refused
     arguments = encoder_arguments(encoder)
     vit = build_vit(arguments, head)

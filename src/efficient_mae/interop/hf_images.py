@@ -9,7 +9,7 @@ from typing import Any
 
 from efficient_mae.data import crop_share
 from efficient_mae.errors import InputError
-from efficient_mae.interop.files import ImageStatistics
+from efficient_mae.interop.headers import ImageStatistics
 
 # What goes with an export whose pictures aren't RGB.
 _PROCESSOR = Path(__file__).with_name("hf_processor.py")

@@ -12,7 +12,8 @@ from efficient_mae.data import crop_share
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.interop.classifiers import Classifier, head_arguments, save_classifier
-from efficient_mae.interop.files import Head, ImageStatistics, encoder_arguments, save_encoder
+from efficient_mae.interop.files import encoder_arguments, save_encoder
+from efficient_mae.interop.headers import Head, ImageStatistics
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 

@@ -15,7 +15,8 @@ from efficient_mae.engine.storage.durable import share
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import Classifier
-from efficient_mae.interop.files import ImageStatistics, encoder_of
+from efficient_mae.interop.files import encoder_of
+from efficient_mae.interop.headers import ImageStatistics
 from efficient_mae.interop.hf_images import quiet, save_processor, transformers_library
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.methods import Method
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _K = 8
 
 # An epsilon up to this changes features by less than float32 does; transformers' own models have 1e-12.
-_LARGEST_EPS = 1e-5
+LARGEST_EPS = 1e-5
 
 
 @torch_seeded(0)
@@ -111,7 +112,7 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
     for name, (needed, given) in must_be.items():
         if given != needed:
             raise InputError(f"{name}={given}: a ViTMAE of another architecture; MAE's has {needed}")
-    if theirs.layer_norm_eps > _LARGEST_EPS:
+    if theirs.layer_norm_eps > LARGEST_EPS:
         raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a ViTMAE of another architecture; MAE's has 1e-6")
     side = _side(theirs, "image_size")
     return MAEConfig(
@@ -171,20 +172,18 @@ def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
             yield f"{ours}.{what}", [f"{name}.{what}" for name in theirs]
 
 
-def is_hf_folder(path: Path) -> bool:
-    """Whether a path is a folder in transformers' layout, of whatever model but one that is timm's within."""
-    return _read_json(path / "config.json").get("model_type", "timm_wrapper") != "timm_wrapper"
+def hf_kind(path: Path) -> str | None:
+    """The model_type of a folder in transformers' layout; None if it is none, or one that is timm's within."""
+    found = read_json(path / "config.json").get("model_type", "timm_wrapper")
+    return None if found == "timm_wrapper" else str(found)
 
 
 def load_hf_folder(folder: Path) -> MaskedAutoencoder | VisionTransformer:
     """The ViTMAE in a folder of transformers' layout; the encoder alone if it holds no decoder. Runs no code in it.
 
     Raises:
-        InputError: another model, weights that don't fit its config or aren't safetensors, no transformers installed.
+        InputError: weights that don't fit its config or aren't safetensors, or no transformers installed.
     """
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind != "vit_mae":
-        raise InputError(f"{folder}: a transformers folder of model_type {kind!r}; only vit_mae can be read")
     transformers = transformers_library()
     try:
         with quiet(transformers):
@@ -213,8 +212,8 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     Raises:
         InputError: they aren't one number for each of the model's channels.
     """
-    in_chans = _read_json(folder / "config.json").get("num_channels", 3)
-    values = _read_json(folder / "preprocessor_config.json")
+    in_chans = read_json(folder / "config.json").get("num_channels", 3)
+    values = read_json(folder / "preprocessor_config.json")
     default = default_mean_std(in_chans)
     mean, std = values.get("image_mean", default[0]), values.get("image_std", default[1])
     try:
@@ -256,13 +255,13 @@ def save_hf_classifier(folder: Path, classifier: Classifier, statistics: ImageSt
     save_timm(folder, classifier, statistics)
     file = folder / "config.json"
     # With timm's own settings of images, timm's transform would take the place of the processor.
-    theirs = {name: value for name, value in _read_json(file).items() if name != "pretrained_cfg"}
+    theirs = {name: value for name, value in read_json(file).items() if name != "pretrained_cfg"}
     content = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]} | theirs
     file.write_text(json.dumps(content, indent=2) + "\n")
     save_processor(folder, classifier.img_size, statistics)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file or it is something else."""
     try:
         content = parse_json(file.read_bytes(), str(file))

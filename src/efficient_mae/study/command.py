@@ -16,7 +16,7 @@ from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError, did_you_mean
-from efficient_mae.ranges import PositiveInt, Settings
+from efficient_mae.ranges import Location, PositiveInt, Settings
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import StudyList, duration, estimate, list_studies, measure_speed, seeds_of
@@ -37,9 +37,9 @@ class StudyConfig(Settings):
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
     """smoke (seconds), cpu (2 cores), gpu (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
-    data: str | None = None
+    data: Location | None = None
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample"""
-    out: str | None = None
+    out: Location | None = None
     """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
     only: str | None = None
     """cells to run now, separated by commas (null: all of the study's); the table shows all that is done"""

@@ -1,7 +1,6 @@
 """What fine-tuning and linear probing have in common: labelled data, evaluation, results, several seeds."""
 
 import dataclasses
-import json
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -11,24 +10,20 @@ from typing import Generic
 import timm.models.vision_transformer as timm_vit
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from efficient_mae.backbones import VisionTransformer
-from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, common_size, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
-from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import Classifier, save_classifier
-from efficient_mae.interop.files import CLASSIFIER_FILE, Head, encoder_arguments
+from efficient_mae.interop.files import CLASSIFIER_FILE, encoder_arguments
+from efficient_mae.interop.headers import Head
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks.classifier_config import (
     OPERATIONAL,
@@ -37,60 +32,19 @@ from efficient_mae.tasks.classifier_config import (
     resolve,
     starting_encoder,
 )
+from efficient_mae.tasks.classifier_result import (
+    RESULTS,
+    ClassifierResult,
+    SeedsResult,
+    read_result,
+    summarise,
+    write_result,
+)
 from efficient_mae.tasks.confusion import draw_confusion
 from efficient_mae.tasks.evaluation import Evaluation, Evaluator
-from efficient_mae.tasks.intervals import Interval, mean_and_interval
-
-RESULTS = "results.json"
 
 # From normalised images (B, C, h, w) and labels (B,) to images and targets: labels, or a distribution (B, K).
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierResult(Result):
-    """A classifier, and how well it does on held-out images; accuracies from 0 to 1.
-
-    Attributes:
-        data, weights, epochs, seed: as given; weights are None from scratch.
-        train_images: that it was trained on.
-        test_images: that it was judged by.
-        damaged: the reason, by name, of each held-out image that could not be read.
-        top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.evaluation.Evaluation` has them.
-        classes: their names.
-        run: directory.
-    """
-
-    data: str
-    weights: str | None
-    epochs: int
-    seed: int
-    train_images: int
-    test_images: int
-    damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # which runs of earlier versions didn't tell
-    top1: float
-    top5: float | None = None
-    classes: list[str]
-    per_class: list[float | None]
-    confusion: list[list[int]]
-    run: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SeedsResult(Result):
-    """What the classifiers of several seeds say together; attributes as of :class:`ClassifierResult`, and `seeds`."""
-
-    data: str
-    weights: str | None
-    epochs: int
-    train_images: int
-    test_images: int
-    damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # which runs of earlier versions didn't tell
-    classes: list[str]
-    seeds: list[int]
-    top1: Interval
-    top5: Interval | None = None
-    run: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +202,7 @@ class ClassifierRun(Run, Generic[Config]):
         )
         title = f"{evaluation.images:,} held-out images, {evaluation.top1:.2%} right"
         draw_confusion(evaluation.confusion, classes, title, self.out / "confusion.png")
-        _write(result)
+        write_result(result)
 
 
 def run_classifier(
@@ -271,7 +225,7 @@ def run_classifier(
         if config.seeds == 1:
             make_run(config, data, processes).execute()
             processes.barrier()
-            return _read(out)
+            return read_result(out)
         _refuse_other_contents(out)
         singles = [
             dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
@@ -280,23 +234,10 @@ def run_classifier(
         for single in singles:
             make_run(single, data, processes).execute()
         processes.barrier()
-        summary = _summary(out, [_read(Path(single.out)) for single in singles])
+        summary = summarise(out, [read_result(Path(single.out)) for single in singles])
         if processes.is_main:
-            _write(summary)
+            write_result(summary)
         return summary
-
-
-def _write(result: ClassifierResult | SeedsResult) -> None:
-    held = result.plain()
-    replace_file(Path(held.pop("run")) / RESULTS, json.dumps(held, indent=1).encode())
-
-
-def _read(run: Path) -> ClassifierResult:
-    file = run / RESULTS
-    try:
-        return ClassifierResult(**parse_json(file.read_bytes(), str(file)), run=str(run))
-    except TypeError:
-        raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None
 
 
 def _refuse_other_contents(out: Path) -> None:
@@ -305,37 +246,3 @@ def _refuse_other_contents(out: Path) -> None:
         for entry in sorted(out.iterdir()):
             if entry.name != RESULTS and not entry.name.startswith("seed-"):
                 raise InputError(f"out={out}: holds {entry.name}, which is no run of several seeds; name another")
-
-
-def _summary(out: Path, results: list[ClassifierResult]) -> SeedsResult:
-    """Means and intervals over the seeds' results."""
-    first = results[0]
-    top5 = [one.top5 for one in results if one.top5 is not None]
-    return SeedsResult(
-        data=first.data,
-        weights=first.weights,
-        epochs=first.epochs,
-        train_images=first.train_images,
-        test_images=first.test_images,
-        damaged=first.damaged,
-        classes=first.classes,
-        seeds=[one.seed for one in results],
-        top1=mean_and_interval([one.top1 for one in results]),
-        top5=mean_and_interval(top5) if top5 else None,
-        run=str(out),
-    )
-
-
-def show_classifier(result: ClassifierResult | SeedsResult, console: Console) -> None:
-    """Print the accuracies and where the rest is."""
-    table = Table("held-out", "accuracy", title=f"{result.data}: {result.test_images:,} held-out images")
-    for name, score in (("top1", result.top1), ("top5", result.top5)):
-        if isinstance(score, Interval):
-            several = f"{score.mean:.2%} ± {score.half_width:.2%} (95 %, {len(score.values)} seeds)"
-            table.add_row(name, several)
-        elif score is not None:
-            table.add_row(name, f"{score:.2%}")
-    console.print(table)
-    run = Path(result.run)
-    picture = "" if isinstance(result, SeedsResult) else f", {run / 'confusion.png'}"
-    console.print(f"per class and more: {run / RESULTS}{picture}", markup=False)

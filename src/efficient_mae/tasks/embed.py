@@ -26,7 +26,7 @@ from efficient_mae.engine.machine.distributed import find_device, resolve_precis
 from efficient_mae.errors import InputError
 from efficient_mae.interop import adapt_encoder, load, load_statistics
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, Pixels, PositiveInt
+from efficient_mae.ranges import Location, NonNegativeInt, Pixels, PositiveInt
 from efficient_mae.tasks import features
 from efficient_mae.tasks.rows import Rows, RowWork, check_out
 from efficient_mae.tasks.table_files import Kind, require_parquet, write_table
@@ -42,11 +42,12 @@ _AT_ONCE = 2**24
 class EmbedConfig(DataChoice, ReadingSettings):
     """Settings of `emae embed`."""
 
-    weights: str
-    """run directory (of any task), checkpoint, export, transformers folder or original MAE .pth"""
-    data: str
+    weights: Location
+    """run directory (of any task), checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or
+    .pth"""
+    data: Location
     """folder of images, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample; labels aren't needed"""
-    out: str
+    out: Location
     """file to write: .parquet, or .npy or .safetensors with names and labels in a .csv beside it"""
     part: Literal["train", "test"] = "train"
     """of the data; data without parts are train"""
@@ -95,7 +96,7 @@ def embed(config: EmbedConfig) -> EmbedResult:
         InputError: no such weights or data, an ending that isn't known, a file that is there already or was begun
             with other settings, or no image that can be read.
     """
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     check_out(out)
     if out.suffix not in WRITERS:
         raise InputError(f"out={out}: must end in {', '.join(WRITERS)}")

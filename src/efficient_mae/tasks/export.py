@@ -16,7 +16,7 @@ from efficient_mae.interop.classifiers import Classifier, adapt_classifier, find
 from efficient_mae.interop.graphs import require_onnx
 from efficient_mae.methods import Method, backbone_of
 from efficient_mae.methods.mae import MaskedAutoencoder
-from efficient_mae.ranges import Pixels, PositiveInt, Settings
+from efficient_mae.ranges import Location, Pixels, PositiveInt, Settings
 from efficient_mae.tasks.export_formats import CLASSIFIER_FORMATS, FORMATS, Format, Model
 from efficient_mae.tasks.export_images import TransformCheck, check_transform
 
@@ -31,9 +31,10 @@ _IMAGES = 3
 class ExportConfig(Settings):
     """Settings of `emae export`."""
 
-    weights: str
-    """run directory (of fine-tuning or probing: the classifier), checkpoint, export, transformers folder or .pth"""
-    out: str
+    weights: Location
+    """run directory (of fine-tuning or probing: the classifier), checkpoint, export, timm:NAME, folder of timm's or
+    transformers', .safetensors or .pth"""
+    out: Location
     """folder to write; must not exist, or be empty"""
     format: str = "timm"
     """timm, transformers (with the decoder), safetensors (an encoder's), onnx or torch-export"""

@@ -14,7 +14,7 @@ from efficient_mae.data import EvalBatch, EvalTransform, Reading, Source, make_e
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.interop.files import POOLS
+from efficient_mae.interop.headers import POOLS
 from efficient_mae.tasks.left_out import LeftOut
 
 # No pool: a feature for each patch.

@@ -21,12 +21,11 @@ from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
 from efficient_mae.tasks.classifier import (
     Classification,
-    ClassifierResult,
     ClassifierRun,
-    SeedsResult,
     run_classifier,
 )
 from efficient_mae.tasks.classifier_config import ClassifierConfig
+from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
 
 # MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
 BETAS = (0.9, 0.999)

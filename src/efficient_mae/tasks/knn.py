@@ -19,7 +19,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.features import embed, labelled_batches
 from efficient_mae.tasks.neighbours import classify
 
@@ -31,9 +31,9 @@ HELD_PIXELS = 2**31
 class KnnConfig(DataChoice, ReadingSettings):
     """Settings of `emae knn`."""
 
-    weights: str
-    """run directory, checkpoint or exported weights"""
-    data: str | None = None
+    weights: Location
+    """run directory, checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or .pth"""
+    data: Location | None = None
     """labelled images with a held-out part (null: the run's own data)"""
     k: PositiveInt = 20
     """neighbours that vote"""

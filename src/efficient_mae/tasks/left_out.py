@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from efficient_mae.console import say
-from efficient_mae.engine.storage.run_directory import refuse_damage
+from efficient_mae.engine.storage.damage_log import refuse_damage
 
 
 class LeftOut:
@@ -37,4 +37,5 @@ class LeftOut:
         if self._reasons:
             name, reason = next(iter(self._reasons.items()))
             first = f"the first is {name}: {reason}"
-            refuse_damage(len(self._reasons), self._num_samples, first, f"{self._name}: ")
+            mend = "mend or remove them, then give the same command again"
+            refuse_damage(len(self._reasons), self._num_samples, first, mend, f"{self._name}: ")

@@ -19,16 +19,16 @@ from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import build_vit
-from efficient_mae.interop.files import POOLS, Head, encoder_arguments
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop.headers import POOLS, Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
 from efficient_mae.tasks.classifier import (
     Classification,
-    ClassifierResult,
     ClassifierRun,
-    SeedsResult,
     run_classifier,
 )
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
+from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
 from efficient_mae.tasks.features import extract_features
 
 # MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.

@@ -20,7 +20,7 @@ from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import autocast, find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import Classifier, load_classifier
-from efficient_mae.ranges import NonNegativeInt, PositiveInt
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt
 from efficient_mae.tasks.embed import work_settings
 from efficient_mae.tasks.rows import Rows, RowWork, check_out
 from efficient_mae.tasks.table_files import require_parquet, write_table
@@ -33,11 +33,11 @@ _AT_ONCE = 10_000
 class PredictConfig(DataChoice, ReadingSettings):
     """Settings of `emae predict`."""
 
-    weights: str
+    weights: Location
     """run directory of finetune or linear-probe, or an export of one"""
-    data: str
+    data: Location
     """folder of images, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample; labels aren't needed"""
-    out: str = "predictions.csv"
+    out: Location = "predictions.csv"
     """table to write: .csv or .parquet"""
     part: Literal["train", "test"] = "train"
     """of the data; data without parts are train"""
@@ -81,7 +81,7 @@ def predict(config: PredictConfig) -> PredictResult:
         InputError: weights that hold no classifier, no such data, an ending that isn't known, a file that is there
             already or was begun with other settings, or no image that can be read.
     """
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     check_out(out)
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"out={out}: must end in .csv or .parquet")

@@ -22,7 +22,6 @@ from efficient_mae.data import (
     normalize,
     open_source,
 )
-from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import Processes, join_processes
@@ -30,7 +29,7 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
+from efficient_mae.interop import ImageStatistics, Start, file_metadata, save_encoder
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.masking import MaskSettings
@@ -38,7 +37,8 @@ from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
-from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, build_model, resolve
+from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig
+from efficient_mae.tasks.pretrain_start import begin_with, build_start
 
 # Images of a panel.
 PANEL_IMAGES = 6
@@ -59,18 +59,16 @@ def pretrain(config: PretrainConfig) -> Path:
 
 
 def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "PretrainRun":
-    """A run of these settings, with random weights.
+    """A run of these settings, with random weights or those that it starts from.
 
     Raises:
-        InputError: a setting that cannot work, or unusable data.
+        InputError: a setting that cannot work, or unusable data or weights.
     """
     source = open_source(config.data, "train", config)
-    resolved = resolve(config, source, processes.device)
-    with torch_seeded(resolved.seed):
-        model = build_model(resolved)
+    resolved, model, start = build_start(config, source, processes.device)
     if processes.is_main:
         _tell_of_earlier_p2dist(Path(resolved.out), model.config)
-    return PretrainRun(resolved, source, model, processes)
+    return PretrainRun(resolved, source, model, processes, start)
 
 
 def _tell_of_earlier_p2dist(out: Path, model: MethodConfig) -> None:
@@ -122,7 +120,19 @@ class PretrainRun(Run):
     config: PretrainConfig
     model: Method
 
-    def __init__(self, config: PretrainConfig, source: Source, model: Method, processes: Processes):
+    def __init__(
+        self,
+        config: PretrainConfig,
+        source: Source,
+        model: Method,
+        processes: Processes,
+        start: Start | None = None,
+    ):
+        """
+        Args:
+            model: with the weights that it starts from.
+            start: where these are from; see :func:`~efficient_mae.tasks.pretrain_start.build_start`.
+        """
         alone = processes.device.type == "cuda" and processes.world_size == 1
         if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
             raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
@@ -131,6 +141,7 @@ class PretrainRun(Run):
             # Compiled blocks then keep a GPU's host longer than plain ones (benchmarks/results/gpu).
             config = replace(config, compile=False)
         super().__init__(config, source, model, processes)
+        self._start = start
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
         statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
@@ -176,6 +187,9 @@ class PretrainRun(Run):
 
     def objective(self) -> MethodObjective:
         return MethodObjective(self.statistics)
+
+    def begin(self) -> None:
+        begin_with(self.config, self._start, self.model, self._optimizer, self.processes.is_main)
 
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.model.config, self.statistics)

@@ -77,6 +77,10 @@ class FolderSource:
         count = sum((depth == 0) == (depths[first] == 0) and depth != 1 for depth in depths)
         return f"{count} of {len(self)} images lie {where}, the first {self.sample_name(first)}; {rule}"
 
+    def fingerprint(self) -> str:
+        """A digest of the images' names, without that of what holds them."""
+        return self._names.digest()
+
     def sample_name(self, index: int) -> str:
         return printable(self._path(index))
 

@@ -60,6 +60,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A source that can tell whether another one holds the same images."""
+
+    def fingerprint(self) -> str:
+        """A digest of what the images are called, wherever they lie."""
+        ...
+
+
 NAMED: dict[str, Callable[[str], Source]] = {"fashion-mnist-sample": open_sample, "fashion-mnist": open_full}
 SCHEMES: dict[str, Callable[[str, str, DataChoice], Source]] = {"hf": open_hub, "wds": open_shards}
 ACCEPTED = "a folder of images, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or fashion-mnist"

@@ -104,6 +104,10 @@ class ShardSource:
         label = int(self._labels[index])
         return label if label >= 0 else None
 
+    def fingerprint(self) -> str:
+        """A digest of the images' names, without that of what holds them."""
+        return self._names.digest()
+
     def sample_name(self, index: int) -> str:
         return f"{printable(str(self._path(index)))}:{printable(self._names[index])}"
 
