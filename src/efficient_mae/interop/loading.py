@@ -9,7 +9,6 @@ from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.plain_files import parse_json
-from efficient_mae.engine.storage.run_directory import SETTINGS
 from efficient_mae.errors import InputError
 from efficient_mae.interop.described import (
     TIMM,
@@ -106,9 +105,12 @@ def _file(path: str | Path) -> Path | None:
     place = _folder(path)
     if str(path).startswith(TIMM) or hf_kind(place) is not None or _was_pickled(place):
         return None
-    if is_timm_folder(place) and not any((place / name).exists() for name in ("model.safetensors", SETTINGS)):
-        return None
-    return find_weights(place)
+    try:
+        return find_weights(place)
+    except InputError:
+        if is_timm_folder(place):
+            return None
+        raise
 
 
 def _own_file(path: str | Path) -> Path | None:

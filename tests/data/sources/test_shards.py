@@ -124,6 +124,17 @@ def test_members_of_a_sample(tmp_path):
     assert source.classes == ("1", "10")
 
 
+def test_arrays_are_images_where_they_are_asked_for(tmp_path):
+    array = io.BytesIO()
+    np.save(array, np.full((4, 5, 13), 700, np.uint16))
+    write_members(tmp_path / "a.tar", [("1.jpg", png(1)), ("1.npy", array.getvalue()), ("2.npy", array.getvalue())])
+    assert len(open_source(f"wds:{tmp_path}/a.tar")) == 1
+    source = open_source(f"wds:{tmp_path}/a.tar", choice=DataChoice(key="npy"))
+    raster = source.open(1).numbers()
+    assert len(source) == 2 and raster is not None and (raster.bands, raster.size) == (13, (5, 4))
+    assert (raster.window(0, 0, 4, 5) == 700).all()
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -144,8 +144,9 @@ def _index(path: Path, choice: DataChoice) -> ShardIndex:
     names, damage, left_out = bytearray(), "", 0
     ends, starts, sizes, labels = array("q"), array("q"), array("q"), array("q")
     texts: dict[str, int] = {}
-    endings = extensions() - ARRAYS  # arrays in shards are features or labels more often than images
     wanted = choice.key and [ending.strip(" .") for ending in choice.key.lower().split(",")]
+    # Arrays in shards are features or labels more often than images, where they aren't asked for.
+    endings = extensions() - (ARRAYS if not wanted or choice.key == EACH else set())
     try:
         with path.open("rb") as file:
             for sample in _samples(_members(file, path), whole_names=choice.key == EACH):
