@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,14 +71,16 @@ def transformers_library() -> Any:
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Without transformers' progress bars and loading reports, which would mix with our own lines."""
+    """Without transformers' progress bars and loading reports, which would mix with our own lines; what it adds to
+    Python's path, for code that goes with a model, is taken back."""
     logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    path, level, bars = list(sys.path), logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        sys.path[:] = path
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

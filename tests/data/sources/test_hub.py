@@ -38,6 +38,15 @@ def rows(cells, labels=(1, 0, -1), **others) -> datasets.Dataset:
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))
 
 
+def test_images_are_told_by_a_digest(tmp_path):
+    """Wherever they lie; as rows have no names, of a few that are stored."""
+    digests = []
+    for name, shades in (("a", (3, 4)), ("b", (3, 4)), ("c", (3, 5))):
+        rows([photo(shade) for shade in shades], labels=()).save_to_disk(tmp_path / name)
+        digests.append(open_source(f"hf:{tmp_path}/{name}").fingerprint())
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_saved_to_disk(tmp_path):
     good, bad = {"bytes": png(7), "path": None}, {"bytes": png(7)[:50], "path": None}
     rows([good, bad, None]).save_to_disk(tmp_path / "set")

@@ -63,9 +63,7 @@ class HubSource:
 
     def open(self, index: int) -> OpenedImage:
         """The image; raises UnreadableImage for a row without one, or with a damaged one."""
-        name = self.sample_name(index)
-        held = self._images[self._row(index)].column(0)[0]
-        cell: dict[str, Any] | None = (held if self._rows is None else held[int(self._rows[1][index])]).as_py()
+        name, cell = self.sample_name(index), self._cell(index)
         if cell and cell["bytes"] is not None:
             return open_image(cell["bytes"], name)
         if not cell or not cell["path"]:
@@ -84,13 +82,18 @@ class HubSource:
         """A digest of a few of the images as they are stored, for rows have no names."""
         state = blake2b(digest_size=16)
         for index in np.linspace(0, len(self) - 1, min(8, len(self))).astype(int).tolist():
-            cell: dict[str, Any] = self._images[index][self._column] or {}
+            cell = self._cell(index) or {}
             state.update(cell.get("bytes") or Path(cell.get("path") or "").name.encode())
         return state.hexdigest()
 
     def sample_name(self, index: int) -> str:
         place = "" if self._rows is None else f"[{self._rows[1][index]}]"
         return f"{self.name}[{self._row(index)}]{place}"
+
+    def _cell(self, index: int) -> dict[str, Any] | None:
+        """The image's `bytes` and `path`, as far as they are there."""
+        held = self._images[self._row(index)].column(0)[0]
+        return (held if self._rows is None else held[int(self._rows[1][index])]).as_py()
 
     def _row(self, index: int) -> int:
         return index if self._rows is None else int(self._rows[0][index])
