@@ -234,6 +234,14 @@ def test_values_as_people_write_them(capsys: pytest.CaptureFixture[str], written
     assert run(capsys, *model, *written) == run(capsys, *model, *meant)
 
 
+def test_one_number_alone_where_several_may_stand(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    photo = Image.new("RGB", (40, 40), "red")
+    photo.save(tmp_path / "photo.png")
+    tried = flags(data=tmp_path, seconds=0.1, model="mae_vit_tiny_patch16", img_size=64, num_workers=0, batch_size=1)
+    status, out, _ = run(capsys, "bench", "data", *tried, "--json")
+    assert status == 0 and [row["num_workers"] for row in json.loads(out)["loaders"]] == [0]
+
+
 @pytest.mark.parametrize("shown", [["--list"], ["--list", "true"], ["--list=true"]])
 def test_a_switch_alone_is_on(capsys: pytest.CaptureFixture[str], shown: list[str]):
     status, out, _ = run(capsys, "study", *shown, "--preset", "smoke", "--json")

@@ -237,8 +237,9 @@ def _with_plain_values(arguments: list[str]) -> list[str]:
             resolved.append("true")
     for number, argument in enumerate(resolved):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-        several = "tuple" in str(types.get(flag or resolved[number - 1]))
-        if several and re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value):
+        kind = str(types.get(flag or resolved[number - 1]))
+        fewest = 0 if ", ...]" in kind else 1  # commas; of any number of numbers, one may stand alone
+        if "tuple" in kind and re.fullmatch(rf"[-+.\de]+(,[-+.\de]+){{{fewest},}}", value):
             resolved[number] = f"{flag}{equals}[{value}]"
     return resolved
 
