@@ -37,22 +37,37 @@ BUDGETS = {"base": (615, 10.0), "large": (1011, 17.37)}
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations and the bytes that they move; fails at what PyTorch's packed kernel would refuse."""
+    """Counts operations and the bytes that they move; fails at what PyTorch's packed kernel would refuse.
 
-    packed = launches = num_bytes = 0
+    Args:
+        device: where that kernel is taken to run.
+
+    Attributes:
+        packed, packed_backward: calls of that kernel.
+        launches: operations, views apart.
+        num_bytes: that they read and write.
+    """
+
+    def __init__(self, device: torch.device = CUDA):
+        super().__init__()
+        self.device = device
+        self.packed = self.packed_backward = self.launches = self.num_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "varlen_attn" in str(func) or "_flash_attention_forward" in str(func):
-            type(self).packed += 1
+        if "varlen_attn_backward" in str(func):
+            self.packed_backward += 1
+        elif "varlen_attn" in str(func):
+            self.packed += 1
             q, k, v, *lengths = args[:5]
-            assert all(x.is_cuda and x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 for x in (q, k, v))
-            assert all(x.is_cuda and x.dtype == torch.int32 for x in lengths)
+            assert all(x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 for x in (q, k, v))
+            assert all(x.dtype == torch.int32 for x in lengths)
+            assert all(x.device == self.device for x in (q, k, v, *lengths))
         result = func(*args, **(kwargs or {}))
         view = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
         if not view and func is not torch.ops.aten._unsafe_view.default and func.namespace != "prim":
-            type(self).launches += 1
+            self.launches += 1
             leaves = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            type(self).num_bytes += sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+            self.num_bytes += sum(leaf.numel() * leaf.element_size() for leaf in leaves)
         return result
 
 
@@ -90,17 +105,16 @@ def test_forward_pass_and_loss(settings: dict[str, Any], parts: int, precision: 
     assert len(layout.parts) == parts
     batch = TrainBatch(images_of(config, IMAGES), torch.arange(IMAGES), None, [], Flat.of(layout))
     objective = MethodObjective(image_statistics(config))
-    Watch.packed = 0
     # A backward pass would ask the driver for its stream.
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         fake = hollow(model, CUDA).train()
-        with Watch(), bf16() if precision == "bf16" else nullcontext():
+        with Watch() as watch, bf16() if precision == "bf16" else nullcontext():
             loss = objective.weighted_sum(fake, batch.to(CUDA))
         assert loss.device == CUDA and loss.shape == ()
         with pytest.raises(DataDependentOutputException):
             loss.item()
     takes = precision == "bf16" and config.decoder_embed_dim // config.decoder_num_heads % 8 == 0
-    assert Watch.packed == (parts * config.decoder_depth if takes else 0)
+    assert watch.packed == (parts * config.decoder_depth if takes else 0)
 
 
 @pytest.mark.parametrize("size", BUDGETS)
@@ -110,15 +124,14 @@ def test_what_a_forward_pass_launches_and_moves(size: str):
     with torch.device("meta"):
         model = emae.create_model(f"mae_vit_{size}_patch16")
     layout = model.config.planner()(torch.rand(64, 196, generator=torch.Generator().manual_seed(0)))
-    Watch.launches = Watch.num_bytes = 0
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         fake, layout = hollow(model, CUDA).train(), layout.to(CUDA)
         images = torch.empty(64, 3, 224, 224, device=CUDA)
-        with Watch(), bf16():
+        with Watch() as watch, bf16():
             fake(images, layout)
     launches, gigabytes = BUDGETS[size]
-    assert Watch.launches == pytest.approx(launches, rel=0.02)
-    assert Watch.num_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
+    assert watch.launches == pytest.approx(launches, rel=0.02)
+    assert watch.num_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
 def test_norm_clipping_and_the_optimiser():
