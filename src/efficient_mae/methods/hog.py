@@ -39,7 +39,7 @@ def hog_targets(
 
     Source: MaskFeat, Sec. 3.2, and its published code; docs/readings.md says where they leave a choice.
     """
-    magnitude, bins = _orientations(images.float())
+    magnitude, bins = _orientations(images)
     votes, chosen = (_cells(gather_patches(x, ids, patch_size), cell_size) for x in (magnitude, bins))
     # Bin by bin: a table of all pixels and bins takes nine times the images' memory; scatter_add no fixed order.
     histograms = [torch.where(chosen == number, votes, 0.0).sum(dim=(-3, -1)) for number in range(BINS)]
@@ -75,7 +75,7 @@ def draw_hog(
         cell_size: pixels of a cell's side.
     """
     cells = patch_size // cell_size
-    values = histograms.view(-1, channels, BINS, cells, cells).float().clamp(min=0)
+    values = histograms.view(-1, channels, BINS, cells, cells).clamp(min=0)
     angles = (torch.arange(BINS, device=values.device) + 0.5) * math.pi / BINS
     place = torch.arange(cell_size, device=values.device) - (cell_size - 1) / 2
     # From the line, in pixels: an edge runs across its gradient, whose angle counts from the vertical axis.
