@@ -1,6 +1,10 @@
 """Backbones: architecture only; what is done to them (compiling, wrapping, training) is done from outside."""
 
+from efficient_mae.backbones.base import Backbone, SparseBackbone
 from efficient_mae.backbones.sizes import SIZES
 from efficient_mae.backbones.vit import VisionTransformer
 
-__all__ = ["SIZES", "VisionTransformer"]
+# By the word that stands for them in models' names and in files.
+BACKBONES: dict[str, type[Backbone]] = {kind.family: kind for kind in (VisionTransformer,)}
+
+__all__ = ["BACKBONES", "SIZES", "Backbone", "SparseBackbone", "VisionTransformer"]

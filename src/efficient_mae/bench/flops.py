@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficient_mae.backbones import VisionTransformer
 from efficient_mae.methods import METHODS, Method, MethodConfig, Plan
 
 
@@ -55,7 +54,7 @@ def count_gmacs(config: MethodConfig, images: int = 64, seed: int = 0) -> float:
 def encoder_gmacs(config: MethodConfig) -> float:
     """Multiply-accumulates of the encoder alone over a whole image, 1e9: Table 1's mask ratio 0."""
     with torch.device("meta"):
-        encoder = VisionTransformer(**config.backbone)
+        encoder = config.make_backbone()
         image = torch.empty(1, config.in_chans, *config.img_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.forward_features(image)

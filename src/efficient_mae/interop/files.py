@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from efficient_mae.backbones import VisionTransformer
-from efficient_mae.backbones.vit import ARGUMENTS
+from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.engine.storage.checkpoint import (
     check_architecture,
@@ -32,6 +31,9 @@ _METADATA_KEY = "efficient_mae"
 # What a run or an export keeps an encoder alone in.
 _ENCODER_FILE = "encoder.safetensors"
 
+
+# The family of an encoder whose header doesn't say it.
+_FAMILY = "vit"
 
 # Statistics that a header has where they aren't the usual ones, and its keys.
 _OPTIONAL = {"size": "images", "value_range": "value_range", "bands": "bands", "max_megapixels": "max_megapixels"}
@@ -65,15 +67,18 @@ class ImageStatistics(Settings):
         )
 
 
-def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
+def file_metadata(config: MethodConfig | Backbone, statistics: ImageStatistics) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images.
 
     Args:
-        config: of the whole model, or what :func:`encoder_arguments` gives.
+        config: of the whole model, or an encoder.
         statistics: of its images.
     """
-    whole = isinstance(config, MethodConfig)
-    described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
+    if isinstance(config, MethodConfig):
+        described = {"method": config.method, "model": config.to_dict()}
+    else:  # of a ViT, as of the first versions, the family goes without saying
+        family = {} if config.family == _FAMILY else {"backbone": config.family}
+        described = {**family, "model": config.arguments}
     content = {**described, "mean": statistics.mean, "std": statistics.std}
     for name, key in _OPTIONAL.items():
         if getattr(statistics, name) != getattr(ImageStatistics, name):
@@ -82,15 +87,7 @@ def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatis
     return {_METADATA_KEY: json.dumps(content)}
 
 
-def encoder_arguments(model: Method | MethodConfig | VisionTransformer) -> dict[str, Any]:
-    """The arguments that build an encoder like this one, as :class:`VisionTransformer` and timm name them."""
-    if isinstance(model, MethodConfig):
-        return model.backbone
-    encoder = backbone_of(model)
-    return {name: getattr(encoder, name) for name in ARGUMENTS}
-
-
-def encoder_of(model: Method | VisionTransformer) -> VisionTransformer:
+def encoder_of(model: Method | Backbone) -> Backbone:
     """The encoder alone, of a whole model or of an encoder; its weights are copied."""
     return copy.deepcopy(backbone_of(model))
 
@@ -124,7 +121,7 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     return {}
 
 
-def load_own(file: Path) -> Method | VisionTransformer:
+def load_own(file: Path) -> Method | Backbone:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
     Raises:
@@ -141,34 +138,45 @@ def load_own(file: Path) -> Method | VisionTransformer:
     except (KeyError, TypeError, ValueError, RuntimeError):  # the last of sizes that overflow
         raise _foreign(file) from None
     whole = isinstance(empty, Method)
-    model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
+    model = type(empty)(empty.config) if whole else type(empty)(**empty.arguments)
     load_model(file, model)
     return model
 
 
-def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
+def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> Method | Backbone:
     """The model that a header describes, or its encoder if that is all that there are tensors for.
 
     Raises:
         InputError, KeyError, TypeError, ValueError: a header that describes none, or another than its tensors are of.
     """
+    values = with_tuples(header.model)
     # A block has tensors: more of them than there are tensors would be built for nothing.
-    if any(value > len(shapes) for name, value in header.model.items() if name.endswith("depth")):
+    depths = [value for name, value in values.items() if name.endswith("depth")]
+    if any(sum(depth if isinstance(depth, tuple) else (depth,)) > len(shapes) for depth in depths):
         raise InputError("weights of another architecture, of fewer blocks than are described")
-    arguments = {name: header.model[name] for name in ARGUMENTS}
-    encoder = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
+    config = METHODS[header.method].Config.from_dict(values) if header.method in METHODS else None
+    if config is None:
+        family = BACKBONES[header.backbone]
+        encoder = family(**{name: values[name] for name in family.ARGUMENTS})
+    else:
+        encoder = config.make_backbone()
     own = encoder.state_dict()
     check_architecture({name: shape for name, shape in shapes.items() if name in own}, own, file)
     if shapes.keys() <= own.keys():
         return encoder
-    method = _method(header)
-    return method(method.Config.from_dict(header.model))
+    if config is None:
+        raise _unknown(header)
+    return METHODS[config.method](config)
 
 
 def _method(header: "_Header") -> type[Method]:
     if header.method not in METHODS:
-        raise InputError(f"a model of method {header.method!r}, which isn't known here")
+        raise _unknown(header)
     return METHODS[header.method]
+
+
+def _unknown(header: "_Header") -> InputError:
+    return InputError(f"a model of method {header.method!r}, which isn't known here")
 
 
 def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
@@ -199,12 +207,13 @@ def read_statistics(file: Path) -> ImageStatistics:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says of its model; its method is None where it is an encoder alone.
+    """What a file says of its model; its method is None where it is an encoder alone, of the family `backbone`.
 
     The first versions wrote no method: what has a decoder is MAE's.
     """
 
     method: str | None
+    backbone: str
     model: dict[str, Any]
     statistics: ImageStatistics
 
@@ -217,7 +226,7 @@ def _read_header(file: Path) -> _Header:
         statistics = ImageStatistics(**with_tuples({"mean": content["mean"], "std": content["std"], **optional}))
         model = dict(content["model"])
         method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
-        return _Header(method, model, statistics)
+        return _Header(method, content.get("backbone", _FAMILY), model, statistics)
     except (KeyError, TypeError, ValueError):
         raise _foreign(file) from None
 
@@ -226,13 +235,13 @@ def _foreign(file: Path) -> InputError:
     return InputError(f"{file}: its header doesn't describe a model of efficient-mae")
 
 
-def save_encoder(file: Path, model: Method | VisionTransformer, statistics: ImageStatistics) -> None:
+def save_encoder(file: Path, model: Method | Backbone, statistics: ImageStatistics) -> None:
     """Write the encoder alone, under timm's parameter names.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    config = model.config if isinstance(model, Method) else encoder_arguments(model)
+    config = model.config if isinstance(model, Method) else model
     partial = file.with_name(f".partial-{file.name}")
     save_tensors(partial, backbone_of(model).state_dict(), file_metadata(config, statistics))
     partial.replace(file)

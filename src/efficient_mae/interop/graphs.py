@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.errors import InputError
 from efficient_mae.interop.timm_models import to_timm
 from efficient_mae.methods import Method, backbone_of
@@ -26,7 +26,7 @@ _LARGEST_ONNX = 1.5 * 2**30
 class _Tokens(nn.Module):
     """timm's ViT with `forward_features` as its forward pass: timm keeps its models fit for export."""
 
-    def __init__(self, model: Method | VisionTransformer):
+    def __init__(self, model: Method | Backbone):
         super().__init__()
         self.vit = to_timm(model).eval()
 
@@ -34,7 +34,7 @@ class _Tokens(nn.Module):
         return self.vit.forward_features(images)
 
 
-def save_torch_export(file: Path, model: Method | VisionTransformer) -> None:
+def save_torch_export(file: Path, model: Method | Backbone) -> None:
     """Write the encoder as a `.pt2` that `torch.export.load(file).module()` runs.
 
     Raises:
@@ -44,7 +44,7 @@ def save_torch_export(file: Path, model: Method | VisionTransformer) -> None:
         torch.export.save(_export(model), file)
 
 
-def save_onnx(file: Path, model: Method | VisionTransformer) -> None:
+def save_onnx(file: Path, model: Method | Backbone) -> None:
     """Write the encoder as an ONNX file, weights within (beside it if they don't fit).
 
     Raises:
@@ -86,7 +86,7 @@ def require_onnx() -> Any:
     return onnxruntime
 
 
-def _export(model: Method | VisionTransformer) -> torch.export.ExportedProgram:
+def _export(model: Method | Backbone) -> torch.export.ExportedProgram:
     # Two images: PyTorch takes a dimension of one for a constant.
     encoder = backbone_of(model)
     example = torch.zeros(2, encoder.in_chans, *encoder.img_size)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
@@ -13,7 +13,7 @@ from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
 @torch_seeded(0)
-def load(path: str | Path) -> Method | VisionTransformer:
+def load(path: str | Path) -> Method | Backbone:
     """A trained model, in evaluation mode. Nothing in a file is ever run.
 
     Args:

@@ -2,30 +2,31 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import timm.models.vision_transformer as timm_vit
+import torch
 
-from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import crop_share
 from efficient_mae.data.batches.generators import torch_seeded
-from efficient_mae.interop.files import ImageStatistics, encoder_arguments, save_encoder
+from efficient_mae.interop.files import ImageStatistics, save_encoder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
 @torch_seeded(0)
-def to_timm(model: Method | VisionTransformer) -> timm_vit.VisionTransformer:
-    """timm's VisionTransformer with the encoder's weights; `forward_features` gives the same tokens.
+def to_timm(model: Method | Backbone) -> Any:
+    """timm's model with the encoder's weights: a VisionTransformer; `forward_features` gives the same tokens.
 
     Args:
         model: an encoder or a whole model; its weights are copied.
     """
     encoder = backbone_of(model)
-    vit = timm_vit.VisionTransformer(**encoder_arguments(encoder), num_classes=0).to(encoder.cls_token)
-    vit.load_state_dict(encoder.state_dict())
-    return vit.train(model.training)
+    made = encoder.timm_class(**encoder.timm_arguments, num_classes=0).to(next(encoder.parameters()))
+    made.load_state_dict(encoder.state_dict())
+    return made.train(model.training)
 
 
-def save_timm(folder: Path, model: Method | VisionTransformer, statistics: ImageStatistics) -> None:
+def save_timm(folder: Path, model: Method | Backbone, statistics: ImageStatistics) -> None:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
     Args:
@@ -38,11 +39,11 @@ def save_timm(folder: Path, model: Method | VisionTransformer, statistics: Image
     """
     save_encoder(folder / "model.safetensors", model, statistics)
     encoder = backbone_of(model)
-    arguments = encoder_arguments(encoder) | {"num_classes": 0}
+    arguments = encoder.timm_arguments | {"num_classes": 0}
     config = {
-        "architecture": _architecture(encoder),
+        "architecture": encoder.timm_name,
         "num_classes": 0,
-        "num_features": encoder.embed_dim,
+        "num_features": encoder.dims[-1],
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, *encoder.img_size],
@@ -60,21 +61,20 @@ def save_timm(folder: Path, model: Method | VisionTransformer, statistics: Image
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _architecture(model: VisionTransformer) -> str:
-    """The name of timm's that is nearest; `model_args` says all, so that any plain ViT's name would do."""
-    name = next((name for name, size in SIZES.items() if size.embed_dim == model.embed_dim), "base")
-    return f"vit_{name}_patch{14 if name == 'huge' else 16}_224"
-
-
-def load_snippet(model: Method | MethodConfig | VisionTransformer, file: Path) -> str:
+def load_snippet(model: Method | MethodConfig | Backbone, file: Path) -> str:
     """Python that loads an exported encoder with timm and safetensors alone."""
-    arguments = ", ".join(f"{name}={value}" for name, value in encoder_arguments(model).items())
+    if isinstance(model, MethodConfig):
+        with torch.device("meta"):
+            model = model.make_backbone()
+    encoder = backbone_of(model)
+    arguments = ", ".join(f"{name}={value}" for name, value in encoder.timm_arguments.items())
     image, width = arguments.split(", embed_dim")
+    name = encoder.timm_class.__name__
     return f"""\
 from safetensors.torch import load_file
-from timm.models import VisionTransformer
+from timm.models import {name}
 
-vit = VisionTransformer(
+vit = {name}(
     {image},
     embed_dim{width}, num_classes=0,
 )

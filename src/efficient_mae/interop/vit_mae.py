@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
 from efficient_mae.data import crop_share, default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
@@ -29,7 +29,7 @@ _LARGEST_EPS = 1e-5
 
 
 @torch_seeded(0)
-def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
+def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining":
     """transformers' ViTMAEForPreTraining with the model's weights: the same loss for the same mask where beta is None
     and gamma 0; transformers has neither, reconstructs every masked patch and weights them alike.
 
@@ -40,7 +40,7 @@ def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
         InputError: an encoder alone, images that aren't square, or no transformers installed.
     """
     transformers = _transformers()
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, Backbone):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
         )
@@ -173,7 +173,7 @@ def is_hf_folder(path: Path) -> bool:
     return "model_type" in _read_json(path / "config.json")
 
 
-def load_hf_folder(folder: Path) -> MaskedAutoencoder | VisionTransformer:
+def load_hf_folder(folder: Path) -> MaskedAutoencoder | Backbone:
     """The ViTMAE in a folder of transformers' layout; the encoder alone if it holds no decoder. Runs no code in it.
 
     Raises:

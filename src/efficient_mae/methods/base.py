@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.backbones.patches import as_pair
 from efficient_mae.backbones.sizes import parse_name
-from efficient_mae.backbones.vit import ARGUMENTS
-from efficient_mae.ranges import Pixels, PositiveInt, Settings
+from efficient_mae.errors import InputError
+from efficient_mae.ranges import Pixels, PositiveInt, Settings, with_tuples
 
 # What a backbone's names begin with in memory; in files, and wherever they are told, they don't.
 BACKBONE = "backbone."
@@ -169,7 +169,9 @@ class MethodConfig(MethodSettings):
         """
         if missing := {one.name for one in fields(cls)} - cls.added - values.keys():
             raise KeyError(min(missing))
-        return cls(**{**values, "img_size": as_pair(tuple(values["img_size"]))})
+        plain = with_tuples(values)
+        plain["img_size"] = as_pair(plain["img_size"])
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON and YAML hold them."""
@@ -181,9 +183,18 @@ class MethodConfig(MethodSettings):
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
     @property
+    def family(self) -> str:
+        """Of the encoder, among :data:`BACKBONES`."""
+        return "vit"
+
+    @property
     def backbone(self) -> dict[str, Any]:
-        """The arguments that build the encoder, as :class:`VisionTransformer` and timm name them."""
-        return {name: getattr(self, name) for name in ARGUMENTS}
+        """The arguments that build the encoder, as timm names them too."""
+        return {name: getattr(self, name) for name in BACKBONES[self.family].ARGUMENTS}
+
+    def make_backbone(self) -> Backbone:
+        """The encoder, with random weights."""
+        return BACKBONES[self.family](**self.backbone)
 
     def unit(self, device: torch.device) -> int | None:
         """Images that the model takes at a time on a device, for which plans are cut; None for all of a batch."""
@@ -232,7 +243,7 @@ class Method(nn.Module, ABC):
     def __init__(self, config: MethodConfig):
         super().__init__()
         self.config = config
-        self.backbone = VisionTransformer(**config.backbone)
+        self.backbone = config.make_backbone()
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -262,9 +273,18 @@ class Method(nn.Module, ABC):
         return None
 
 
-def backbone_of(model: Method | VisionTransformer) -> VisionTransformer:
+def backbone_of(model: Method | Backbone) -> Backbone:
     """The encoder of a whole model, or the encoder that it is."""
     return model.backbone if isinstance(model, Method) else model
+
+
+def check_mask(mask: Tensor, batch_size: int, grid_size: tuple[int, int]) -> None:
+    """Raise InputError unless it is a mask of so many images, of this grid."""
+    if tuple(mask.shape) != (batch_size, *grid_size) or mask.dtype != torch.bool:
+        raise InputError(
+            f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
+            f"must be torch.bool of shape {(batch_size, *grid_size)}, True = masked"
+        )
 
 
 def _without_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:

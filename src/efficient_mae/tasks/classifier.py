@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
@@ -149,7 +149,7 @@ class ClassifierRun(Run, Generic[Config]):
         return cls(config, open_labelled(config.data, config.val_data), processes)
 
     @abstractmethod
-    def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
+    def build_model(self, config: Config, encoder: Backbone, num_classes: int) -> nn.Module:
         """The classifier, from normalised images to logits."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.command import Result
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
@@ -174,7 +174,7 @@ def show_export(result: ExportResult, console: Console) -> None:
     )
 
 
-def _model(config: ExportConfig) -> tuple[Method | VisionTransformer, ImageStatistics]:
+def _model(config: ExportConfig) -> tuple[Method | Backbone, ImageStatistics]:
     """The model to write, and the statistics of its images."""
     model, statistics = load(config.weights).float(), load_statistics(config.weights)
     changes = {"img_size": config.img_size, "patch_size": config.patch_size, "in_chans": config.in_chans}
@@ -199,7 +199,7 @@ def _model(config: ExportConfig) -> tuple[Method | VisionTransformer, ImageStati
 
 
 @torch.no_grad()
-def _check(form: Format, folder: Path, model: Method | VisionTransformer) -> float:
+def _check(form: Format, folder: Path, model: Method | Backbone) -> float:
     """The largest difference between what was written and the model."""
     generator = torch.Generator().manual_seed(0)
     encoder = backbone_of(model)
@@ -215,16 +215,16 @@ def _check(form: Format, folder: Path, model: Method | VisionTransformer) -> flo
     return largest
 
 
-def _tokens(model: Method | VisionTransformer, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens D"]:
+def _tokens(model: Method | Backbone, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens D"]:
     return encoder_of(model).eval().forward_features(images)
 
 
-def _timm_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
+def _timm_outputs(folder: Path, model: Method | Backbone, images: Tensor) -> Pairs:
     vit: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return [(vit.forward_features(images), _tokens(model, images))]
 
 
-def _safetensors_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
+def _safetensors_outputs(folder: Path, model: Method | Backbone, images: Tensor) -> Pairs:
     vit = to_timm(model).eval()
     for parameter in vit.parameters():
         parameter.zero_()
@@ -232,11 +232,11 @@ def _safetensors_outputs(folder: Path, model: Method | VisionTransformer, images
     return [(vit.forward_features(images), _tokens(model, images))]
 
 
-def _onnx_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
+def _onnx_outputs(folder: Path, model: Method | Backbone, images: Tensor) -> Pairs:
     return [(run_onnx(folder / "encoder.onnx", images), _tokens(model, images))]
 
 
-def _torch_export_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
+def _torch_export_outputs(folder: Path, model: Method | Backbone, images: Tensor) -> Pairs:
     program = torch.export.load(folder / "encoder.pt2").module()
     return [(program(images), _tokens(model, images))]
 
@@ -266,7 +266,7 @@ def _quoted(path: Path | str) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
-def _timm_snippet(folder: Path, _: Method | VisionTransformer) -> str:
+def _timm_snippet(folder: Path, _: Method | Backbone) -> str:
     return f"""\
 import timm
 
@@ -275,7 +275,7 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit
 """
 
 
-def _transformers_snippet(folder: Path, _: Method | VisionTransformer) -> str:
+def _transformers_snippet(folder: Path, _: Method | Backbone) -> str:
     return f"""\
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
@@ -284,7 +284,7 @@ processor = AutoImageProcessor.from_pretrained({_quoted(folder)})
 """
 
 
-def _onnx_snippet(folder: Path, _: Method | VisionTransformer) -> str:
+def _onnx_snippet(folder: Path, _: Method | Backbone) -> str:
     return f"""\
 import onnxruntime
 
@@ -293,7 +293,7 @@ session = onnxruntime.InferenceSession({_quoted(folder / "encoder.onnx")})
 """
 
 
-def _torch_export_snippet(folder: Path, _: Method | VisionTransformer) -> str:
+def _torch_export_snippet(folder: Path, _: Method | Backbone) -> str:
     return f"""\
 import torch
 

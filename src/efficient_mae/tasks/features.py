@@ -9,34 +9,29 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import EvalTransform, Reading, Source, make_eval_loader, normalize
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
 
-POOLS = ("avg", "token")
-
 
 @torch.no_grad()
 def extract_features(
-    encoder: VisionTransformer,
+    encoder: Backbone,
     images: Float[Tensor, "B C h w"],
     pool: str = "avg",
 ) -> Float[Tensor, "B D"]:
-    """One feature an image: the mean of its patches' tokens (`avg`) or its class token (`token`), as timm says.
+    """One feature an image, of the encoder's kinds, in float32.
 
     Raises:
-        InputError: an unknown pool.
+        InputError: the encoder has no such.
     """
-    if pool not in POOLS:
-        raise InputError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
-    tokens = encoder.forward_features(images)
-    return (tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)).float()
+    return encoder.pooled(images, pool).float()
 
 
 def embed(
-    encoder: VisionTransformer,
+    encoder: Backbone,
     images: Shaped[Tensor, "B C h w"],
     statistics: ImageStatistics,
     *,
@@ -51,7 +46,7 @@ def embed(
 
 def labelled_batches(
     source: Source,
-    encoder: VisionTransformer,
+    encoder: Backbone,
     reading: Reading,
     *,
     batch_size: int,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import LabelledData, PretrainTransform
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
@@ -24,7 +24,7 @@ from efficient_mae.tasks.classifier import (
     run_classifier,
 )
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
-from efficient_mae.tasks.features import POOLS, extract_features
+from efficient_mae.tasks.features import extract_features
 
 # MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.
 MOMENTUM = 0.9
@@ -64,14 +64,13 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     model: "LinearProbe"
 
     def __init__(self, config: LinearProbeConfig, data: LabelledData, processes: Processes):
-        if config.pool not in POOLS:
-            raise InputError(f"pool={config.pool!r}: must be one of {', '.join(POOLS)}")
         if config.parallel == "fsdp":
             # LARS also looks at the norm of each weight as a whole.
             raise InputError("parallel='fsdp': there is nothing to shard where a head alone is trained; take ddp")
         super().__init__(config, data, processes)
 
-    def build_model(self, config: LinearProbeConfig, encoder: VisionTransformer, num_classes: int) -> "LinearProbe":
+    def build_model(self, config: LinearProbeConfig, encoder: Backbone, num_classes: int) -> "LinearProbe":
+        encoder.check_pool(config.pool)
         return LinearProbe(encoder, num_classes, config.pool)
 
     def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
@@ -96,12 +95,12 @@ class LinearProbe(nn.Module):
         pool: `token` or `avg`.
     """
 
-    def __init__(self, encoder: VisionTransformer, num_classes: int, pool: str):
+    def __init__(self, encoder: Backbone, num_classes: int, pool: str):
         super().__init__()
         self.pool = pool
         self.encoder = encoder.requires_grad_(False)
-        self.norm = GlobalBatchNorm(encoder.embed_dim)
-        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        self.norm = GlobalBatchNorm(encoder.dims[-1])
+        self.head = nn.Linear(encoder.dims[-1], num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
 

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import (
     DeviceDecodeDataset,
@@ -124,7 +125,8 @@ class PretrainRun(Run):
         alone = processes.device.type == "cuda" and processes.world_size == 1
         if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
             raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
-        self.graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
+        own = isinstance(model.backbone, VisionTransformer) or config.cuda_graphs is True
+        self.graphs = alone and own and not config.grad_checkpointing and config.cuda_graphs is not False
         if config.compile == "auto" and not self.graphs:
             # Compiled blocks then keep a GPU's host longer than plain ones (benchmarks/results/gpu).
             config = replace(config, compile=False)

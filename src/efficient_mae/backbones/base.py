@@ -1,0 +1,138 @@
+"""What an encoder is to methods, files and tasks.
+
+B images, C channels, h x w pixels, H x W patches, H' x W' places of the last features, D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from efficient_mae.errors import InputError
+
+
+class Backbone(nn.Module, ABC):
+    """An encoder of images, under timm's parameter names.
+
+    Attributes:
+        family: the word that stands for it in models' names and in files.
+        ARGUMENTS: names of what it is built by.
+        timm_class: timm's, which takes the same state dict.
+        pools: what an image's feature can be: `avg`, the mean over all places, and `token`, the class token's.
+        img_size: (height, width) in pixels.
+        in_chans: C.
+        patch_size: in pixels.
+        grid_size: (H, W), the patches that can be hidden.
+        strides: pixels between two places of the features of each stage; of a plain ViT there is one.
+        dims: their widths; the first is that of the embedded patches, the last D.
+    """
+
+    family: ClassVar[str]
+    ARGUMENTS: ClassVar[tuple[str, ...]]
+    timm_class: ClassVar[Callable[..., nn.Module]]
+    pools: ClassVar[tuple[str, ...]] = ("avg", "token")
+    img_size: tuple[int, int]
+    in_chans: int
+    patch_size: int
+    grid_size: tuple[int, int]
+    strides: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What another like it is built by."""
+        return {name: getattr(self, name) for name in self.ARGUMENTS}
+
+    @property
+    def timm_arguments(self) -> dict[str, Any]:
+        """What timm's is built by: the same names, and what is always so here."""
+        return self.arguments
+
+    @property
+    @abstractmethod
+    def timm_name(self) -> str:
+        """Of timm's model that is nearest; with :attr:`timm_arguments` any of its family would do."""
+
+    @abstractmethod
+    def forward_features(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B *places D"]:
+        """Normalised features, in the shape in which timm gives them.
+
+        Raises:
+            InputError: images of a shape that this encoder does not take.
+        """
+
+    @abstractmethod
+    def forward_masked(
+        self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
+    ) -> Float[Tensor, "B H' W' D"]:
+        """Normalised features of images of which a mask token stands in place of each masked patch.
+
+        Args:
+            images: normalised.
+            mask: True = masked.
+            mask_token: of the width of the embedded patches.
+
+        Raises:
+            InputError: images of a shape that this encoder does not take.
+        """
+
+    @abstractmethod
+    def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
+        """One feature an image.
+
+        Raises:
+            InputError: it has no such, or images of a shape that this encoder does not take.
+        """
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+
+    def resized(self, **changed: Any) -> "Backbone":
+        """Another like it, of random weights, for images or patches of another size or other channels.
+
+        Raises:
+            InputError: what changed does not fit the rest.
+        """
+        return type(self)(**self.arguments | changed)
+
+    @abstractmethod
+    def fit_positions(self, weights: dict[str, Tensor], grid_size: tuple[int, int]) -> None:
+        """Interpolate what in the weights of another like it depends on the grid, in place, for this one's.
+
+        Args:
+            weights: a state dict.
+            grid_size: (H, W) that they are for.
+        """
+
+    def check_pool(self, pool: str) -> None:
+        """Raise InputError for a feature that it does not have."""
+        if pool not in self.pools:
+            raise InputError(f"pool={pool!r}: of a {self.family} encoder it must be {' or '.join(self.pools)}")
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise InputError unless the images have this model's size and channels."""
+        expected = (self.in_chans, *self.img_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            given = " x ".join(map(str, images.shape))
+            raise InputError(f"images are {given}; this model takes B x {' x '.join(map(str, expected))}")
+
+
+class SparseBackbone(Backbone):
+    """One that needs no more than the visible patches."""
+
+    @abstractmethod
+    def forward_features(
+        self, images: Float[Tensor, "B C h w"], ids_keep: Int64[Tensor, "B V"] | None = None
+    ) -> Float[Tensor, "B tokens D"]:
+        """Normalised features of the class token and of the patches `ids_keep` (None: of all, as timm gives)."""
+
+
+def hide(
+    patches: Float[Tensor, "B N dim"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
+) -> Float[Tensor, "B N dim"]:
+    """Embedded patches with a mask token in place of the masked ones."""
+    return torch.where(mask.flatten(1)[..., None], mask_token, patches)
