@@ -125,10 +125,12 @@ class MethodConfig(MethodSettings):
 
     Attributes:
         method: with which the names of its models begin.
+        painted: what pictures fill hidden patches with, a sentence; empty where these are plain pixels.
         added: settings that the first versions did not write; a file without them has their defaults.
     """
 
     method = ""  # no annotations: they are no fields
+    painted = ""
     added = frozenset[str]()
 
     img_size: tuple[PositiveInt, PositiveInt] = field()
