@@ -11,6 +11,7 @@ from efficient_mae.recipes import recipes
 COMMAND = {
     "pretrain": "pretrain", "mae_pretrain": "pretrain", "maskfeat_pretrain": "pretrain", "demo": "pretrain",
     "finetune": "finetune", "maskfeat_finetune": "finetune",
+    "beit_pretrain": "pretrain", "beit_finetune": "finetune",
 }  # fmt: skip
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
@@ -128,3 +129,22 @@ def test_maskfeat_tuning(size: str, epochs: int, warmup_epochs: int, layer_decay
     assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (epochs, warmup_epochs, layer_decay)
     # The configurations' 2e-3 is for 512 images, and 1e-3 for 256.
     assert (found["base_lr"], found["min_lr"], found["drop_path"], found["weight_decay"]) == (1e-3, 1e-6, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(("size", "scale", "published"), [("base", 0.1, "83.2"), ("large", 1e-5, "85.2")])
+def test_beit_pretraining(size: str, scale: float, published: str):
+    name = f"beit_pretrain_{size}16_800"
+    found, head = settings(name), recipes()[name].read_text()
+    assert found["model"] == f"beit_vit_{size}_patch16" and found["epochs"] == 800
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(1.5e-3)
+    assert (found["min_lr"], found["warmup_epochs"], found["clip_grad"]) == (1e-5, 10, 3.0)
+    assert (found["weight_decay"], found["betas"], found["crop_scale"]) == (0.05, (0.9, 0.999), (0.08, 1.0))
+    assert (round(196 * found["mask_ratio"]), found["smallest_block"]) == (75, 16)
+    assert (found["drop_path"], found["layer_scale"]) == (0.1, scale)
+    assert f"# Published: {published} % top-1" in head
+
+
+def test_beit_tuning():
+    found = settings("beit_finetune_base")
+    assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (100, 20, 0.65)
+    assert (found["base_lr"] * found["batch_size"] / 256, found["drop_path"]) == (4e-3, 0.1)

@@ -125,11 +125,13 @@ class MethodConfig(MethodSettings):
 
     Attributes:
         method: with which the names of its models begin.
+        measured: what the errors are, in pictures.
         painted: what pictures fill hidden patches with, a sentence; empty where these are plain pixels.
         added: settings that the first versions did not write; a file without them has their defaults.
     """
 
     method = ""  # no annotations: they are no fields
+    measured = "mean squared error"
     painted = ""
     added = frozenset[str]()
 
@@ -198,6 +200,11 @@ class MethodConfig(MethodSettings):
         """The encoder, with random weights."""
         return BACKBONES[self.family](**self.backbone)
 
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws numbers of its own, beside the plan's, as drop path does."""
+        return False
+
     def unit(self, device: torch.device) -> int | None:
         """Images that the model takes at a time on a device, for which plans are cut; None for all of a batch."""
         return None
@@ -237,8 +244,10 @@ class Method(nn.Module, ABC):
     Attributes:
         Settings: what can be chosen; its fields are flags.
         Config: what a model is made of.
+        operational: settings that may differ when a run is resumed: what they name is recorded otherwise.
     """
 
+    operational: ClassVar[tuple[str, ...]] = ()
     Settings: ClassVar[type[MethodSettings]]
     Config: ClassVar[type[MethodConfig]]
 
@@ -262,6 +271,9 @@ class Method(nn.Module, ABC):
         device = generator.device if generator is not None else None
         rows, columns = self.config.grid_size
         return self.config.planner()(torch.rand(batch_size, rows * columns, generator=generator, device=device))
+
+    def check_ready(self) -> None:
+        """Raise InputError unless all is there that learning takes; models that cannot learn can be measured."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
