@@ -182,7 +182,9 @@ def test_it_is_exported_and_judged(run: Path, data: Path, tmp_path: Path, capsys
     tuned = result_of(
         capsys, "finetune", *flags(weights=run, out=tmp_path / "tuned", base_lr=5e-3, auto_augment="null", **quick)
     )
-    probed = result_of(capsys, "linear-probe", *flags(weights=run, out=tmp_path / "probed", base_lr=2.0, **quick))
+    probed = result_of(
+        capsys, "linear-probe", *flags(weights=run, out=tmp_path / "probed", base_lr=200.0, pool="avg", **quick)
+    )
     assert tuned["top1"] > 0.5 and probed["top1"] > 0.5
 
 
