@@ -12,6 +12,7 @@ COMMAND = {
     "pretrain": "pretrain", "mae_pretrain": "pretrain", "maskfeat_pretrain": "pretrain", "demo": "pretrain",
     "finetune": "finetune", "maskfeat_finetune": "finetune",
     "beit_pretrain": "pretrain", "beit_finetune": "finetune",
+    "cae_pretrain": "pretrain", "cae_finetune": "finetune",
 }  # fmt: skip
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
@@ -148,3 +149,26 @@ def test_beit_tuning():
     found = settings("beit_finetune_base")
     assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (100, 20, 0.65)
     assert (found["base_lr"] * found["batch_size"] / 256, found["drop_path"]) == (4e-3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "warmup_epochs", "scale"), [("base", 800, 20, 0.1), ("large", 1600, 40, 1e-5)]
+)
+def test_cae_pretraining(size: str, epochs: int, warmup_epochs: int, scale: float):
+    found = settings(f"cae_pretrain_{size}16_{epochs}")
+    assert found["model"] == f"cae_vit_{size}_patch16" and found["epochs"] == epochs
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(1.5e-3)
+    assert (found["warmup_epochs"], found["clip_grad"], found["weight_decay"]) == (warmup_epochs, 3.0, 0.05)
+    assert (round(196 * found["mask_ratio"]), found["smallest_block"], found["alignment"]) == (98, 16, 2.0)
+    assert (found["regressor_depth"], found["decoder_depth"]) == (4, 4)
+    assert (found["drop_path"], found["layer_scale"]) == (0.1, scale)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "rate", "layer_decay", "drop_path"),
+    [("base", 100, 8e-3, 0.65, 0.1), ("large", 50, 2e-3, 0.75, 0.2)],
+)
+def test_cae_tuning(size: str, epochs: int, rate: float, layer_decay: float, drop_path: float):
+    found = settings(f"cae_finetune_{size}")
+    assert (found["epochs"], found["layer_decay"], found["drop_path"]) == (epochs, layer_decay, drop_path)
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(rate)

@@ -21,7 +21,7 @@ from tests.processes import spawn
 from tests.tasks.conftest import flags, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
-MODELS = {"beit": "beit_vit_tiny_patch4"}
+MODELS = {"beit": "beit_vit_tiny_patch4", "cae": "cae_vit_tiny_patch4"}
 SIZE = {"img_size": 16, "in_chans": 1, "depth": 2}
 RUN = {**SIZE, "precision": "fp32", "device": "cpu", "num_workers": 0, "batch_size": 16, "epochs": 4,
        "base_lr": 1e-2, "warmup_epochs": 1, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 9}  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
@@ -86,16 +88,35 @@ class Block(nn.Module):
 
     entries: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        init_values: float | None = None,
+        drop_path: float = 0.0,
+    ):
+        """
+        Args:
+            init_values: with which layer scale begins; None leaves it out.
+            drop_path: share of the images for which each branch is skipped in training.
+        """
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls1, self.ls2 = (LayerScale(dim, init_values) if init_values else nn.Identity() for _ in range(2))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, tokens: Sequences | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), tokens)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), tokens)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Share of the images for which each block is skipped: from 0 in the first to that of the last."""
+    return torch.linspace(0, last, depth, device="cpu").tolist()
 
 
 class VisionTransformer(SparseBackbone):
@@ -110,6 +131,8 @@ class VisionTransformer(SparseBackbone):
         embed_dim: D.
         depth: number of blocks.
         num_heads: heads of each block.
+        init_values: with which layer scale begins; None leaves it out.
+        drop_path_rate: share of the images for which the last block is skipped; grows from 0 in the first block.
 
     Raises:
         InputError: a number below 1, or the patch size does not divide the image, or the heads the width.
@@ -118,6 +141,7 @@ class VisionTransformer(SparseBackbone):
     family = "vit"
     timm_class = timm_vit.VisionTransformer
     ARGUMENTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+    OPTIONAL = ("init_values",)
 
     def __init__(
         self,
@@ -127,6 +151,8 @@ class VisionTransformer(SparseBackbone):
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
+        init_values: float | None = None,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
@@ -145,7 +171,11 @@ class VisionTransformer(SparseBackbone):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("pos_embed", sincos_position_embedding(embed_dim, self.grid_size)[None])
         self.pos_embed: Tensor
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
+        self.init_values, self.drop_path_rate = init_values, drop_path_rate
+        rates = drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, init_values=init_values, drop_path=rate) for rate in rates
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.apply(init_weights)
         nn.init.normal_(self.cls_token, std=0.02)
@@ -200,7 +230,8 @@ class VisionTransformer(SparseBackbone):
     def run_block(self, function: Callable[..., Tensor], *arguments) -> Tensor:
         """Call a block, recomputing it in the backward pass if so set."""
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+            draws = self.drop_path_rate > 0
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=draws)  # pyright: ignore[reportReturnType]
         return function(*arguments)
 
 

@@ -7,6 +7,7 @@ from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.errors import InputError, did_you_mean, nearest
 from efficient_mae.methods.base import Method
 from efficient_mae.methods.beit import BEiT
+from efficient_mae.methods.cae import CAE
 from efficient_mae.methods.mae.model import MaskedAutoencoder
 from efficient_mae.methods.maskfeat import MaskFeat
 
@@ -28,6 +29,7 @@ def register(method: type[Method]) -> None:
 register(MaskedAutoencoder)
 register(MaskFeat)
 register(BEiT)
+register(CAE)
 
 
 def method_of(model: str) -> type[Method]:
