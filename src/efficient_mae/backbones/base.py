@@ -87,6 +87,10 @@ class Backbone(nn.Module, ABC):
             InputError: it has no such, or images of a shape that this encoder does not take.
         """
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed, beside those of one dimension."""
+        return set()
+
     @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -132,7 +136,7 @@ class SparseBackbone(Backbone):
 
 
 def hide(
-    patches: Float[Tensor, "B N dim"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
-) -> Float[Tensor, "B N dim"]:
+    patches: Float[Tensor, "B *places dim"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
+) -> Float[Tensor, "B *places dim"]:
     """Embedded patches with a mask token in place of the masked ones."""
-    return torch.where(mask.flatten(1)[..., None], mask_token, patches)
+    return torch.where(mask.view(*patches.shape[:-1], 1), mask_token, patches)

@@ -84,6 +84,6 @@ def _stable(method: str, config: MAEConfig) -> nn.Module:
     return getattr(theirs, method)(encoder, **settings)
 
 
-def _gmacs(name: str, config: MethodConfig) -> float:
+def _gmacs(name: str, config: MAEConfig) -> float:
     """As the paper counts MAE, which is what these compute; CrossMAE's decoder is another, and isn't counted."""
     return float("nan") if "CrossMAE" in name else config.paper_gmacs()
