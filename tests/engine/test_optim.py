@@ -28,5 +28,16 @@ def test_warm_up_then_half_a_cosine():
         cosine.step()
 
 
+def test_it_ends_above_zero():
+    rate = [learning_rate(step, peak=2.0, warmup_steps=0, total_steps=100, lowest=0.5) for step in range(101)]
+    reference = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=100, eta_min=0.5)
+    for step in range(101):
+        assert rate[step] == pytest.approx(cosine.get_last_lr()[0], abs=1e-9)
+        reference.step()
+        cosine.step()
+    assert rate[-1] == 0.5
+
+
 def test_no_warm_up():
     assert learning_rate(0, peak=1.0, warmup_steps=0, total_steps=10) == 1.0

@@ -40,12 +40,12 @@ def _fused(parameters: Iterable[torch.Tensor]) -> bool | None:
     return True if all(p.device.type in ("cpu", "cuda") for p in parameters) else None
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Rate of the step with this index (from 0): linear to `peak` over the warm-up, then half a cosine to 0."""
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, lowest: float = 0.0) -> float:
+    """Rate of a step, counted from 0: linear to `peak` over the warm-up, then half a cosine to `lowest`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -179,6 +179,7 @@ class Run(ABC):
                 peak=config.base_lr * self.batch_size / BASE_BATCH_SIZE,
                 warmup_steps=round(self.warmup_epochs * self.steps_per_epoch),
                 total_steps=self.total_steps,
+                lowest=config.min_lr,
             ),
             precision=config.precision,
             clip_grad=config.clip_grad,
@@ -238,16 +239,15 @@ class Run(ABC):
         return self.dataset()
 
     def _sampler(self, first_step: int) -> ResumableBatchSampler:
-        config = self.config
         return ResumableBatchSampler(
             len(self.source),
             self.batch_size,
-            config.seed,
+            self.config.seed,
             repeats=self.repeats,
-            accum_iter=config.accum_iter,
+            accum_iter=self.config.accum_iter,
             rank=self.processes.rank,
             world_size=self.processes.world_size,
-            start=first_step * config.accum_iter,
+            start=first_step * self.config.accum_iter,
             passed_over=self.rollbacks.passed_over,
         )
 

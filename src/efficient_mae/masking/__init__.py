@@ -4,6 +4,7 @@ No module, no state, no assumption about the device. Letters in shapes: B images
 patches, N = H * W patches, V visible patches of an image, T predicted patches of the batch, P patch size.
 """
 
+from efficient_mae.masking.blockwise import blockwise_mask_from_noise, check_blocks, num_hidden
 from efficient_mae.masking.difficulty import METRICS, difficulty
 from efficient_mae.masking.loss import difficulty_flatten_loss
 from efficient_mae.masking.p2dist import p2dist, p2dist_exact
@@ -16,11 +17,14 @@ __all__ = [
     "METRICS",
     "SCHEDULES",
     "MaskSettings",
+    "blockwise_mask_from_noise",
+    "check_blocks",
     "check_schedule",
     "difficulty",
     "difficulty_flatten_loss",
     "flatten_weights",
     "mask_from_noise",
+    "num_hidden",
     "num_visible",
     "p2dist",
     "p2dist_exact",

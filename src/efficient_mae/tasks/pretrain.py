@@ -172,7 +172,7 @@ class PretrainRun(Run):
         return step
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        return build_adamw(self.model, self.config.weight_decay)
+        return build_adamw(self.model, self.config.weight_decay, self.config.betas)
 
     def objective(self) -> MethodObjective:
         return MethodObjective(self.statistics)
