@@ -1,6 +1,6 @@
 """What an encoder is to methods, files and tasks.
 
-B images, C channels, h x w pixels, H x W patches, H' x W' places of the last features, D width.
+B images, C channels, h x w pixels, H x W patches, rows x columns places of the last features, D width.
 """
 
 from abc import ABC, abstractmethod
@@ -67,7 +67,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward_masked(
         self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
-    ) -> Float[Tensor, "B H' W' D"]:
+    ) -> Float[Tensor, "B rows columns D"]:
         """Normalised features of images of which a mask token stands in place of each masked patch.
 
         Args:

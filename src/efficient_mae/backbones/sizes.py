@@ -62,7 +62,7 @@ def parse_name(name: str, method: str, families: Sequence[str] = ("vit",)) -> tu
         if match[2] in sizes and match[3] == word:
             return sizes[match[2]], int(match[4])
     if match and match[1] in _FAMILIES and match[1] not in families:
-        hint = f"{method} has no use for a {match[1]} encoder. "
+        hint = f"{method} takes no {match[1]} encoder. "
     else:
         number = (re.search(r"[0-9]+$", name) or ["16"])[0]
         names = [f"{method}_{family}_{{}}_{_FAMILIES[family][1]}{number}" for family in families]

@@ -2,7 +2,7 @@
 
 Windows lie on a full grid, so hidden patches cannot be left out.
 
-B images, H x W patches, H' x W' places of the last stage, dim the first stage's width, D the last one's.
+B images, H x W patches, rows x columns places of the last stage, dim the first stage's width, D the last one's.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ class _Stages(Backbone):
 
     def forward_masked(
         self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
-    ) -> Float[Tensor, "B H' W' D"]:
+    ) -> Float[Tensor, "B rows columns D"]:
         self.check_images(images)
         return self.norm(self.layers(hide(self.patch_embed(images), mask, mask_token)))
 

@@ -1,7 +1,7 @@
 """SimMIM (Xie et al. 2022): raw pixels of hidden units, from a mask token in their place, by a head of one layer.
 
-B images, C channels, h x w pixels, H x W patches, T hidden patches of the batch, H' x W' places of the encoder's last
-features, D their width.
+B images, C channels, h x w pixels, H x W patches, T hidden patches of the batch, rows x columns places of the encoder's
+last features, D their width.
 """
 
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ class SimMIM(MaskedMethod):
         )
 
     def learn(
-        self, images: Float[Tensor, "B C h w"], latent: Float[Tensor, "B H' W' D"], plan: MaskedPlan
+        self, images: Float[Tensor, "B C h w"], latent: Float[Tensor, "B rows columns D"], plan: MaskedPlan
     ) -> SimMIMOutput:
         reconstruction = self.decoder(latent.permute(0, 3, 1, 2)).to(images.dtype)
         difference = (images - reconstruction).abs().mean(dim=1)  # (B, h, w)
