@@ -126,12 +126,14 @@ class MethodConfig(MethodSettings):
     Attributes:
         method: with which the names of its models begin.
         added: settings that the first versions did not write; a file without them has their defaults.
+        error: what each term of the loss is before it is weighted, as pictures say it.
         families: of encoders that the method takes, by the word that names of its models have for them.
         family: of this model's encoder, among :data:`BACKBONES`.
     """
 
     method = ""  # no annotations: they are no fields
     added = frozenset[str]()
+    error = "mean squared error"
     families = ("vit",)
     family = "vit"
 
