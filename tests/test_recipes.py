@@ -8,7 +8,10 @@ from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.cli import build_parser
 from efficient_mae.recipes import recipes
 
-COMMAND = {"pretrain": "pretrain", "mae_pretrain": "pretrain", "demo": "pretrain", "finetune": "finetune"}
+COMMAND = {
+    "pretrain": "pretrain", "mae_pretrain": "pretrain", "maskfeat_pretrain": "pretrain", "demo": "pretrain",
+    "finetune": "finetune", "maskfeat_finetune": "finetune",
+}  # fmt: skip
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
     for prefix in ("", "mae_")
@@ -22,7 +25,8 @@ def settings(name: str) -> dict:
     kind = re.sub(r"_(base|large|huge).*", "", name)
     command = COMMAND.get(kind, kind.replace("_", "-"))
     given = ["--out", "o"] if name == "demo" else ["--data", "d", "--out", "o"]
-    parsed = build_parser([command]).parse_args([command, "--config", str(recipes()[name]), *given])
+    arguments = [command, "--config", str(recipes()[name]), *given]
+    parsed = build_parser(arguments).parse_args(arguments)
     return vars(parsed[command])
 
 
@@ -98,3 +102,29 @@ def test_tuning(size: str, epochs: int, base_lr: float, layer_decay: float, drop
     probe = settings(f"linear_probe_{size}")
     assert (probe["epochs"], probe["batch_size"]) == (90 if size == "base" else 50, 16384)
     assert (probe["base_lr"], probe["warmup_epochs"], probe["pool"]) == (0.1, 10, "token")
+
+
+MASKFEAT = [f"maskfeat_pretrain_{size}_{epochs}" for size in ("base16", "large16") for epochs in (300, 1600)]
+
+
+@pytest.mark.parametrize("name", MASKFEAT)
+def test_maskfeat_pretraining(name: str):
+    found, head = settings(name), recipes()[name].read_text()
+    size, epochs = re.fullmatch(r"maskfeat_pretrain_([a-z]+)16_(\d+)", name).groups()
+    assert found["model"] == f"maskfeat_vit_{size}_patch16" and found["epochs"] == int(epochs)
+    # SlowFast's configs/masked_ssl/in1k_VIT_{B,L}_MaskFeat_PT.yaml.
+    assert (found["base_lr"], found["min_lr"], found["warmup_epochs"]) == (2e-4, 1e-6, 30)
+    assert (found["weight_decay"], found["betas"], found["clip_grad"]) == (0.05, (0.9, 0.999), 0.02)
+    assert (found["crop_scale"], found["mask_ratio"], found["cell_size"]) == ((0.5, 1.0), 0.4, 8)
+    published = re.search(r"^# Published: ([\d.]+) % top-1", head, re.M)
+    assert (published and float(published[1])) == {"base1600": 84.0, "large1600": 85.7}.get(size + epochs)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "warmup_epochs", "layer_decay"), [("base", 100, 20, 0.65), ("large", 50, 5, 0.75)]
+)
+def test_maskfeat_tuning(size: str, epochs: int, warmup_epochs: int, layer_decay: float):
+    found = settings(f"maskfeat_finetune_{size}")
+    assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (epochs, warmup_epochs, layer_decay)
+    # The configurations' 2e-3 is for 512 images, and 1e-3 for 256.
+    assert (found["base_lr"], found["min_lr"], found["drop_path"], found["weight_decay"]) == (1e-3, 1e-6, 0.1, 0.05)

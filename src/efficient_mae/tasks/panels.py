@@ -134,7 +134,7 @@ def _caption(config: MethodConfig, masked: float, predicted: float) -> tuple[str
     """How predictions became pixels; and which masks and which targets, with their numbers an image."""
     rows, columns = config.grid_size
     if not isinstance(config, MAEConfig):
-        return (f"{masked:g} of {rows * columns} patches hidden an image.",)
+        return (*filter(None, [config.painted]), f"{masked:g} of {rows * columns} patches hidden an image.")
     pixels = (
         "each hidden patch is de-normalised with its own true mean and variance"
         if config.norm_pix_loss
