@@ -13,6 +13,7 @@ COMMAND = {
     "finetune": "finetune", "maskfeat_finetune": "finetune",
     "simmim_pretrain_swin": "pretrain", "simmim_pretrain_swinv2": "pretrain", "simmim_pretrain_vit": "pretrain",
     "simmim_finetune_swin": "finetune",
+    "beit_pretrain": "pretrain", "beit_finetune": "finetune",
 }  # fmt: skip
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
@@ -160,3 +161,22 @@ def test_simmim_tuning(size: str, layer_decay: float, drop_path: float):
     assert (found["epochs"], found["warmup_epochs"], found["img_size"]) == (100, 20, 224)
     assert found["base_lr"] * 512 / 256 == pytest.approx(1.25e-3)
     assert (found["layer_decay"], found["drop_path"]) == (layer_decay, drop_path)
+
+
+@pytest.mark.parametrize(("size", "scale", "published"), [("base", 0.1, "83.2"), ("large", 1e-5, "85.2")])
+def test_beit_pretraining(size: str, scale: float, published: str):
+    name = f"beit_pretrain_{size}16_800"
+    found, head = settings(name), recipes()[name].read_text()
+    assert found["model"] == f"beit_vit_{size}_patch16" and found["epochs"] == 800
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(1.5e-3)
+    assert (found["min_lr"], found["warmup_epochs"], found["clip_grad"]) == (1e-5, 10, 3.0)
+    assert (found["weight_decay"], found["betas"], found["crop_scale"]) == (0.05, (0.9, 0.999), (0.08, 1.0))
+    assert (round(196 * found["mask_ratio"]), found["smallest_block"]) == (75, 16)
+    assert (found["drop_path"], found["layer_scale"]) == (0.1, scale)
+    assert f"# Published: {published} % top-1" in head
+
+
+def test_beit_tuning():
+    found = settings("beit_finetune_base")
+    assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (100, 20, 0.65)
+    assert (found["base_lr"] * found["batch_size"] / 256, found["drop_path"]) == (4e-3, 0.1)

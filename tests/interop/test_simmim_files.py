@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import efficient_mae as emae
 from efficient_mae.interop import ImageStatistics, load_statistics
-from efficient_mae.methods.simmim import SimMIM
+from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "simmim_swin.safetensors")
 
@@ -38,6 +38,17 @@ def test_a_swin_is_read_from_its_weights(weights: dict[str, torch.Tensor], tmp_p
     out = model(GOLDEN["input.image"].float(), GOLDEN["input.mask"].bool())
     torch.testing.assert_close(out.loss.double(), GOLDEN["out.loss"], rtol=1e-6, atol=0)
     assert load_statistics(file) == ImageStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_a_vit_is_read_from_its_weights(tmp_path: Path):
+    torch.manual_seed(0)
+    settings = {"img_size": (64, 64), "in_chans": 1, "patch_size": 16, "embed_dim": 12, "depth": 2, "num_heads": 3}
+    model = SimMIM(SimMIMConfig(family="beit", window_size=None, **settings))
+    names = {name if name.startswith("decoder.") else f"encoder.{name}": x for name, x in model.state_dict().items()}
+    names["encoder.rel_pos_bias.relative_position_index"] = torch.zeros(17, 17, dtype=torch.long)
+    again = emae.load(write(tmp_path / "vit.pth", names))
+    assert type(again) is SimMIM and again.config == model.config
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_what_it_is_not_is_one_line(weights: dict[str, torch.Tensor], tmp_path: Path):

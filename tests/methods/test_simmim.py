@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers.mlp import Mlp
 
 import efficient_mae as emae
 from efficient_mae.bench.flops import count_gmacs
@@ -42,6 +43,24 @@ def test_it_is_the_published_one(golden: SimMIM, dtype: torch.dtype, tolerance: 
     assert (grad - expected).abs().max() < max(tolerance, 1e-9) * expected.abs().max()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_with_a_vit_it_is_the_published_one(dtype: torch.dtype, tolerance: float):
+    golden = load_file(Path(__file__).parents[1] / "golden" / "simmim_vit.safetensors")
+    model = SimMIM(SimMIMConfig(
+        family="beit", img_size=(96, 96), in_chans=3, patch_size=16, embed_dim=36, depth=2, num_heads=3,
+        window_size=None,
+    ))  # fmt: skip
+    for block in model.backbone.blocks:
+        block.mlp = Mlp(36, 72)  # narrower than any that this software makes
+    model.load_state_dict({timm_name(k): v for k, v in golden.items() if k.startswith("weights.")})
+    out = model.to(dtype)(golden["input.image"].to(dtype), golden["input.mask"].bool())
+    assert abs(out.loss.item() / golden["out.loss"].item() - 1) < tolerance + 1e-9
+    torch.testing.assert_close(out.reconstruction.float(), golden["out.reconstruction"], rtol=1e-5, atol=1e-5)
+    out.loss.backward()
+    grad, expected = model.mask_token.grad.double(), golden["grad.encoder.mask_token"]
+    assert (grad - expected).abs().max() < max(tolerance, 1e-9) * expected.abs().max()
+
+
 def test_loss_by_hand(golden: SimMIM):
     images, mask = GOLDEN["input.image"].double(), torch.zeros(2, 24, 24, dtype=torch.bool)
     mask[0, :8], mask[1, 2, 3] = True, True
@@ -75,10 +94,10 @@ def test_it_costs_what_table_3_says(name: str, published: float):
     assert count_gmacs(config, images=1) == pytest.approx(published, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_window4", "swinv2_tiny_window4"])
+@pytest.mark.parametrize("name", ["swin_tiny_window4", "swinv2_tiny_window4", "vit_tiny_patch4"])
 def test_it_learns_from_what_is_hidden_alone(name: str):
     torch.manual_seed(0)
-    model = emae.create_model(f"simmim_{name}", **TINY)
+    model = emae.create_model(f"simmim_{name}", **TINY | ({"depth": 1} if "vit" in name else {}))
     for parameter in model.parameters():  # V2's blocks begin as if they weren't there
         torch.nn.init.normal_(parameter, std=0.1)
     images, mask = torch.randn(2, 1, 32, 32), torch.zeros(2, 8, 8, dtype=torch.bool)

@@ -19,7 +19,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         family: the word that stands for it in models' names and in files.
-        ARGUMENTS: names of what it is built by.
+        ARGUMENTS, OPTIONAL: names of what it is built by, always, and where it isn't None.
         timm_class: timm's, which takes the same state dict.
         pools: what an image's feature can be: `avg`, the mean over all places, and `token`, the class token's. The
             last is what a linear probe takes unless it is told.
@@ -33,6 +33,7 @@ class Backbone(nn.Module, ABC):
 
     family: ClassVar[str]
     ARGUMENTS: ClassVar[tuple[str, ...]]
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
     timm_class: ClassVar[Callable[..., nn.Module]]
     pools: ClassVar[tuple[str, ...]] = ("avg", "token")
     img_size: tuple[int, int]
@@ -45,7 +46,8 @@ class Backbone(nn.Module, ABC):
     @property
     def arguments(self) -> dict[str, Any]:
         """What another like it is built by."""
-        return {name: getattr(self, name) for name in self.ARGUMENTS}
+        optional = [name for name in self.OPTIONAL if getattr(self, name) is not None]
+        return {name: getattr(self, name) for name in (*self.ARGUMENTS, *optional)}
 
     @property
     def timm_arguments(self) -> dict[str, Any]:

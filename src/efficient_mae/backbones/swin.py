@@ -23,7 +23,10 @@ _TABLE = ".relative_position_bias_table"
 
 
 class _Stages(Backbone):
-    """What both versions share; they are built by the arguments of :func:`_settle`."""
+    """What both versions share; they are built by the arguments of :func:`_settle`, and `drop_path_rate`.
+
+    That is the share of the images for which the last block is skipped; it grows from 0 in the first block.
+    """
 
     pools = ("avg",)
     ARGUMENTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "window_size", "mlp_ratio")
@@ -82,9 +85,9 @@ class Swin(swin_transformer.SwinTransformer, _Stages):  # pyright: ignore[report
     family = "swin"
     timm_class = swin_transformer.SwinTransformer
 
-    def __init__(self, **arguments: Any):
+    def __init__(self, drop_path_rate: float = 0.0, **arguments: Any):
         settled = _settle(**arguments)
-        super().__init__(**_for_timm(settled), num_classes=0, drop_path_rate=0.0)
+        super().__init__(**_for_timm(settled), num_classes=0, drop_path_rate=drop_path_rate)
         self.note(settled)
 
     @property
@@ -98,9 +101,9 @@ class SwinV2(swin_transformer_v2.SwinTransformerV2, _Stages):  # pyright: ignore
     family = "swinv2"
     timm_class = swin_transformer_v2.SwinTransformerV2
 
-    def __init__(self, **arguments: Any):
+    def __init__(self, drop_path_rate: float = 0.0, **arguments: Any):
         settled = _settle(**arguments)
-        super().__init__(**_for_timm(settled), num_classes=0, drop_path_rate=0.0)
+        super().__init__(**_for_timm(settled), num_classes=0, drop_path_rate=drop_path_rate)
         self.note(settled)
 
     @property

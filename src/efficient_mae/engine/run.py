@@ -46,7 +46,7 @@ class Run(ABC):
         results: files that are written when the run is finished, besides the last checkpoint.
         unit: images that the model takes at a time, if that isn't all of a micro-batch; else a few.
         multiple: what the number of a micro-batch's images is a multiple of.
-        graphs: whether blocks are replayed as CUDA graphs.
+        graphs, draws: whether blocks are replayed as CUDA graphs; whether each process draws numbers within a step.
         source: training images.
         img_size, reading: (height, width) in pixels of what the model takes, and how images are read for it.
         model: what is trained, or holds what is trained.
@@ -58,11 +58,11 @@ class Run(ABC):
     task: ClassVar[str]
     img_size: tuple[int, int]
     reading: Reading
-    operational: ClassVar[Collection[str]] = OPERATIONAL
+    operational: Collection[str] = OPERATIONAL
     results: ClassVar[Collection[str]] = ()
     unit: int = 8
     multiple: int = 1
-    graphs: bool = False
+    graphs, draws = False, False
 
     def __init__(self, config: RunConfig, source: Source, model: nn.Module, processes: Processes):
         """

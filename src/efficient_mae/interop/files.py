@@ -157,7 +157,8 @@ def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> 
     config = METHODS[header.method].Config.from_dict(values) if header.method in METHODS else None
     if config is None:
         family = BACKBONES[header.backbone]
-        encoder = family(**{name: values[name] for name in family.ARGUMENTS})
+        names = (*family.ARGUMENTS, *(name for name in family.OPTIONAL if name in values))
+        encoder = family(**{name: values[name] for name in names})
     else:
         encoder = config.make_backbone()
     own = encoder.state_dict()

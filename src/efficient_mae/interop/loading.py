@@ -10,6 +10,7 @@ from efficient_mae.interop.files import ImageStatistics, find_weights, load_own,
 from efficient_mae.interop.mae_files import SUFFIXES, read_mae_checkpoint
 from efficient_mae.interop.vit_mae import hf_statistics, is_hf_folder, load_hf_folder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
+from efficient_mae.methods.tokens import TokenMethod
 
 
 @torch_seeded(0)
@@ -60,8 +61,8 @@ def load_config(path: str | Path) -> MethodConfig:
 def load_statistics(path: str | Path) -> ImageStatistics:
     """How the images of a trained model are normalised.
 
-    A transformers folder says so in its preprocessor_config.json. Without one, and for an original `.pth`: by
-    ImageNet's statistics for 3 channels, by 0.5 and 0.5 for another number.
+    A transformers folder says so in its preprocessor_config.json. Without one, and for an original `.pth` of MAE: by
+    ImageNet's statistics for 3 channels, by 0.5 and 0.5 for another number and for BEiT's files.
 
     Raises:
         InputError: as :func:`load`.
@@ -70,7 +71,10 @@ def load_statistics(path: str | Path) -> ImageStatistics:
     if is_hf_folder(path):
         return hf_statistics(path)
     if _is_foreign(path):
-        return ImageStatistics(*default_mean_std(backbone_of(read_mae_checkpoint(path)).in_chans))
+        model = read_mae_checkpoint(path)
+        if isinstance(model, TokenMethod):
+            return ImageStatistics(model.config.mean, model.config.std)
+        return ImageStatistics(*default_mean_std(backbone_of(model).in_chans))
     return read_statistics(find_weights(path))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from efficient_mae.backbones import Beit
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
@@ -32,7 +33,7 @@ def read_simmim(file: Path, weights: Mapping[str, Tensor]) -> SimMIM:
     """
     tensors = {_our_name(name): value for name, value in weights.items() if not name.endswith(_BUFFERS)}
     try:
-        config = _swin(tensors)
+        config = _vit(tensors) if "cls_token" in tensors else _swin(tensors)
     except (KeyError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise InputError(f"{file}: weights of another architecture ({error})") from None
@@ -47,6 +48,23 @@ def _our_name(name: str) -> str:
     return re.sub(r"^layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
 
 
+def _vit(tensors: Mapping[str, Tensor]) -> SimMIMConfig:
+    width, in_chans, patch, _ = tensors["patch_embed.proj.weight"].shape
+    rows, heads = tensors[f"rel_pos_bias.{_TABLE}"].shape
+    side = (math.isqrt(rows - 3) + 1) // 2
+    return SimMIMConfig(
+        family=Beit.family,
+        img_size=(side * patch, side * patch),
+        patch_size=patch,
+        in_chans=in_chans,
+        embed_dim=width,
+        depth=len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}),
+        num_heads=heads,
+        window_size=None,
+        mask_unit=2 * patch,
+    )
+
+
 def _swin(tensors: Mapping[str, Tensor]) -> SimMIMConfig:
     width, in_chans, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = {(int(m[1]), int(m[2])) for name in tensors if (m := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))}
@@ -56,7 +74,7 @@ def _swin(tensors: Mapping[str, Tensor]) -> SimMIMConfig:
     stride = patch * 2 ** (len(depth) - 1)
     return SimMIMConfig(
         family="swin",
-        img_size=(windows[-1] * stride,) * 2,
+        img_size=(windows[-1] * stride, windows[-1] * stride),
         patch_size=patch,
         in_chans=in_chans,
         embed_dim=width,

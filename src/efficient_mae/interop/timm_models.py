@@ -67,7 +67,7 @@ def load_snippet(model: Method | MethodConfig | Backbone, file: Path) -> str:
         with torch.device("meta"):
             model = model.make_backbone()
     encoder = backbone_of(model)
-    arguments = ", ".join(f"{name}={value}" for name, value in encoder.timm_arguments.items())
+    arguments = ", ".join(f"{name}={value!r}" for name, value in encoder.timm_arguments.items())
     image, width = arguments.split(", embed_dim")
     name = encoder.timm_class.__name__
     return f"""\

@@ -125,17 +125,17 @@ class MethodConfig(MethodSettings):
 
     Attributes:
         method: with which the names of its models begin.
+        measured: what the errors are, in pictures.
         painted: what pictures fill hidden patches with, a sentence; empty where these are plain pixels.
         added: settings that the first versions did not write; a file without them has their defaults.
-        error: what each term of the loss is before it is weighted, as pictures say it.
         families: of encoders that the method takes, by the word that names of its models have for them.
         family: of this model's encoder, among :data:`BACKBONES`.
     """
 
     method = ""  # no annotations: they are no fields
+    measured = "mean squared error"
     painted = ""
     added = frozenset[str]()
-    error = "mean squared error"
     families = ("vit",)
     family = "vit"
 
@@ -199,6 +199,11 @@ class MethodConfig(MethodSettings):
         """The encoder, with random weights."""
         return BACKBONES[self.family](**self.backbone)
 
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws numbers of its own, beside the plan's, as drop path does."""
+        return False
+
     def unit(self, device: torch.device) -> int | None:
         """Images that the model takes at a time on a device, for which plans are cut; None for all of a batch."""
         return None
@@ -238,8 +243,10 @@ class Method(nn.Module, ABC):
     Attributes:
         Settings: what can be chosen; its fields are flags.
         Config: what a model is made of.
+        operational: settings that may differ when a run is resumed: what they name is recorded otherwise.
     """
 
+    operational: ClassVar[tuple[str, ...]] = ()
     Settings: ClassVar[type[MethodSettings]]
     Config: ClassVar[type[MethodConfig]]
 
@@ -263,6 +270,9 @@ class Method(nn.Module, ABC):
         device = generator.device if generator is not None else None
         rows, columns = self.config.grid_size
         return self.config.planner()(torch.rand(batch_size, rows * columns, generator=generator, device=device))
+
+    def check_ready(self) -> None:
+        """Raise InputError unless all is there that learning takes; models that cannot learn can be measured."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -6,6 +6,7 @@ from typing import Any
 from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.errors import InputError, did_you_mean, nearest
 from efficient_mae.methods.base import Method
+from efficient_mae.methods.beit import BEiT
 from efficient_mae.methods.mae.model import MaskedAutoencoder
 from efficient_mae.methods.maskfeat import MaskFeat
 from efficient_mae.methods.simmim import SimMIM
@@ -28,6 +29,7 @@ def register(method: type[Method]) -> None:
 register(MaskedAutoencoder)
 register(SimMIM)
 register(MaskFeat)
+register(BEiT)
 
 
 def method_of(model: str) -> type[Method]:

@@ -6,19 +6,24 @@ encoder's last features, D their width.
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from efficient_mae.backbones import BACKBONES, Backbone, Beit, VisionTransformer
 from efficient_mae.backbones.sizes import SWIN_PATCH_SIZE, family_of, parse_name
 from efficient_mae.errors import InputError
 from efficient_mae.masking import num_visible, unit_mask_from_noise
 from efficient_mae.methods.base import MethodConfig, MethodSettings, Output, PublishedCost
 from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner
 from efficient_mae.ranges import Pixels, Positive, PositiveInt, Ratio
+
+# With which a ViT's layer scale begins, as in the authors' settings.
+LAYER_SCALE = 0.1
 
 # Table 3, whose SimMIM models take images of 192 pixels. Released: Swin-B with windows of 6, Swin-L of 12.
 _PAPER = (("swin_base_window6", 11.3), ("swin_large_window12", 26.0), ("swinv2_huge_window12", 86.2))
@@ -36,6 +41,8 @@ class SimMIMSettings(MethodSettings):
     """share of units that are hidden"""
     mask_unit: PositiveInt = 32
     """side of the squares that are hidden as a whole, in pixels"""
+    drop_path: Annotated[float, Ge(0), Le(0.99)] = 0.0
+    """share of the images for which the last block is skipped; grows from 0 in the first block"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +50,13 @@ class SimMIMConfig(MethodConfig, SimMIMSettings):
     """Everything that a SimMIM is made of; what a checkpoint records.
 
     Attributes:
+        family: of a ViT BEiT's: relative positions, layer scale.
         window_size: of a Swin, in places; None of a ViT.
-        mlp_ratio: width of a block's MLP, times that of the block.
+        mlp_ratio: of a Swin, width of a block's MLP, times that of the block.
     """
 
     method = "simmim"
-    error = "mean absolute error"
+    measured = "mean absolute error"
     families = ("swin", "swinv2", "vit")
 
     family: str = field()
@@ -63,7 +71,7 @@ class SimMIMConfig(MethodConfig, SimMIMSettings):
         """As of any method; of a Swin its windows, and the heads of the stages that it has."""
         size, number = parse_name(name, cls.method, cls.families)
         family, depth = family_of(name), cast(SimMIMSettings, settings).depth or size.depth
-        derived |= {"family": family, "window_size": None}
+        derived |= {"family": Beit.family if family == "vit" else family, "window_size": None}
         if isinstance(depth, tuple) != isinstance(size.depth, tuple):
             wanted = "one number" if family == "vit" else "one number for each stage, as 2,2,18,2"
             raise InputError(f"depth={depth}: of {name} it must be {wanted}")
@@ -74,6 +82,19 @@ class SimMIMConfig(MethodConfig, SimMIMSettings):
                 "num_heads": size.num_heads[: len(depth)],
             }
         return super().resolve(name, settings, **derived)
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        if self.family != Beit.family:
+            return super().backbone
+        return {name: getattr(self, name) for name in VisionTransformer.ARGUMENTS} | {"init_values": LAYER_SCALE}
+
+    def make_backbone(self) -> Backbone:
+        return BACKBONES[self.family](**self.backbone, drop_path_rate=self.drop_path)
+
+    @property
+    def draws(self) -> bool:
+        return self.drop_path > 0
 
     def planner(self, unit: int | None = None) -> MaskedPlanner:
         """Makes this model's masks of units."""

@@ -29,9 +29,10 @@ from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
+from efficient_mae.engine.storage.checkpoint import find_part
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
+from efficient_mae.interop import ImageStatistics, file_metadata, read_metadata, save_encoder
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
@@ -67,6 +68,7 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
     resolved = resolve(config, source, processes.device)
     with torch_seeded(resolved.seed):
         model = build_model(resolved)
+    model.check_ready()
     if processes.is_main:
         _tell_of_earlier_p2dist(Path(resolved.out), model.config)
     return PretrainRun(resolved, source, model, processes)
@@ -122,15 +124,18 @@ class PretrainRun(Run):
     model: Method
 
     def __init__(self, config: PretrainConfig, source: Source, model: Method, processes: Processes):
+        self.draws = model.config.draws
         alone = processes.device.type == "cuda" and processes.world_size == 1
-        if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
-            raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
+        possible = alone and not config.grad_checkpointing and not self.draws
+        if config.cuda_graphs is True and not possible:
+            raise InputError("cuda_graphs=true: needs a GPU, one process, grad_checkpointing=false and no drop path")
         own = isinstance(model.backbone, VisionTransformer) or config.cuda_graphs is True
-        self.graphs = alone and own and not config.grad_checkpointing and config.cuda_graphs is not False
+        self.graphs = possible and own and config.cuda_graphs is not False
         if config.compile == "auto" and not self.graphs:
             # Compiled blocks then keep a GPU's host longer than plain ones (benchmarks/results/gpu).
             config = replace(config, compile=False)
         super().__init__(config, source, model, processes)
+        self.operational = (*OPERATIONAL, *model.operational)
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
         statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
@@ -179,6 +184,17 @@ class PretrainRun(Run):
 
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.model.config, self.statistics)
+
+    def restore(self, folder: Path) -> int:
+        theirs, ours = read_metadata(find_part(folder, "model"))[0].to_dict(), self.model.config.to_dict()
+        different = [
+            f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here"
+            for name in sorted(theirs.keys() | ours.keys())
+            if name not in self.operational and theirs.get(name) != ours.get(name)
+        ]
+        if different:
+            raise InputError(f"out={self.out} holds a run of another model: {'; '.join(different)}")
+        return super().restore(folder)
 
     def after_step(self) -> None:
         self.model.after_step()
