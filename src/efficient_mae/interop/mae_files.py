@@ -20,7 +20,7 @@ from efficient_mae.backbones import SIZES, Backbone, VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.interop import beit_files
+from efficient_mae.interop import beit_files, simmim_files
 from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
@@ -56,7 +56,8 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
 
 @torch_seeded(0)
 def read_mae_checkpoint(file: Path) -> Method | Backbone:
-    """As :func:`from_mae_checkpoint`; the encoder alone if the file holds no decoder; and BEiT's files.
+    """As :func:`from_mae_checkpoint`; the encoder alone if the file holds no decoder; and BEiT's and
+    SimMIM's files.
 
     Of a fine-tuned file the head is left out; where it has `fc_norm` in place of `norm`, that is the encoder's
     last norm.
@@ -74,6 +75,8 @@ def read_mae_checkpoint(file: Path) -> Method | Backbone:
     # A view of one number can claim any shape, and a model of that shape would fill the memory.
     if any(value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
         raise InputError(f"{file}: its tensors are larger than the file, so it isn't a checkpoint of MAE")
+    if simmim_files.is_simmim(weights):
+        return simmim_files.read_simmim(file, weights)
     if beit_files.is_beit(weights):
         return beit_files.read_beit(file, weights)
     whole = "mask_token" in weights

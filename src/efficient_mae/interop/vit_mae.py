@@ -1,4 +1,4 @@
-"""transformers' ViTMAE, both ways, encoder and decoder; and folders in its layout, of ViTMAE and Beit."""
+"""transformers' ViTMAE, both ways, encoder and decoder; and folders in its layout, of ViTMAE, Beit and Swin."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,29 +12,37 @@ from efficient_mae.data import crop_share, default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.errors import InputError
-from efficient_mae.interop import hf_beit
+from efficient_mae.interop import hf_beit, hf_swin
 from efficient_mae.interop.files import ImageStatistics, encoder_of
 from efficient_mae.interop.hf_parts import LARGEST_EPS, quiet, read_json, require_transformers, square_side
 from efficient_mae.methods import Method
 from efficient_mae.methods.beit import BEiT
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods.simmim import SimMIM
 
 if TYPE_CHECKING:
-    from transformers import BeitForMaskedImageModeling, ViTMAEForPreTraining
+    from transformers import BeitForMaskedImageModeling, SwinForMaskedImageModeling, ViTMAEForPreTraining
 
 # transformers' classes of whole models, by the model_type of their folders.
-_CLASSES = {"vit_mae": "ViTMAEForPreTraining", "beit": "BeitForMaskedImageModeling"}
+_CLASSES = {
+    "vit_mae": "ViTMAEForPreTraining",
+    "beit": "BeitForMaskedImageModeling",
+    "swin": "SwinForMaskedImageModeling",
+}
 
 # Points that P2Dist looks at (Algorithm 1), which transformers knows nothing of.
 _K = 8
 
 
 @torch_seeded(0)
-def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining | BeitForMaskedImageModeling":
+def to_hf(
+    model: Method | Backbone,
+) -> "ViTMAEForPreTraining | BeitForMaskedImageModeling | SwinForMaskedImageModeling":
     """transformers' model with the weights of this one: the same loss for the same mask.
 
     Of MAE that is ViTMAEForPreTraining, where beta is None and gamma 0: transformers has neither, reconstructs every
-    masked patch and weights them alike. Of BEiT it is BeitForMaskedImageModeling.
+    masked patch and weights them alike. Of BEiT it is BeitForMaskedImageModeling, of SimMIM
+    with a Swin SwinForMaskedImageModeling.
 
     Args:
         model: whole; its weights are copied.
@@ -46,12 +54,16 @@ def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining | BeitForMaskedImag
     transformers = require_transformers()
     if isinstance(model, BEiT):
         return hf_beit.to_hf(model)
+    if isinstance(model, SimMIM):
+        return hf_swin.to_hf(model)
     if isinstance(model, Backbone):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
         )
     if not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"a model of {model.config.method}, and transformers has models of mae and beit alone")
+        raise InputError(
+            f"a model of {model.config.method}, and transformers has models of mae, beit and simmim alone"
+        )
     config = model.config
     height, width = config.img_size
     if height != width:
@@ -87,9 +99,11 @@ def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining | BeitForMaskedImag
 
 @torch_seeded(0)
 def from_hf(
-    hf: "ViTMAEForPreTraining | BeitForMaskedImageModeling", gamma: float = 0.0, beta: float | None = None
-) -> MaskedAutoencoder | BEiT:
-    """The model with the weights of transformers' ViTMAE, whose mask ratio and norm_pix_loss it has, or Beit.
+    hf: "ViTMAEForPreTraining | BeitForMaskedImageModeling | SwinForMaskedImageModeling",
+    gamma: float = 0.0,
+    beta: float | None = None,
+) -> MaskedAutoencoder | BEiT | SimMIM:
+    """The model with the weights of transformers' ViTMAE, whose mask ratio and norm_pix_loss it has, Beit or Swin.
 
     Args:
         hf: its weights are copied.
@@ -101,6 +115,8 @@ def from_hf(
     """
     if hf.config.model_type == "beit":
         return hf_beit.from_hf(cast(Any, hf))
+    if hf.config.model_type == "swin":
+        return hf_swin.from_hf(cast(Any, hf))
     config = _our_config(hf.config, gamma, beta)
     weights = hf.state_dict()
     model = MaskedAutoencoder(config).to(hf.dtype)
@@ -176,7 +192,7 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def load_hf_folder(folder: Path) -> Method | Backbone:
-    """The ViTMAE, or the Beit with its mask token, in a folder of transformers' layout; runs no code in it.
+    """The ViTMAE, or the Beit or Swin with its mask token, in a folder of transformers' layout; runs no code in it.
 
     Of a ViTMAE the encoder alone if it holds no decoder.
 
@@ -231,7 +247,7 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     return statistics
 
 
-def save_hf(folder: Path, model: MaskedAutoencoder | BEiT, statistics: ImageStatistics) -> None:
+def save_hf(folder: Path, model: MaskedAutoencoder | BEiT | SimMIM, statistics: ImageStatistics) -> None:
     """Write a folder that the class of :func:`to_hf`, `AutoModel` and `AutoImageProcessor.from_pretrained` load.
 
     Raises:

@@ -75,7 +75,7 @@ class TokenConfig(MethodConfig, TokenSettings):
         """As of any method; what the tokenizer is, and how images are normalised, too."""
         given, (size, patch_size) = cast(TokenSettings, settings), parse_name(name, name.partition("_")[0])
         grid = grid_size(as_pair(settings.img_size), patch_size)
-        known = cls.usual(grid, settings.depth or size.depth, settings.in_chans)
+        known = cls.usual(grid, settings.depth or cast(int, size.depth), settings.in_chans)
         for setting in known:  # a run's settings have mean and std too
             known[setting] = getattr(settings, setting, None) or known[setting]
         if given.tokenizer is not None:
