@@ -8,7 +8,14 @@ from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.cli import build_parser
 from efficient_mae.recipes import recipes
 
-COMMAND = {"pretrain": "pretrain", "mae_pretrain": "pretrain", "demo": "pretrain", "finetune": "finetune"}
+COMMAND = {
+    "pretrain": "pretrain", "mae_pretrain": "pretrain", "maskfeat_pretrain": "pretrain", "demo": "pretrain",
+    "finetune": "finetune", "maskfeat_finetune": "finetune",
+    "simmim_pretrain_swin": "pretrain", "simmim_pretrain_swinv2": "pretrain", "simmim_pretrain_vit": "pretrain",
+    "simmim_finetune_swin": "finetune",
+    "beit_pretrain": "pretrain", "beit_finetune": "finetune",
+    "cae_pretrain": "pretrain", "cae_finetune": "finetune",
+}  # fmt: skip
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
     for prefix in ("", "mae_")
@@ -22,7 +29,8 @@ def settings(name: str) -> dict:
     kind = re.sub(r"_(base|large|huge).*", "", name)
     command = COMMAND.get(kind, kind.replace("_", "-"))
     given = ["--out", "o"] if name == "demo" else ["--data", "d", "--out", "o"]
-    parsed = build_parser([command]).parse_args([command, "--config", str(recipes()[name]), *given])
+    arguments = [command, "--config", str(recipes()[name]), *given]
+    parsed = build_parser(arguments).parse_args(arguments)
     return vars(parsed[command])
 
 
@@ -98,3 +106,101 @@ def test_tuning(size: str, epochs: int, base_lr: float, layer_decay: float, drop
     probe = settings(f"linear_probe_{size}")
     assert (probe["epochs"], probe["batch_size"]) == (90 if size == "base" else 50, 16384)
     assert (probe["base_lr"], probe["warmup_epochs"], probe["pool"]) == (0.1, 10, "token")
+
+
+MASKFEAT = [f"maskfeat_pretrain_{size}_{epochs}" for size in ("base16", "large16") for epochs in (300, 1600)]
+
+
+@pytest.mark.parametrize("name", MASKFEAT)
+def test_maskfeat_pretraining(name: str):
+    found, head = settings(name), recipes()[name].read_text()
+    size, epochs = re.fullmatch(r"maskfeat_pretrain_([a-z]+)16_(\d+)", name).groups()
+    assert found["model"] == f"maskfeat_vit_{size}_patch16" and found["epochs"] == int(epochs)
+    # SlowFast's configs/masked_ssl/in1k_VIT_{B,L}_MaskFeat_PT.yaml.
+    assert (found["base_lr"], found["min_lr"], found["warmup_epochs"]) == (2e-4, 1e-6, 30)
+    assert (found["weight_decay"], found["betas"], found["clip_grad"]) == (0.05, (0.9, 0.999), 0.02)
+    assert (found["crop_scale"], found["mask_ratio"], found["cell_size"]) == ((0.5, 1.0), 0.4, 8)
+    published = re.search(r"^# Published: ([\d.]+) % top-1", head, re.M)
+    assert (published and float(published[1])) == {"base1600": 84.0, "large1600": 85.7}.get(size + epochs)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "warmup_epochs", "layer_decay"), [("base", 100, 20, 0.65), ("large", 50, 5, 0.75)]
+)
+def test_maskfeat_tuning(size: str, epochs: int, warmup_epochs: int, layer_decay: float):
+    found = settings(f"maskfeat_finetune_{size}")
+    assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (epochs, warmup_epochs, layer_decay)
+    # The configurations' 2e-3 is for 512 images, and 1e-3 for 256.
+    assert (found["base_lr"], found["min_lr"], found["drop_path"], found["weight_decay"]) == (1e-3, 1e-6, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "published"),
+    [
+        ("swin_base_100", "swin_base_window6", "82.8"),
+        ("swin_base_800", "swin_base_window6", "84.0"),
+        ("swin_large_800", "swin_large_window12", "85.4"),
+        ("swinv2_huge_800", "swinv2_huge_window12", "85.7"),
+        ("vit_base16_800", "vit_base_patch16", "83.8"),
+    ],
+)
+def test_simmim_pretraining(name: str, model: str, published: str):
+    found, head = settings(f"simmim_pretrain_{name}"), recipes()[f"simmim_pretrain_{name}"].read_text()
+    assert found["model"] == f"simmim_{model}" and found["epochs"] == int(name.rpartition("_")[2])
+    # Stated for 512 images.
+    assert found["base_lr"] * 512 / 256 == pytest.approx(2e-4 if found["epochs"] == 100 else 1e-4)
+    assert (found["weight_decay"], found["betas"], found["clip_grad"]) == (0.05, (0.9, 0.999), 5.0)
+    assert (found["warmup_epochs"], found["crop_scale"]) == (10, (0.67, 1.0))
+    assert (found["mask_ratio"], found["mask_unit"]) == (0.6, 32)
+    assert found["img_size"] == (224 if model.startswith("vit") else 192)
+    assert f"{published} % top-1 on ImageNet-1k after fine-tuning" in head
+
+
+@pytest.mark.parametrize(("size", "layer_decay", "drop_path"), [("base", 0.8, 0.1), ("large", 0.7, 0.2)])
+def test_simmim_tuning(size: str, layer_decay: float, drop_path: float):
+    found = settings(f"simmim_finetune_swin_{size}")
+    assert (found["epochs"], found["warmup_epochs"], found["img_size"]) == (100, 20, 224)
+    assert found["base_lr"] * 512 / 256 == pytest.approx(1.25e-3)
+    assert (found["layer_decay"], found["drop_path"]) == (layer_decay, drop_path)
+
+
+@pytest.mark.parametrize(("size", "scale", "published"), [("base", 0.1, "83.2"), ("large", 1e-5, "85.2")])
+def test_beit_pretraining(size: str, scale: float, published: str):
+    name = f"beit_pretrain_{size}16_800"
+    found, head = settings(name), recipes()[name].read_text()
+    assert found["model"] == f"beit_vit_{size}_patch16" and found["epochs"] == 800
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(1.5e-3)
+    assert (found["min_lr"], found["warmup_epochs"], found["clip_grad"]) == (1e-5, 10, 3.0)
+    assert (found["weight_decay"], found["betas"], found["crop_scale"]) == (0.05, (0.9, 0.999), (0.08, 1.0))
+    assert (round(196 * found["mask_ratio"]), found["smallest_block"]) == (75, 16)
+    assert (found["drop_path"], found["layer_scale"]) == (0.1, scale)
+    assert f"# Published: {published} % top-1" in head
+
+
+def test_beit_tuning():
+    found = settings("beit_finetune_base")
+    assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (100, 20, 0.65)
+    assert (found["base_lr"] * found["batch_size"] / 256, found["drop_path"]) == (4e-3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "warmup_epochs", "scale"), [("base", 800, 20, 0.1), ("large", 1600, 40, 1e-5)]
+)
+def test_cae_pretraining(size: str, epochs: int, warmup_epochs: int, scale: float):
+    found = settings(f"cae_pretrain_{size}16_{epochs}")
+    assert found["model"] == f"cae_vit_{size}_patch16" and found["epochs"] == epochs
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(1.5e-3)
+    assert (found["warmup_epochs"], found["clip_grad"], found["weight_decay"]) == (warmup_epochs, 3.0, 0.05)
+    assert (round(196 * found["mask_ratio"]), found["smallest_block"], found["alignment"]) == (98, 16, 2.0)
+    assert (found["regressor_depth"], found["decoder_depth"]) == (4, 4)
+    assert (found["drop_path"], found["layer_scale"]) == (0.1, scale)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "rate", "layer_decay", "drop_path"),
+    [("base", 100, 8e-3, 0.65, 0.1), ("large", 50, 2e-3, 0.75, 0.2)],
+)
+def test_cae_tuning(size: str, epochs: int, rate: float, layer_decay: float, drop_path: float):
+    found = settings(f"cae_finetune_{size}")
+    assert (found["epochs"], found["layer_decay"], found["drop_path"]) == (epochs, layer_decay, drop_path)
+    assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(rate)

@@ -61,7 +61,7 @@ def test_its_settings_are_flags(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["pretrain", "--model", "colour_vit_tiny_patch4", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "share of patches whose colour is asked for" in shown and "--beta" not in shown
+    assert "share of patches whose colour is asked for" in shown and "--beta BETA" not in shown
     assert main(["pretrain", *flags(model="colour_vit_tiny_patch4", hiden=0.4, data="d", out="o")]) == 2
     assert "unknown flag --hiden; did you mean --hidden?" in capsys.readouterr().err
     assert main(["pretrain", *flags(model="colour_vit_tiny_patch4", hidden=1.4, data="d", out="o")]) == 2

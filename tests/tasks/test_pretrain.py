@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import efficient_mae as emae
 from efficient_mae.data import open_source, spread
 from efficient_mae.engine.machine import cuda_graphs
+from efficient_mae.engine.machine.distributed import ALONE
 from efficient_mae.engine.storage import checkpoint as checkpoint_module
 from efficient_mae.engine.storage import durable
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.tasks.pretrain import pretrain
+from efficient_mae.tasks.pretrain import make_pretrain_run, pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
 
 from .conftest import TINY, write_images
@@ -192,6 +194,8 @@ def test_no_readable_image_is_refused_before_anything_is_written(tmp_path: Path,
         ({"batch_size": 8, "accum_iter": 3}, "accum_iter=3 x 1 processes; take batch_size 6 or 9, or accum_iter 2"),
         ({"parallel": "tp"}, "parallel='tp': must be one of ddp, fsdp"),
         ({"epochs": 0}, "epochs=0: must be at least 1"),
+        ({"min_lr": 1e-5}, "min_lr=1e-05: must be at most 4.6875e-06, the rate of base_lr=0.00015 at batch_size=8"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\]=1.0: must be greater than 0 and less than 1"),
         ({"warmup_epochs": 5.0}, "warmup_epochs=5.0: must lie between 0 and epochs=2"),
         ({"model": "mae_vit_tiny_patch5"}, "patch_size=5 does not divide img_size=16x16"),
         ({"model": "vit"}, "unknown model 'vit'"),
@@ -211,6 +215,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=what):
         pretrain(dataclasses.replace(config(images, tmp_path / "run"), **settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_how_the_optimiser_averages_and_where_its_rate_ends(images: Path, tmp_path: Path):
+    settings = config(images, tmp_path / "run", betas=(0.8, 0.99), min_lr=4e-6, base_lr=0.0128, warmup_epochs=0.4)
+    run = make_pretrain_run(settings, ALONE)
+    assert run.build_optimizer().defaults["betas"] == (0.8, 0.99)
+    run.execute()
+    # Of ten steps two warm up; the last is at seven eighths of the cosine.
+    rates = [row["lr"] for row in rows(run.out)]
+    assert rates[0] == 4e-4 and rates[-1] == pytest.approx(4e-6 + 3.96e-4 * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
 
 def test_defaults_that_depend_on_the_data():

@@ -7,15 +7,21 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
+from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from efficient_mae.backbones.base import SparseBackbone, hide
 from efficient_mae.backbones.kernels.attention import attention, packed_attention
 from efficient_mae.backbones.kernels.linear import Linear, linear
 from efficient_mae.backbones.kernels.sequences import Sequences
 from efficient_mae.backbones.patches import PatchEmbed, as_pair, grid_size
 from efficient_mae.backbones.positions import sincos_position_embedding
+from efficient_mae.backbones.sizes import SIZES
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import PositiveInt, check_range
 
@@ -82,23 +88,38 @@ class Block(nn.Module):
 
     entries: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        init_values: float | None = None,
+        drop_path: float = 0.0,
+    ):
+        """
+        Args:
+            init_values: with which layer scale begins; None leaves it out.
+            drop_path: share of the images for which each branch is skipped in training.
+        """
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls1, self.ls2 = (LayerScale(dim, init_values) if init_values else nn.Identity() for _ in range(2))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, tokens: Sequences | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), tokens)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), tokens)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
-# What :class:`VisionTransformer` is made of, by the names that timm has for it too.
-ARGUMENTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Share of the images for which each block is skipped: from 0 in the first to that of the last."""
+    return torch.linspace(0, last, depth, device="cpu").tolist()
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(SparseBackbone):
     """ViT encoder with fixed 2-D sine-cosine positions, class token and final norm.
 
     Its parameters carry timm's names, so that its state dict loads into timm's VisionTransformer.
@@ -110,10 +131,17 @@ class VisionTransformer(nn.Module):
         embed_dim: D.
         depth: number of blocks.
         num_heads: heads of each block.
+        init_values: with which layer scale begins; None leaves it out.
+        drop_path_rate: share of the images for which the last block is skipped; grows from 0 in the first block.
 
     Raises:
         InputError: a number below 1, or the patch size does not divide the image, or the heads the width.
     """
+
+    family = "vit"
+    timm_class = timm_vit.VisionTransformer
+    ARGUMENTS = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+    OPTIONAL = ("init_values",)
 
     def __init__(
         self,
@@ -123,6 +151,8 @@ class VisionTransformer(nn.Module):
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
+        init_values: float | None = None,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
@@ -135,12 +165,17 @@ class VisionTransformer(nn.Module):
         self.depth = depth
         self.num_heads = num_heads
         self.grid_size = grid_size(self.img_size, patch_size)
+        self.strides, self.dims = (patch_size,), (embed_dim,)
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("pos_embed", sincos_position_embedding(embed_dim, self.grid_size)[None])
         self.pos_embed: Tensor
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
+        self.init_values, self.drop_path_rate = init_values, drop_path_rate
+        rates = drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, init_values=init_values, drop_path=rate) for rate in rates
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.apply(init_weights)
         nn.init.normal_(self.cls_token, std=0.02)
@@ -149,23 +184,42 @@ class VisionTransformer(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise InputError unless the images have this model's size and channels."""
-        expected = (self.in_chans, *self.img_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            given = " x ".join(map(str, images.shape))
-            raise InputError(f"images are {given}; this model takes B x {' x '.join(map(str, expected))}")
+    @property
+    def timm_name(self) -> str:
+        name = next((name for name, size in SIZES.items() if size.embed_dim == self.embed_dim), "base")
+        return f"vit_{name}_patch{14 if name == 'huge' else 16}_224"
 
     def forward_features(
         self, images: Float[Tensor, "B C h w"], ids_keep: Int64[Tensor, "B V"] | None = None
     ) -> Float[Tensor, "B tokens D"]:
         """Normalised features of the class token and of the patches `ids_keep` (None: of all, as timm gives)."""
         self.check_images(images)
+        position = self.pos_embed[0, 1:]
         x = self.patch_embed(images, ids_keep)
-        position = self.pos_embed[0]
-        x = x + (position[1:] if ids_keep is None else position[1:][ids_keep])
-        cls_token = (self.cls_token + position[0]).expand(len(x), 1, -1)
-        return self.norm(self.run_blocks(torch.cat([cls_token, x], dim=1)))
+        return self._encode(x + (position if ids_keep is None else position[ids_keep]))
+
+    def forward_masked(
+        self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 D"]
+    ) -> Float[Tensor, "B H W D"]:
+        self.check_images(images)
+        x = hide(self.patch_embed(images), mask, mask_token) + self.pos_embed[0, 1:]
+        return self._encode(x)[:, 1:].unflatten(1, self.grid_size)
+
+    def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
+        self.check_pool(pool)
+        tokens = self.forward_features(images)
+        return tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)
+
+    def classifier_arguments(self, num_classes: int, pool: str, fc_norm: bool) -> dict[str, Any]:
+        return super().classifier_arguments(num_classes, pool, fc_norm) | {"fc_norm": fc_norm}
+
+    def fit_positions(self, weights: dict[str, Tensor], grid_size: tuple[int, int]) -> None:
+        fitted = resample_abs_pos_embed(weights["pos_embed"], new_size=list(self.grid_size), old_size=list(grid_size))
+        weights["pos_embed"] = fitted
+
+    def _encode(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B tokens D"]:
+        cls_token = (self.cls_token + self.pos_embed[0, 0]).expand(len(patches), 1, -1)
+        return self.norm(self.run_blocks(torch.cat([cls_token, patches], dim=1)))
 
     # Loosely typed: the autoencoder below returns more than features.
     forward: Callable[..., Any] = forward_features
@@ -179,7 +233,8 @@ class VisionTransformer(nn.Module):
     def run_block(self, function: Callable[..., Tensor], *arguments) -> Tensor:
         """Call a block, recomputing it in the backward pass if so set."""
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+            draws = self.drop_path_rate > 0
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=draws)  # pyright: ignore[reportReturnType]
         return function(*arguments)
 
 

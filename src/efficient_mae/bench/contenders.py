@@ -17,6 +17,7 @@ from efficient_mae.engine.machine.distributed import ALONE, autocast
 from efficient_mae.engine.machine.parallel import compile_blocks
 from efficient_mae.engine.machine.step_memory import count_passes
 from efficient_mae.engine.optim import build_adamw
+from efficient_mae.errors import InputError
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods import Method, MethodConfig
@@ -75,10 +76,16 @@ class Contender:
 def own_contenders(
     model: Method, batch_size: int, device: torch.device, precision: str, compile: bool, cuda_graphs: bool = False
 ) -> list[Contender]:
-    """The variants of a method, which share one model and optimiser: they differ in their masks alone."""
+    """The variants of a method, which share one model and optimiser: they differ in their masks alone.
+
+    Raises:
+        InputError: what cannot be a CUDA graph is to be one.
+    """
     model.to(device).train()
     if compile:
         compile_blocks(model)
+    if cuda_graphs and model.config.draws:
+        raise InputError("cuda_graphs=true: a CUDA graph has no drop path; give drop_path=0 or cuda_graphs=false")
     if cuda_graphs:
         graph_blocks(model.backbone, accumulates=False)
     step = training_step(model, MethodObjective(image_statistics(model.config)), device, precision)

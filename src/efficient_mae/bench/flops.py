@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficient_mae.backbones import VisionTransformer
 from efficient_mae.methods import METHODS, Method, MethodConfig, Plan
 
 
@@ -17,7 +16,7 @@ class Cost:
         encoder_parameters: learned numbers of the part that is kept after pre-training.
         decoder_parameters: the others: those of a decoder, with its mask token.
         tokens: of an image, as :meth:`efficient_mae.methods.MethodConfig.tokens` counts them.
-        masked_patches: patches of an image that are hidden.
+        masked_patches: patches of an image that are hidden, mean.
         gmacs: multiply-accumulates of one image's forward pass, 1e9.
         mae_gmacs: the same of the model's baseline, MAE at mask ratio 0.75.
     """
@@ -55,7 +54,7 @@ def count_gmacs(config: MethodConfig, images: int = 64, seed: int = 0) -> float:
 def encoder_gmacs(config: MethodConfig) -> float:
     """Multiply-accumulates of the encoder alone over a whole image, 1e9: Table 1's mask ratio 0."""
     with torch.device("meta"):
-        encoder = VisionTransformer(**config.backbone)
+        encoder = config.make_backbone()
         image = torch.empty(1, config.in_chans, *config.img_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.forward_features(image)
@@ -79,7 +78,7 @@ def model_cost(config: MethodConfig, images: int = 64, seed: int = 0) -> Cost:
         encoder_parameters=encoder,
         decoder_parameters=sum(parameter.numel() for parameter in model.parameters()) - encoder,
         tokens=config.tokens(plan),
-        masked_patches=int(plan.mask[0].sum()),
+        masked_patches=round(int(plan.mask.sum()) / len(plan.mask)),
         gmacs=_count(model, plan) / 1e9,
         mae_gmacs=count_gmacs(config.baseline(), images, seed),
     )

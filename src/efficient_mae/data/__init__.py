@@ -1,5 +1,6 @@
 """Images: where they come from, how they are cropped, and how they reach a training step."""
 
+from efficient_mae.channels import default_mean_std
 from efficient_mae.data.batches.batch import EvalBatch, TrainBatch
 from efficient_mae.data.batches.datasets import TrainDataset
 from efficient_mae.data.batches.device_decode import DeviceDecodeDataset
@@ -12,7 +13,6 @@ from efficient_mae.data.images.transforms import (
     EvalTransform,
     PretrainTransform,
     crop_share,
-    default_mean_std,
     normalize,
 )
 from efficient_mae.data.sources.choice import DataChoice

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.methods import Method
+
 # The global batch for which base learning rates are stated (MAE, Table 8; Sec. 5.1).
 BASE_BATCH_SIZE = 256
 
@@ -18,9 +20,10 @@ def build_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float
     and norms are, and a run must go on as it began.
     """
     decayed, plain = [], []
+    exempt = model.no_weight_decay() if isinstance(model, Method) else set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim > 1 and not name.endswith("token")
+            matrix = parameter.ndim > 1 and not name.endswith("token") and name not in exempt
             (decayed if matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return adamw(groups, betas)
@@ -37,12 +40,12 @@ def _fused(parameters: Iterable[torch.Tensor]) -> bool | None:
     return True if all(p.device.type in ("cpu", "cuda") for p in parameters) else None
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Rate of the step with this index (from 0): linear to `peak` over the warm-up, then half a cosine to 0."""
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, lowest: float = 0.0) -> float:
+    """Rate of a step, counted from 0: linear to `peak` over the warm-up, then half a cosine to `lowest`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

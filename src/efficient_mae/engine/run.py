@@ -47,7 +47,7 @@ class Run(ABC):
         results: files that are written when the run is finished, besides the last checkpoint.
         unit: images that the model takes at a time, if that isn't all of a micro-batch; else a few.
         multiple: what the number of a micro-batch's images is a multiple of.
-        graphs: whether blocks are replayed as CUDA graphs.
+        graphs, draws: whether blocks are replayed as CUDA graphs; whether each process draws numbers within a step.
         source: training images.
         img_size, reading: (height, width) in pixels of what the model takes, and how images are read for it.
         model: what is trained, or holds what is trained.
@@ -59,11 +59,11 @@ class Run(ABC):
     task: ClassVar[str]
     img_size: tuple[int, int]
     reading: Reading
-    operational: ClassVar[Collection[str]] = OPERATIONAL
+    operational: Collection[str] = OPERATIONAL
     results: ClassVar[Collection[str]] = ()
     unit: int = 8
     multiple: int = 1
-    graphs: bool = False
+    graphs, draws = False, False
 
     def __init__(self, config: RunConfig, source: Source, model: nn.Module, processes: Processes):
         """
@@ -187,6 +187,7 @@ class Run(ABC):
                 peak=config.base_lr * self.batch_size / BASE_BATCH_SIZE,
                 warmup_steps=round(self.warmup_epochs * self.steps_per_epoch),
                 total_steps=self.total_steps,
+                lowest=config.min_lr,
             ),
             precision=config.precision,
             clip_grad=config.clip_grad,
@@ -246,16 +247,15 @@ class Run(ABC):
         return self.dataset()
 
     def _sampler(self, first_step: int) -> ResumableBatchSampler:
-        config = self.config
         return ResumableBatchSampler(
             len(self.source),
             self.batch_size,
-            config.seed,
+            self.config.seed,
             repeats=self.repeats,
-            accum_iter=config.accum_iter,
+            accum_iter=self.config.accum_iter,
             rank=self.processes.rank,
             world_size=self.processes.world_size,
-            start=first_step * config.accum_iter,
+            start=first_step * self.config.accum_iter,
             passed_over=self.rollbacks.passed_over,
         )
 

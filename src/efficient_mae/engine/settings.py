@@ -10,6 +10,7 @@ from efficient_mae.data.sources.choice import DataChoice
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.parallel import PARALLEL
+from efficient_mae.engine.optim import BASE_BATCH_SIZE
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import Location, NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Switch
 
@@ -51,6 +52,8 @@ class RunConfig(DataChoice, ReadingSettings):
     """micro-batches that an optimiser step is cut into, to fit the memory"""
     base_lr: Positive = 1e-3
     """learning rate at batch size 256; scales with the batch"""
+    min_lr: NonNegative = 0.0
+    """learning rate that training ends with, whatever the batch"""
     warmup_epochs: NonNegative | None = None
     """epochs of linear warm-up (null: the task's usual number, or a fifth of the epochs where that is less)"""
     clip_grad: Positive | None = None
@@ -104,8 +107,12 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
     if warmup > config.epochs:
         raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
     largest = 1 << (num_samples.bit_length() - 1)  # power of two
+    batch_size = min(_DEFAULT_BATCH_SIZE, largest) if config.batch_size is None else config.batch_size
+    if config.min_lr > (highest := config.base_lr * batch_size / BASE_BATCH_SIZE):
+        at = f"base_lr={config.base_lr} at batch_size={batch_size}"
+        raise InputError(f"min_lr={config.min_lr}: must be at most {highest:g}, the rate of {at}")
     return {
-        "batch_size": min(_DEFAULT_BATCH_SIZE, largest) if config.batch_size is None else config.batch_size,
+        "batch_size": batch_size,
         "warmup_epochs": warmup,
         "precision": resolve_precision(config.precision, device),
     }

@@ -8,13 +8,11 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from timm.layers.patch_embed import resample_patch_embed
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
-from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.interop.headers import ImageStatistics
 from efficient_mae.methods import Method, backbone_of
 
@@ -23,12 +21,12 @@ CHANNELS = ("mean", "repeat", "first")
 
 @torch_seeded(0)
 def adapt_encoder(
-    model: Method | VisionTransformer,
+    model: Method | Backbone,
     img_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
     channels: str | None = None,
-) -> VisionTransformer:
+) -> Backbone:
     """The encoder alone, its weights copied and adapted to other images.
 
     Positions are interpolated in 2-D (bicubic, antialiased, as timm does), also where the table is the fixed
@@ -53,12 +51,10 @@ def adapt_encoder(
     """
     changed = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
     encoder = backbone_of(model)
-    arguments = encoder_arguments(encoder) | {name: value for name, value in changed.items() if value is not None}
-    adapted = VisionTransformer(**arguments).to(encoder.cls_token)
+    adapted = encoder.resized(**{name: value for name, value in changed.items() if value is not None})
+    adapted = adapted.to(next(encoder.parameters()))
     weights = encoder.state_dict()
-    weights["pos_embed"] = resample_abs_pos_embed(
-        weights["pos_embed"], new_size=list(adapted.grid_size), old_size=list(encoder.grid_size)
-    )
+    adapted.fit_positions(weights, encoder.grid_size)
     kernel = adapt_channels(weights["patch_embed.proj.weight"], adapted.in_chans, channels)
     weights["patch_embed.proj.weight"] = resample_patch_embed(kernel, [adapted.patch_size] * 2)
     adapted.load_state_dict(weights)

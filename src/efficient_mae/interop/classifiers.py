@@ -1,4 +1,4 @@
-"""Classifiers: an encoder with a head, as fine-tuning and linear probing leave them, in timm's VisionTransformer.
+"""Classifiers: an encoder with a head, as fine-tuning and linear probing leave them, in timm's model.
 
 B images, C channels, h and w height and width in pixels, K classes.
 """
@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm.models.vision_transformer as timm_vit
+import torch
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder, adapt_statistics
-from efficient_mae.interop.files import encoder_arguments, find_weights, load_own
+from efficient_mae.interop.files import find_weights, load_own
 from efficient_mae.interop.headers import Head, ImageStatistics, file_metadata, read_own_header
 from efficient_mae.methods import backbone_of
 
@@ -27,40 +27,49 @@ class Classifier:
 
     Attributes:
         vit: from normalised images (B, C, h, w) to logits (B, K).
-        arguments: that build its encoder (:func:`encoder_arguments`).
+        encoder: that it has, without its numbers.
         head: says what becomes of the encoder's tokens, and the classes' names.
         statistics: of its images.
     """
 
-    vit: timm_vit.VisionTransformer
-    arguments: dict[str, Any]
+    vit: Any
+    encoder: Backbone
     head: Head
     statistics: ImageStatistics
 
     @property
     def img_size(self) -> tuple[int, int]:
         """(height, width) of its images in pixels."""
-        return self.arguments["img_size"]
+        return self.encoder.img_size
 
     @property
     def in_chans(self) -> int:
         """C."""
-        return self.arguments["in_chans"]
+        return self.encoder.in_chans
 
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
-        return self.arguments["patch_size"]
+        return self.encoder.patch_size
 
 
-def build_vit(arguments: dict[str, Any], head: Head, drop_path: float = 0.0) -> timm_vit.VisionTransformer:
-    """timm's VisionTransformer of these sizes with such a head, its weights random."""
-    return timm_vit.VisionTransformer(**arguments, **head_arguments(head), drop_path_rate=drop_path)
+def build_classifier(encoder: Backbone, head: Head, drop_path: float = 0.0) -> Any:
+    """timm's model with such a head and the encoder's weights; what else it has is random.
+
+    Raises:
+        InputError: timm's model of this family has no such head.
+    """
+    made = encoder.classifier_arguments(len(head.classes), head.pool, head.fc_norm)
+    model: Any = encoder.timm_class(**encoder.timm_arguments | made | {"drop_path_rate": drop_path})
+    weights = encoder.state_dict()
+    model.load_state_dict({name: weights.get(name, tensor) for name, tensor in model.state_dict().items()})
+    return model
 
 
-def head_arguments(head: Head) -> dict[str, Any]:
-    """The arguments of timm's VisionTransformer that make its head."""
-    return {"num_classes": len(head.classes), "global_pool": head.pool, "fc_norm": head.fc_norm}
+def hollow(encoder: Backbone) -> Backbone:
+    """Another like it, without its numbers."""
+    with torch.device("meta"):
+        return encoder.resized()
 
 
 @torch_seeded(0)
@@ -82,10 +91,9 @@ def load_classifier(path: str | Path) -> Classifier:
         )
     refuse_damage(file.parent, file.name)
     encoder = backbone_of(load_own(file))  # or it is refused
-    arguments = encoder_arguments(encoder)
-    vit = build_vit(arguments, head)
+    vit = build_classifier(encoder, head)
     load_model(file, vit)
-    return Classifier(vit.eval(), arguments, head, read_own_header(file).statistics)
+    return Classifier(vit.eval(), hollow(encoder), head, read_own_header(file).statistics)
 
 
 def find_head(path: str | Path) -> Head | None:
@@ -103,7 +111,7 @@ def save_classifier(file: Path, classifier: Classifier) -> None:
         OSError: the disk is full or not writable.
     """
     partial = file.with_name(f".partial-{file.name}")
-    metadata = file_metadata(classifier.arguments, classifier.statistics, classifier.head)
+    metadata = file_metadata(classifier.encoder, classifier.statistics, classifier.head)
     save_tensors(partial, classifier.vit.state_dict(), metadata)
     partial.replace(file)
 
@@ -122,11 +130,10 @@ def adapt_classifier(
         InputError: as for an encoder.
     """
     weights = classifier.vit.state_dict()
-    encoder = VisionTransformer(**classifier.arguments)
+    encoder = classifier.encoder.resized()
     encoder.load_state_dict({name: weights.get(name, old) for name, old in encoder.state_dict().items()})
     adapted = adapt_encoder(encoder, img_size, patch_size, in_chans, channels)
-    changed = adapted.state_dict()
-    vit = build_vit(encoder_arguments(adapted), classifier.head)
+    vit, changed = build_classifier(adapted, classifier.head), adapted.state_dict()
     vit.load_state_dict({name: changed.get(name, old) for name, old in weights.items()})
     statistics = adapt_statistics(classifier.statistics, adapted.in_chans, channels)
-    return replace(classifier, vit=vit.eval(), arguments=encoder_arguments(adapted), statistics=statistics)
+    return replace(classifier, vit=vit.eval(), encoder=hollow(adapted), statistics=statistics)

@@ -12,15 +12,16 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.patches import as_pair
-from efficient_mae.backbones.vit import ARGUMENTS
 from efficient_mae.data import default_mean_std
 from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.interop.files import Trained
 from efficient_mae.interop.headers import ImageStatistics
+from efficient_mae.interop.hf_parts import LARGEST_EPS, read_json
 from efficient_mae.interop.mae_files import build
 from efficient_mae.interop.state_dicts import read_state_dict
-from efficient_mae.interop.vit_mae import LARGEST_EPS, hf_statistics, read_json
+from efficient_mae.interop.vit_mae import hf_statistics
 
 # As `--weights` names timm's models in the local cache, and as timm names its folders.
 TIMM, TIMM_FOLDER = "timm:", "local-dir:"
@@ -32,8 +33,9 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 _PLAIN = ("vit", "dinov2")
 
 # Arguments of timm's VisionTransformer that leave a plain ViT one, or whose weights show by their names.
-_HARMLESS = {*ARGUMENTS, "num_classes", "global_pool", "class_token", "fc_norm", "init_values", "no_embed_class",
-             "reg_tokens", "dynamic_img_size", "dynamic_img_pad", "drop_rate", "drop_path_rate"}  # fmt: skip
+_HARMLESS = {*VisionTransformer.ARGUMENTS, "num_classes", "global_pool", "class_token", "fc_norm", "init_values",
+             "no_embed_class", "reg_tokens", "dynamic_img_size", "dynamic_img_pad", "drop_rate",
+             "drop_path_rate"}  # fmt: skip
 
 
 def read_timm_cached(name: str) -> Trained:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from efficient_mae.backbones import VisionTransformer
-from efficient_mae.backbones.vit import ARGUMENTS
+from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.engine.storage.checkpoint import (
     check_architecture,
     find_checkpoints,
@@ -25,6 +24,7 @@ from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.interop.headers import HEAD, Header, ImageStatistics, file_metadata, foreign, read_own_header
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
+from efficient_mae.ranges import with_tuples
 
 # What a run or an export keeps an encoder alone in, and a run the classifier that came of it.
 _ENCODER_FILE, CLASSIFIER_FILE = "encoder.safetensors", "classifier.safetensors"
@@ -42,20 +42,12 @@ class Trained:
         left_out: what lay beside it and isn't of it, a head for one: number of parameters by name.
     """
 
-    model: Method | VisionTransformer
+    model: Method | Backbone
     statistics: ImageStatistics
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def encoder_arguments(model: Method | MethodConfig | VisionTransformer) -> dict[str, Any]:
-    """The arguments that build an encoder like this one, as :class:`VisionTransformer` and timm name them."""
-    if isinstance(model, MethodConfig):
-        return model.backbone
-    encoder = backbone_of(model)
-    return {name: getattr(encoder, name) for name in ARGUMENTS}
-
-
-def encoder_of(model: Method | VisionTransformer) -> VisionTransformer:
+def encoder_of(model: Method | Backbone) -> Backbone:
     """The encoder alone, of a whole model or of an encoder; its weights are copied."""
     return copy.deepcopy(backbone_of(model))
 
@@ -105,7 +97,7 @@ def find_optimizer(path: str | Path) -> Path:
     return found
 
 
-def load_own(file: Path) -> Method | VisionTransformer:
+def load_own(file: Path) -> Method | Backbone:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
     Of a classifier the encoder, whose last norm is then the one that followed the mean, if one did.
@@ -125,7 +117,7 @@ def load_own(file: Path) -> Method | VisionTransformer:
     except (KeyError, TypeError, ValueError, RuntimeError):  # the last of sizes that overflow
         raise foreign(file) from None
     whole = isinstance(empty, Method)
-    model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
+    model = type(empty)(empty.config) if whole else type(empty)(**empty.arguments)
     if classifies and file.is_file():
         load_tensors(_without_head(load_file(file)), model, file)
     else:
@@ -138,29 +130,41 @@ def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
     return {name.replace("fc_norm.", "norm."): one for name, one in tensors.items() if not name.startswith(HEAD)}
 
 
-def _described(header: Header, shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
+def _described(header: Header, shapes: dict[str, torch.Size], file: Path) -> Method | Backbone:
     """The model that a header describes, or its encoder if that is all that there are tensors for.
 
     Raises:
         InputError, KeyError, TypeError, ValueError: a header that describes none, or another than its tensors are of.
     """
+    values = with_tuples(header.model)
     # A block has tensors: more of them than there are tensors would be built for nothing.
-    if any(value > len(shapes) for name, value in header.model.items() if name.endswith("depth")):
+    depths = [value for name, value in values.items() if name.endswith("depth")]
+    if any(sum(depth if isinstance(depth, tuple) else (depth,)) > len(shapes) for depth in depths):
         raise InputError("weights of another architecture, of fewer blocks than are described")
-    arguments = {name: header.model[name] for name in ARGUMENTS}
-    encoder = VisionTransformer(**{**arguments, "img_size": tuple(arguments["img_size"])})
+    config = METHODS[header.method].Config.from_dict(values) if header.method in METHODS else None
+    if config is None:
+        family = BACKBONES[header.backbone]
+        names = (*family.ARGUMENTS, *(name for name in family.OPTIONAL if name in values))
+        encoder = family(**{name: values[name] for name in names})
+    else:
+        encoder = config.make_backbone()
     own = encoder.state_dict()
     check_architecture({name: shape for name, shape in shapes.items() if name in own}, own, file)
     if shapes.keys() <= own.keys():
         return encoder
-    method = _method(header)
-    return method(method.Config.from_dict(header.model))
+    if config is None:
+        raise _unknown(header)
+    return METHODS[config.method](config)
 
 
 def _method(header: Header) -> type[Method]:
     if header.method not in METHODS:
-        raise InputError(f"a model of method {header.method!r}, which isn't known here")
+        raise _unknown(header)
     return METHODS[header.method]
+
+
+def _unknown(header: Header) -> InputError:
+    return InputError(f"a model of method {header.method!r}, which isn't known here")
 
 
 def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
@@ -180,13 +184,13 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
         raise foreign(file) from None
 
 
-def save_encoder(file: Path, model: Method | VisionTransformer, statistics: ImageStatistics) -> None:
+def save_encoder(file: Path, model: Method | Backbone, statistics: ImageStatistics) -> None:
     """Write the encoder alone, under timm's parameter names.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    config = model.config if isinstance(model, Method) else encoder_arguments(model)
+    config = model.config if isinstance(model, Method) else model
     partial = file.with_name(f".partial-{file.name}")
     save_tensors(partial, backbone_of(model).state_dict(), file_metadata(config, statistics))
     partial.replace(file)

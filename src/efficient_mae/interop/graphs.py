@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.timm_models import to_timm
@@ -29,7 +29,7 @@ _LARGEST_ONNX = 1.5 * 2**30
 class _Tokens(nn.Module):
     """timm's ViT with `forward_features` as its forward pass: timm keeps its models fit for export."""
 
-    def __init__(self, model: Method | VisionTransformer):
+    def __init__(self, model: Method | Backbone):
         super().__init__()
         self.vit = to_timm(model).eval()
 
@@ -41,7 +41,7 @@ class _Tokens(nn.Module):
 CLASSES = "classes"
 
 
-def save_torch_export(file: Path, model: Method | VisionTransformer | Classifier) -> None:
+def save_torch_export(file: Path, model: Method | Backbone | Classifier) -> None:
     """Write a `.pt2` that `torch.export.load(file).module()` runs.
 
     Raises:
@@ -51,7 +51,7 @@ def save_torch_export(file: Path, model: Method | VisionTransformer | Classifier
         torch.export.save(_export(model), file, extra_files=_classes(model))
 
 
-def save_onnx(file: Path, model: Method | VisionTransformer | Classifier) -> None:
+def save_onnx(file: Path, model: Method | Backbone | Classifier) -> None:
     """Write an ONNX file, weights within (beside it if they don't fit).
 
     Raises:
@@ -78,12 +78,12 @@ def run_onnx(file: Path, images: Tensor) -> tuple[Tensor, str]:
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), classes
 
 
-def output_name(model: Method | VisionTransformer | Classifier) -> str:
+def output_name(model: Method | Backbone | Classifier) -> str:
     """What a model's graph gives."""
     return "logits" if isinstance(model, Classifier) else "tokens"
 
 
-def _classes(model: Method | VisionTransformer | Classifier) -> dict[str, str]:
+def _classes(model: Method | Backbone | Classifier) -> dict[str, str]:
     return {CLASSES: json.dumps(model.head.classes)} if isinstance(model, Classifier) else {}
 
 
@@ -102,7 +102,7 @@ def require_onnx() -> Any:
     return onnxruntime
 
 
-def _export(model: Method | VisionTransformer | Classifier) -> torch.export.ExportedProgram:
+def _export(model: Method | Backbone | Classifier) -> torch.export.ExportedProgram:
     classifies = isinstance(model, Classifier)
     sized, module = (model, model.vit) if classifies else (backbone_of(model), _Tokens(model))
     # Two images: PyTorch takes a dimension of one for a constant.

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.backbones import Backbone
 from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.plain_files import parse_json
@@ -14,6 +15,9 @@ from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings, with_t
 
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
+
+# The family of an encoder whose header doesn't say it.
+_FAMILY = "vit"
 
 # What the names of a classifier's own tensors begin with, as timm has them.
 HEAD = "head."
@@ -69,17 +73,20 @@ class Head:
 
 
 def file_metadata(
-    config: MethodConfig | dict[str, Any], statistics: ImageStatistics, head: Head | None = None
+    config: MethodConfig | Backbone, statistics: ImageStatistics, head: Head | None = None
 ) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images.
 
     Args:
-        config: of the whole model, or what :func:`encoder_arguments` gives.
+        config: of the whole model, or an encoder.
         statistics: of its images.
         head: of a classifier.
     """
-    whole = isinstance(config, MethodConfig)
-    described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
+    if isinstance(config, MethodConfig):
+        described = {"method": config.method, "model": config.to_dict()}
+    else:  # of a ViT, as of the first versions, the family goes without saying
+        family = {} if config.family == _FAMILY else {"backbone": config.family}
+        described = {**family, "model": config.arguments}
     content = {**described, "mean": statistics.mean, "std": statistics.std}
     for name, key in _OPTIONAL.items():
         if getattr(statistics, name) != getattr(ImageStatistics, name):
@@ -106,12 +113,16 @@ def read_statistics(file: Path) -> ImageStatistics:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its model; its method is None where it is an encoder alone, or with a classifier's head.
+    """What a file says of its model; the method is None where it is an encoder alone, or with a classifier's head.
 
     The first versions wrote no method: what has a decoder is MAE's.
+
+    Attributes:
+        backbone: family of such an encoder.
     """
 
     method: str | None
+    backbone: str
     model: dict[str, Any]
     statistics: ImageStatistics
     head: Head | None
@@ -130,7 +141,9 @@ def read_own_header(file: Path) -> Header:
         statistics = ImageStatistics(**with_tuples({"mean": content["mean"], "std": content["std"], **optional}))
         model = dict(content["model"])
         method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
-        return Header(method, model, statistics, _read_head(content.get("classifier")))
+        return Header(
+            method, content.get("backbone", _FAMILY), model, statistics, _read_head(content.get("classifier"))
+        )
     except (KeyError, TypeError, ValueError):
         raise foreign(file) from None
 

@@ -1,16 +1,12 @@
-"""What transformers makes of images for an exported model; and the library itself, asked for when it is used."""
+"""What transformers makes of images for an exported model."""
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from efficient_mae.data import crop_share
-from efficient_mae.errors import InputError
 from efficient_mae.interop.headers import ImageStatistics
+from efficient_mae.interop.hf_parts import quiet, transformers_library
 
 # What goes with an export whose pictures aren't RGB.
 _PROCESSOR = Path(__file__).with_name("hf_processor.py")
@@ -54,33 +50,3 @@ def save_processor(folder: Path, img_size: tuple[int, int], statistics: ImageSta
 def needs_own_processor(in_chans: int) -> bool:
     """Whether pictures of so many channels are made by a class that goes with the export."""
     return in_chans in (1, 4)
-
-
-def transformers_library() -> Any:
-    """transformers.
-
-    Raises:
-        InputError: it isn't installed.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise InputError("transformers isn't installed; pip install 'efficient-mae[hub]'") from None
-    return transformers
-
-
-@contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """Without transformers' progress bars and loading reports, which would mix with our own lines; what it adds to
-    Python's path, for code that goes with a model, is taken back."""
-    logging = transformers.utils.logging
-    path, level, bars = list(sys.path), logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

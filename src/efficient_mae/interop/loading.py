@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
+from efficient_mae.interop import beit_files, simmim_files
 from efficient_mae.interop.described import (
     TIMM,
     TIMM_FOLDER,
@@ -21,15 +22,16 @@ from efficient_mae.interop.described import (
 from efficient_mae.interop.files import Trained, find_weights, load_own, read_metadata
 from efficient_mae.interop.headers import HEAD, ImageStatistics, is_own, read_statistics
 from efficient_mae.interop.mae_files import build
-from efficient_mae.interop.state_dicts import SUFFIXES, read_state_dict
-from efficient_mae.interop.vit_mae import hf_kind, hf_statistics, load_hf_folder
+from efficient_mae.interop.state_dicts import SUFFIXES, plain_vit, read_tensors
+from efficient_mae.interop.vit_mae import HF_CLASSES, hf_kind, hf_statistics, load_hf_folder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
+from efficient_mae.methods.tokens import TokenMethod
 
 # The key of the header that classifiers' files have.
 _CLASSIFIER = "efficient_mae_classifier"
 
 
-def load(path: str | Path) -> Method | VisionTransformer:
+def load(path: str | Path) -> Method | Backbone:
     """A trained model, in evaluation mode. Nothing in a file is ever run.
 
     Args:
@@ -86,8 +88,8 @@ def load_config(path: str | Path) -> MethodConfig:
 def load_statistics(path: str | Path) -> ImageStatistics:
     """How the images of a trained model are normalised.
 
-    timm's and transformers' weights say so in their configs. Without one, and for an original `.pth`: by ImageNet's
-    statistics for 3 channels, by 0.5 and 0.5 for another number.
+    timm's and transformers' weights say so in their configs. Without one, and for an original `.pth` of MAE: by
+    ImageNet's statistics for 3 channels, by 0.5 and 0.5 for another number and for BEiT's files.
 
     Raises:
         InputError: as :func:`load`.
@@ -127,7 +129,7 @@ def _read_foreign(path: str | Path, file: Path | None) -> Trained:
     place = _folder(path)
     if str(path).startswith(TIMM):
         return read_timm_cached(str(path).removeprefix(TIMM))
-    if (kind := hf_kind(place)) == "vit_mae":
+    if (kind := hf_kind(place)) in HF_CLASSES:
         return Trained(load_hf_folder(place), hf_statistics(place))
     if kind is not None:
         return read_hf_vit(place)
@@ -136,9 +138,17 @@ def _read_foreign(path: str | Path, file: Path | None) -> Trained:
     file = file or place
     if file.is_dir():
         raise InputError(f"{file}: its header doesn't describe a model of efficient-mae")
-    state = read_state_dict(file)
-    model = build(state, file)
-    return Trained(model, _bare_statistics(file, backbone_of(model).in_chans), state.left_out)
+    read = read_tensors(file)
+    if simmim_files.is_simmim(read.tensors):
+        model = simmim_files.read_simmim(file, read.tensors)
+    elif beit_files.is_beit(read.tensors):
+        model = beit_files.read_beit(file, read.tensors)
+    else:
+        read = plain_vit(read, file)
+        model = build(read, file)
+    if isinstance(model, TokenMethod):
+        return Trained(model, ImageStatistics(model.config.mean, model.config.std), read.left_out)
+    return Trained(model, _bare_statistics(file, backbone_of(model).in_chans), read.left_out)
 
 
 def _bare_statistics(file: Path, in_chans: int) -> ImageStatistics:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Size, Tensor
 
-from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.backbones import SIZES, Backbone
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder
 from efficient_mae.interop.files import Trained
@@ -64,10 +64,12 @@ def start_from(model: Method, trained: Trained, where: str, channels: str | None
         InputError: under half of the encoder's weights fit, or its heads are others; the first that don't are named.
     """
     encoder = backbone_of(trained.model)
-    _check_fit(model, encoder, where)
+    _check_family(model, encoder, where)
     config, own, old = model.config, model.state_dict(), trained.model.state_dict()
     changed = {"img_size": config.img_size, "patch_size": config.patch_size, "in_chans": config.in_chans}
-    theirs = old | adapt_encoder(encoder, **changed, channels=channels).state_dict()
+    adapted = adapt_encoder(encoder, **changed, channels=channels)
+    _check_fit(model, encoder, adapted, where)
+    theirs = old | adapted.state_dict()
     if isinstance(trained.model, Method):
         _adapt_decoder(theirs, model, trained.model)
     fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
@@ -86,11 +88,19 @@ def _is_same(old: Tensor, new: Tensor) -> bool:
     return old.shape == new.shape and bool((old == new).all())
 
 
-def _check_fit(model: Method, encoder: VisionTransformer, where: str) -> None:
-    """Refuse weights of which under half would be taken; what can be adapted fits."""
+def _check_family(model: Method, encoder: Backbone, where: str) -> None:
+    backbone = model.backbone
+    if encoder.family != backbone.family:
+        raise InputError(
+            f"weights={where}: of an encoder of family {encoder.family}, and this model's is {backbone.family}"
+        )
+
+
+def _check_fit(model: Method, encoder: Backbone, adapted: Backbone, where: str) -> None:
+    """Refuse weights of which under half would be taken; what was adapted fits."""
     own = {name: value.shape for name, value in model.backbone.state_dict().items()}
     theirs = {name: value.shape for name, value in encoder.state_dict().items()}
-    odd = [name for name, shape in theirs.items() if not _fits(name, shape, own)]
+    odd = [name for name, value in adapted.state_dict().items() if own.get(name) != value.shape]
     total = sum(shape.numel() for shape in theirs.values())
     fit = total - sum(theirs[name].numel() for name in odd)
     if fit < _LEAST_TAKEN * total:
@@ -99,28 +109,23 @@ def _check_fit(model: Method, encoder: VisionTransformer, where: str) -> None:
             f"weights={where}: {fit:,} of their encoder's {total:,} parameters fit this model, less than half: "
             f"{'; '.join(shown)}; {_proposal(encoder, model.config.method)}"
         )
-    if encoder.num_heads != model.config.num_heads:
+    heads = encoder.arguments["num_heads"]
+    if heads != model.backbone.arguments["num_heads"]:
         raise InputError(
-            f"weights={where}: of {encoder.num_heads} heads, and this model has {model.config.num_heads}"
+            f"weights={where}: of {heads} heads, and this model has {model.backbone.arguments['num_heads']}"
         )
-
-
-def _fits(name: str, shape: Size, own: Mapping[str, Size]) -> bool:
-    adapts = {"pos_embed": -1, "patch_embed.proj.weight": 0}  # the one axis that must be the same
-    if name in adapts:
-        return own[name][adapts[name]] == shape[adapts[name]]
-    return own.get(name) == shape
 
 
 def _shown(shapes: Mapping[str, Size], name: str) -> str:
     return str(tuple(shapes[name])) if name in shapes else "missing"
 
 
-def _proposal(encoder: VisionTransformer, method: str) -> str:
-    size = next((name for name, size in SIZES.items() if size.embed_dim == encoder.embed_dim), None)
-    if size is None:
-        return f"no model here is {encoder.embed_dim} wide"
-    deep = "" if encoder.depth == SIZES[size].depth else f" --depth {encoder.depth}"
+def _proposal(encoder: Backbone, method: str) -> str:
+    width, depth = encoder.dims[-1], encoder.arguments["depth"]
+    size = next((name for name, size in SIZES.items() if size.embed_dim == width), None)
+    if isinstance(depth, tuple) or size is None:
+        return f"no size of this family is {width} wide"
+    deep = "" if depth == SIZES[size].depth else f" --depth {depth}"
     return f"give --model {method}_vit_{size}_patch{encoder.patch_size}{deep}"
 
 

@@ -76,23 +76,44 @@ class StateDict:
         return "mask_token" in self.tensors and any(name.startswith("decoder_blocks.") for name in self.tensors)
 
 
-def read_state_dict(file: Path) -> StateDict:
-    """The weights in a file of somebody else's, `.safetensors` or what torch.save wrote.
+def read_tensors(file: Path) -> StateDict:
+    """What is in a file of somebody else's, `.safetensors` or what torch.save wrote, under the names there, without
+    what compiling and sharding put between them.
 
     Raises:
-        InputError: no such file, no weights, ones with code in them (which isn't run), or none of a plain ViT.
+        InputError: no such file, no weights, or ones with code in them (which isn't run).
     """
     content = _unpickled(file) if file.suffix in SUFFIXES else _read_safetensors(file)
     tensors, left_out = _unwrapped(content, file)
     # A view of one number can claim any shape, and a model of that shape would fill the memory.
     if any(value.untyped_storage().nbytes() < value.nbytes for value in tensors.values()):
         raise InputError(f"{file}: its tensors are larger than the file, so they aren't a model's")
-    named = {_WRAPPED.sub("", name): value for name, value in tensors.items()}
-    prefix = _encoder_prefix(named, file)
-    left_out |= {name: value.numel() for name, value in named.items() if not name.startswith(prefix)}
+    return StateDict({_WRAPPED.sub("", name): value for name, value in tensors.items()}, left_out, content)
+
+
+def read_state_dict(file: Path) -> StateDict:
+    """The weights of a plain ViT in a file of somebody else's; see :func:`plain_vit`.
+
+    Raises:
+        InputError: as :func:`read_tensors` and :func:`plain_vit`.
+    """
+    return plain_vit(read_tensors(file), file)
+
+
+def plain_vit(read: StateDict, file: Path) -> StateDict:
+    """The weights of a plain ViT among those of a file, under timm's names.
+
+    Args:
+        file: to name in errors.
+
+    Raises:
+        InputError: there are none.
+    """
+    named, prefix = read.tensors, _encoder_prefix(read.tensors, file)
+    left_out = read.left_out | {name: value.numel() for name, value in named.items() if not name.startswith(prefix)}
     own = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
     try:
-        state = StateDict(_folded(_renamed(own)), left_out, content)
+        state = StateDict(_folded(_renamed(own)), left_out, read.content)
     except (KeyError, RuntimeError, IndexError) as error:
         raise InputError(f"{file}: weights of another architecture ({error} isn't as in a plain ViT)") from None
     return state if state.has_decoder else _encoder_alone(state)

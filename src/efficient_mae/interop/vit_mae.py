@@ -1,4 +1,4 @@
-"""transformers' ViTMAE, both ways, encoder and decoder."""
+"""transformers' ViTMAE, both ways, encoder and decoder; and folders in its layout, of ViTMAE, Beit and Swin."""
 
 import json
 from collections.abc import Iterator
@@ -7,49 +7,68 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
 from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
+from efficient_mae.interop import hf_beit, hf_swin
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.files import encoder_of
 from efficient_mae.interop.headers import ImageStatistics
-from efficient_mae.interop.hf_images import quiet, save_processor, transformers_library
+from efficient_mae.interop.hf_images import save_processor
+from efficient_mae.interop.hf_parts import LARGEST_EPS, quiet, read_json, square_side, transformers_library
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.methods import Method
+from efficient_mae.methods.beit import BEiT
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods.simmim import SimMIM
 
 if TYPE_CHECKING:
-    from transformers import ViTMAEForPreTraining
+    from transformers import BeitForMaskedImageModeling, SwinForMaskedImageModeling, ViTMAEForPreTraining
+
+# transformers' classes of whole models, by the model_type of their folders.
+HF_CLASSES = {
+    "vit_mae": "ViTMAEForPreTraining",
+    "beit": "BeitForMaskedImageModeling",
+    "swin": "SwinForMaskedImageModeling",
+}
 
 # Points that P2Dist looks at (Algorithm 1), which transformers knows nothing of.
 _K = 8
 
-# An epsilon up to this changes features by less than float32 does; transformers' own models have 1e-12.
-LARGEST_EPS = 1e-5
-
 
 @torch_seeded(0)
-def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
-    """transformers' ViTMAEForPreTraining with the model's weights: the same loss for the same mask where beta is None
-    and gamma 0; transformers has neither, reconstructs every masked patch and weights them alike.
+def to_hf(
+    model: Method | Backbone,
+) -> "ViTMAEForPreTraining | BeitForMaskedImageModeling | SwinForMaskedImageModeling":
+    """transformers' model with the weights of this one: the same loss for the same mask.
+
+    Of MAE that is ViTMAEForPreTraining, where beta is None and gamma 0: transformers has neither, reconstructs every
+    masked patch and weights them alike. Of BEiT it is BeitForMaskedImageModeling, of SimMIM
+    with a Swin SwinForMaskedImageModeling.
 
     Args:
-        model: with its decoder; its weights are copied.
+        model: whole; its weights are copied.
 
     Raises:
-        InputError: an encoder alone, images that aren't square, or no transformers installed.
+        InputError: an encoder alone, a method that transformers hasn't, images that aren't square, or no transformers
+            installed.
     """
     transformers = transformers_library()
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, BEiT):
+        return hf_beit.to_hf(model)
+    if isinstance(model, SimMIM):
+        return hf_swin.to_hf(model)
+    if isinstance(model, Backbone):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
         )
     if not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"a model of {model.config.method}, and transformers' ViTMAEForPreTraining is MAE's alone")
+        raise InputError(
+            f"a model of {model.config.method}, and transformers has models of mae, beit and simmim alone"
+        )
     config = model.config
     height, width = config.img_size
     if height != width:
@@ -84,17 +103,25 @@ def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
 
 
 @torch_seeded(0)
-def from_hf(hf: "ViTMAEForPreTraining", gamma: float = 0.0, beta: float | None = None) -> MaskedAutoencoder:
-    """The model with the weights of transformers' ViTMAE; mask ratio and norm_pix_loss are its config's.
+def from_hf(
+    hf: "ViTMAEForPreTraining | BeitForMaskedImageModeling | SwinForMaskedImageModeling",
+    gamma: float = 0.0,
+    beta: float | None = None,
+) -> MaskedAutoencoder | BEiT | SimMIM:
+    """The model with the weights of transformers' ViTMAE, whose mask ratio and norm_pix_loss it has, Beit or Swin.
 
     Args:
         hf: its weights are copied.
-        gamma: exponent of the Difficulty-Flatten Loss; 0 weights all patches alike, as transformers does.
-        beta: the decoder leaves out patches of larger P2Dist: pixels at patch size 16; None leaves out none.
+        gamma: of MAE, exponent of the Difficulty-Flatten Loss; 0 weights all patches alike, as transformers does.
+        beta: of MAE, the decoder leaves out patches of larger P2Dist: pixels at patch size 16; None leaves out none.
 
     Raises:
-        InputError: an architecture that differs from MAE's in more than its sizes; the setting is named.
+        InputError: an architecture that differs from the method's in more than its sizes; the setting is named.
     """
+    if hf.config.model_type == "beit":
+        return hf_beit.from_hf(cast(Any, hf))
+    if hf.config.model_type == "swin":
+        return hf_swin.from_hf(cast(Any, hf))
     config = _our_config(hf.config, gamma, beta)
     weights = hf.state_dict()
     model = MaskedAutoencoder(config).to(hf.dtype)
@@ -114,10 +141,10 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
             raise InputError(f"{name}={given}: a ViTMAE of another architecture; MAE's has {needed}")
     if theirs.layer_norm_eps > LARGEST_EPS:
         raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a ViTMAE of another architecture; MAE's has 1e-6")
-    side = _side(theirs, "image_size")
+    side = square_side(theirs, "image_size")
     return MAEConfig(
         img_size=(side, side),
-        patch_size=_side(theirs, "patch_size"),
+        patch_size=square_side(theirs, "patch_size"),
         in_chans=theirs.num_channels,
         embed_dim=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
@@ -131,14 +158,6 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
         k=_K,
         norm_pix_loss=theirs.norm_pix_loss,
     )
-
-
-def _side(config: Any, name: str) -> int:
-    value = getattr(config, name)
-    sides = {value} if isinstance(value, int) else set(value)
-    if len(sides) != 1:
-        raise InputError(f"{name}={value}: transformers' ViTMAE works for squares only")
-    return sides.pop()
 
 
 def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
@@ -178,16 +197,19 @@ def hf_kind(path: Path) -> str | None:
     return None if found == "timm_wrapper" else str(found)
 
 
-def load_hf_folder(folder: Path) -> MaskedAutoencoder | VisionTransformer:
-    """The ViTMAE in a folder of transformers' layout; the encoder alone if it holds no decoder. Runs no code in it.
+def load_hf_folder(folder: Path) -> Method | Backbone:
+    """The ViTMAE, or the Beit or Swin with its mask token, in a folder of transformers' layout; runs no code in it.
+
+    Of a ViTMAE the encoder alone if it holds no decoder.
 
     Raises:
         InputError: weights that don't fit its config or aren't safetensors, or no transformers installed.
     """
+    kind = str(hf_kind(folder))
     transformers = transformers_library()
     try:
         with quiet(transformers):
-            hf, info = transformers.ViTMAEForPreTraining.from_pretrained(
+            hf, info = getattr(transformers, HF_CLASSES[kind]).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     # Files made by others fail in as many ways as there are checks in transformers.
@@ -228,8 +250,8 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     return statistics
 
 
-def save_hf(folder: Path, model: MaskedAutoencoder, statistics: ImageStatistics) -> None:
-    """Write a folder that `ViTMAEForPreTraining`, `AutoModel` and `AutoImageProcessor.from_pretrained` load.
+def save_hf(folder: Path, model: MaskedAutoencoder | BEiT | SimMIM, statistics: ImageStatistics) -> None:
+    """Write a folder that the class of :func:`to_hf`, `AutoModel` and `AutoImageProcessor.from_pretrained` load.
 
     Raises:
         InputError: as :func:`to_hf`.
@@ -259,12 +281,3 @@ def save_hf_classifier(folder: Path, classifier: Classifier, statistics: ImageSt
     content = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]} | theirs
     file.write_text(json.dumps(content, indent=2) + "\n")
     save_processor(folder, classifier.img_size, statistics)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is no such file or it is something else."""
-    try:
-        content = parse_json(file.read_bytes(), str(file))
-    except (OSError, InputError):
-        return {}
-    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

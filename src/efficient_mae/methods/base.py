@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.backbones.patches import as_pair
 from efficient_mae.backbones.sizes import parse_name
-from efficient_mae.backbones.vit import ARGUMENTS
-from efficient_mae.ranges import Pixels, PositiveInt, Settings
+from efficient_mae.errors import InputError
+from efficient_mae.ranges import Pixels, PositiveInt, Settings, with_tuples
 
 # What a backbone's names begin with in memory; in files, and wherever they are told, they don't.
 BACKBONE = "backbone."
@@ -125,11 +125,19 @@ class MethodConfig(MethodSettings):
 
     Attributes:
         method: with which the names of its models begin.
+        measured: what the errors are, in pictures.
+        painted: what pictures fill hidden patches with, a sentence; empty where these are plain pixels.
         added: settings that the first versions did not write; a file without them has their defaults.
+        families: of encoders that the method takes, by the word that names of its models have for them.
+        family: of this model's encoder, among :data:`BACKBONES`.
     """
 
     method = ""  # no annotations: they are no fields
+    measured = "mean squared error"
+    painted = ""
     added = frozenset[str]()
+    families = ("vit",)
+    family = "vit"
 
     img_size: tuple[PositiveInt, PositiveInt] = field()
     depth: PositiveInt = field()
@@ -149,7 +157,7 @@ class MethodConfig(MethodSettings):
         Raises:
             InputError: an unknown name, or a number out of its range.
         """
-        size, patch_size = parse_name(name, name.partition("_")[0])
+        size, patch_size = parse_name(name, name.partition("_")[0], cls.families)
         chosen = {one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)}
         return cls(**chosen | {
             "img_size": as_pair(settings.img_size),
@@ -169,7 +177,9 @@ class MethodConfig(MethodSettings):
         """
         if missing := {one.name for one in fields(cls)} - cls.added - values.keys():
             raise KeyError(min(missing))
-        return cls(**{**values, "img_size": as_pair(tuple(values["img_size"]))})
+        plain = with_tuples(values)
+        plain["img_size"] = as_pair(plain["img_size"])
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON and YAML hold them."""
@@ -182,8 +192,17 @@ class MethodConfig(MethodSettings):
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """The arguments that build the encoder, as :class:`VisionTransformer` and timm name them."""
-        return {name: getattr(self, name) for name in ARGUMENTS}
+        """The arguments that build the encoder, as timm names them too."""
+        return {name: getattr(self, name) for name in BACKBONES[self.family].ARGUMENTS}
+
+    def make_backbone(self) -> Backbone:
+        """The encoder, with random weights."""
+        return BACKBONES[self.family](**self.backbone)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws numbers of its own, beside the plan's, as drop path does."""
+        return False
 
     def unit(self, device: torch.device) -> int | None:
         """Images that the model takes at a time on a device, for which plans are cut; None for all of a batch."""
@@ -205,9 +224,9 @@ class MethodConfig(MethodSettings):
         """Tokens and patches of an image, mean over a plan of its own, by what they are."""
         return {}
 
-    def paper_gmacs(self, images: int = 256, seed: int = 0) -> float:
-        """Multiply-accumulates of one image's forward pass, 1e9, as :meth:`published` counts them."""
-        raise NotImplementedError
+    def paper_gmacs(self, images: int = 256, seed: int = 0) -> float | None:
+        """Multiply-accumulates of one image's forward pass, 1e9, where :meth:`published` counts otherwise."""
+        return None
 
     @classmethod
     def published(cls) -> tuple[PublishedCost, ...]:
@@ -224,15 +243,17 @@ class Method(nn.Module, ABC):
     Attributes:
         Settings: what can be chosen; its fields are flags.
         Config: what a model is made of.
+        operational: settings that may differ when a run is resumed: what they name is recorded otherwise.
     """
 
+    operational: ClassVar[tuple[str, ...]] = ()
     Settings: ClassVar[type[MethodSettings]]
     Config: ClassVar[type[MethodConfig]]
 
     def __init__(self, config: MethodConfig):
         super().__init__()
         self.config = config
-        self.backbone = VisionTransformer(**config.backbone)
+        self.backbone = config.make_backbone()
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -250,21 +271,47 @@ class Method(nn.Module, ABC):
         rows, columns = self.config.grid_size
         return self.config.planner()(torch.rand(batch_size, rows * columns, generator=generator, device=device))
 
+    def check_ready(self) -> None:
+        """Raise InputError unless all is there that learning takes; models that cannot learn can be measured."""
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.backbone.set_grad_checkpointing(enable)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the backbone's parameters that are never decayed, beside biases, norms and tokens."""
+        return {BACKBONE + name for name in self.backbone.no_weight_decay()}
+
     def after_step(self) -> None:
         """Called when a training step is done, also one that was skipped, with the weights as they were."""
+
+    @torch.no_grad()
+    def reconstruct(self, images: Float[Tensor, "B C h w"], mask: Any = None) -> Float[Tensor, "B C h w"] | None:
+        """:meth:`paint` of what the model makes of images.
+
+        Args:
+            images: normalised images.
+            mask: as for a forward pass.
+        """
+        return self.paint(images, self(images, mask))
 
     def paint(self, images: Float[Tensor, "B C h w"], out: Any) -> Float[Tensor, "B C h w"] | None:
         """The images as the model fills them in; None if it predicts no pixels."""
         return None
 
 
-def backbone_of(model: Method | VisionTransformer) -> VisionTransformer:
+def backbone_of(model: Method | Backbone) -> Backbone:
     """The encoder of a whole model, or the encoder that it is."""
     return model.backbone if isinstance(model, Method) else model
+
+
+def check_mask(mask: Tensor, batch_size: int, grid_size: tuple[int, int]) -> None:
+    """Raise InputError unless it is a mask of so many images, of this grid."""
+    if tuple(mask.shape) != (batch_size, *grid_size) or mask.dtype != torch.bool:
+        raise InputError(
+            f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
+            f"must be torch.bool of shape {(batch_size, *grid_size)}, True = masked"
+        )
 
 
 def _without_prefix(module: nn.Module, tensors: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:

@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic
 
-import timm.models.vision_transformer as timm_vit
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.console import say
 from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, common_size, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
@@ -21,8 +20,8 @@ from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
-from efficient_mae.interop.classifiers import Classifier, save_classifier
-from efficient_mae.interop.files import CLASSIFIER_FILE, encoder_arguments
+from efficient_mae.interop.classifiers import Classifier, hollow, save_classifier
+from efficient_mae.interop.files import CLASSIFIER_FILE
 from efficient_mae.interop.headers import Head
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks.classifier_config import (
@@ -101,7 +100,8 @@ class ClassifierRun(Run, Generic[Config]):
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
         encoder, statistics = starting_encoder(config)
-        self.data, self.arguments = data, encoder_arguments(encoder)
+        config = self.settle(config, encoder)
+        self.data, self.encoder = data, hollow(encoder)
         self.head = Head(data.classes, pool=self.pool_of(config), fc_norm=self.fc_norm)
         self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
         self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
@@ -116,8 +116,12 @@ class ClassifierRun(Run, Generic[Config]):
         """A run on the data that the settings name."""
         return cls(config, open_labelled(config.data, config.val_data, config), processes)
 
+    def settle(self, config: Config, encoder: Backbone) -> Config:
+        """Settle what depends on the encoder; raises InputError where it cannot be."""
+        return config
+
     @abstractmethod
-    def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
+    def build_model(self, config: Config, encoder: Backbone, num_classes: int) -> nn.Module:
         """The classifier, from normalised images to logits."""
 
     @abstractmethod
@@ -141,18 +145,18 @@ class ClassifierRun(Run, Generic[Config]):
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
 
     def metadata(self) -> dict[str, str]:
-        return file_metadata(self.arguments, self.statistics, self.head)
+        return file_metadata(self.encoder, self.statistics, self.head)
 
     @abstractmethod
-    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
-        """What is judged, as timm's VisionTransformer with a head."""
+    def as_timm(self, judged: nn.Module) -> nn.Module:
+        """What is judged, as timm's model with a head."""
 
     def finished(self) -> None:
         judged = self.whole(self.judged, wanted=self.processes.is_main)
         if self.processes.is_main:
             vit, file = self.as_timm(judged), self.out / CLASSIFIER_FILE
-            describe_run(file, vit.state_dict(), self.arguments, self.statistics, self.head)
-            save_classifier(file, Classifier(vit, self.arguments, self.head, self.statistics))
+            describe_run(file, vit.state_dict(), self.encoder, self.statistics, self.head)
+            save_classifier(file, Classifier(vit, self.encoder, self.head, self.statistics))
 
     @cached_property
     def _evaluator(self) -> Evaluator:

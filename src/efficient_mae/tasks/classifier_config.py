@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine import settings
@@ -82,7 +82,7 @@ def check_start(config: ClassifierConfig) -> None:
         raise InputError(f"channels={config.channels}: only with --weights; random weights take any channels")
 
 
-def starting_encoder(config: ClassifierConfig) -> tuple[VisionTransformer, ImageStatistics]:
+def starting_encoder(config: ClassifierConfig) -> tuple[Backbone, ImageStatistics]:
     """The encoder that training starts from, and how its images are normalised.
 
     Raises:
@@ -98,5 +98,5 @@ def starting_encoder(config: ClassifierConfig) -> tuple[VisionTransformer, Image
     method = method_of(name)
     settings = method.Settings(**{name: value for name, value in chosen.items() if value is not None})
     with torch_seeded(config.seed):
-        encoder = VisionTransformer(**method.Config.resolve(name, settings).backbone)
+        encoder = method.Config.resolve(name, settings).make_backbone()
     return encoder, ImageStatistics(*default_mean_std(encoder.in_chans))

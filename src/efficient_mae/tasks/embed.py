@@ -102,6 +102,8 @@ def embed(config: EmbedConfig) -> EmbedResult:
         raise InputError(f"out={out}: must end in {', '.join(WRITERS)}")
     require_parquet(out, ".npy or .safetensors")
     encoder, statistics = backbone_of(load(config.weights)).float(), load_statistics(config.weights)
+    if config.pool != "none":
+        encoder.check_pool(POOLS[config.pool])
     if config.img_size is not None:
         encoder = adapt_encoder(encoder, config.img_size)
     source = open_source(config.data, config.part, config.alone())
@@ -115,7 +117,7 @@ def embed(config: EmbedConfig) -> EmbedResult:
     rows = work.compute(
         source,
         partial(features.embed, encoder, **pooled),
-        (*encoder.grid_size, encoder.embed_dim) if config.pool == "none" else (encoder.embed_dim,),
+        (*encoder.last_grid, encoder.dims[-1]) if config.pool == "none" else (encoder.dims[-1],),
         EvalTransform(encoder.img_size, reading),
         min_size=encoder.patch_size,
         batch_size=config.batch_size,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.interop import ImageStatistics, encoder_of, load_snippet, save_encoder, to_timm
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.graphs import CLASSES, output_name, run_onnx, save_onnx, save_torch_export
@@ -27,7 +27,7 @@ from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.tasks.export_images import Transform, timm_transform, transformers_transform
 
-Model = Method | VisionTransformer | Classifier
+Model = Method | Backbone | Classifier
 
 # (another library's output, ours).
 Pairs = list[tuple[Tensor, Tensor]]
@@ -71,7 +71,7 @@ def check_names(found: Any, model: Classifier) -> None:
         raise RuntimeError(f"what was written gives the classes other names: {list(found)[:5]} ...")
 
 
-def _safetensors_outputs(folder: Path, model: Method | VisionTransformer, images: Tensor) -> Pairs:
+def _safetensors_outputs(folder: Path, model: Method | Backbone, images: Tensor) -> Pairs:
     vit = to_timm(model).eval()
     for parameter in vit.parameters():
         parameter.zero_()

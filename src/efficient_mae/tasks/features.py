@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import EvalBatch, EvalTransform, Reading, Source, make_eval_loader, normalize
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.interop.headers import POOLS
 from efficient_mae.tasks.left_out import LeftOut
 
 # No pool: a feature for each patch.
@@ -23,26 +22,20 @@ GRID = "none"
 
 @torch.no_grad()
 def extract_features(
-    encoder: VisionTransformer,
+    encoder: Backbone,
     images: Float[Tensor, "B C h w"],
     pool: str = "avg",
-) -> Float[Tensor, "B D"] | Float[Tensor, "B H W D"]:
-    """One feature an image: the mean of its patches' tokens (`avg`) or its class token (`token`), as timm says; or
-    one a patch (`none`), where the patch is.
+) -> Float[Tensor, "B D"] | Float[Tensor, "B rows columns D"]:
+    """One feature an image, of the encoder's kinds, or, `none`, one of each of its last places; in float32.
 
     Raises:
-        InputError: an unknown pool.
+        InputError: the encoder has no such.
     """
-    if pool not in (*POOLS, GRID):
-        raise InputError(f"pool={pool!r}: must be one of {', '.join((*POOLS, GRID))}")
-    tokens = encoder.forward_features(images)
-    if pool == GRID:
-        return tokens[:, 1:].unflatten(1, encoder.grid_size).float()
-    return (tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)).float()
+    return (encoder.feature_map(images) if pool == GRID else encoder.pooled(images, pool)).float()
 
 
 def embed(
-    encoder: VisionTransformer,
+    encoder: Backbone,
     images: Shaped[Tensor, "B C h w"],
     statistics: ImageStatistics,
     *,
@@ -78,7 +71,7 @@ def image_batches(
 
 def labelled_batches(
     source: Source,
-    encoder: VisionTransformer,
+    encoder: Backbone,
     reading: Reading,
     *,
     batch_size: int,

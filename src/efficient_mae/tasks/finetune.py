@@ -1,9 +1,8 @@
-"""Fine-tuning: the whole encoder and a linear head on its mean token, as MAE does it, in timm's VisionTransformer."""
+"""Fine-tuning: the whole encoder and a linear head on its mean token, as MAE does it, in timm's model."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-import timm.models.vision_transformer as timm_vit
 import torch
 from annotated_types import Ge, Le, Lt
 from timm.data.mixup import Mixup
@@ -12,12 +11,13 @@ from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivate
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import AugmentTransform, LabelledData
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.optim import adamw
 from efficient_mae.errors import InputError
-from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop import classifiers
+from efficient_mae.interop.headers import Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
 from efficient_mae.tasks.classifier import (
     Classification,
@@ -79,7 +79,7 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
     fc_norm = True
     verb = "fine-tuning"
     usual_warmup = 5.0
-    model: timm_vit.VisionTransformer
+    model: Any
 
     def __init__(self, config: FinetuneConfig, data: LabelledData, processes: Processes):
         super().__init__(config, data, processes)
@@ -92,9 +92,7 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
             self._ema = ModelEmaV3(self.model, decay=config.ema_decay)
             self.companions = {"ema": self._ema.module}
 
-    def build_model(
-        self, config: FinetuneConfig, encoder: VisionTransformer, num_classes: int
-    ) -> timm_vit.VisionTransformer:
+    def build_model(self, config: FinetuneConfig, encoder: Backbone, num_classes: int) -> nn.Module:
         model = build_classifier(encoder, num_classes, config.drop_path)
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
@@ -129,8 +127,8 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
         if self._ema is not None:
             self._ema.update(self.model)
 
-    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
-        return cast(timm_vit.VisionTransformer, judged)
+    def as_timm(self, judged: nn.Module) -> nn.Module:
+        return judged
 
 
 class Augmentation:
@@ -158,26 +156,17 @@ class Augmentation:
         return (images, labels) if self._mix is None else self._mix(images, labels)
 
 
-def build_classifier(
-    encoder: VisionTransformer, num_classes: int, drop_path: float = 0.0
-) -> timm_vit.VisionTransformer:
-    """timm's VisionTransformer with the encoder's weights, a new norm after the mean of the tokens, and a new head.
+def build_classifier(encoder: Backbone, num_classes: int, drop_path: float = 0.0) -> Any:
+    """timm's model with the encoder's weights, a new norm after the mean of the tokens, and a new head.
 
     Its positions start as the encoder's and are learned from there on, as in MAE.
     """
-    vit = timm_vit.VisionTransformer(
-        **encoder_arguments(encoder), num_classes=num_classes, global_pool="avg", drop_path_rate=drop_path
-    )
-    new = {name: tensor for name, tensor in vit.state_dict().items() if name.startswith(("fc_norm.", "head."))}
-    weights = encoder.state_dict()
-    vit.load_state_dict(new | {name: weights[name] for name in vit.state_dict() if name not in new})
-    nn.init.trunc_normal_(vit.get_classifier().weight, std=HEAD_STD)  # pyright: ignore[reportArgumentType]
-    return vit
+    model = classifiers.build_classifier(encoder, Head(("",) * num_classes, "avg", fc_norm=True), drop_path)
+    nn.init.trunc_normal_(model.get_classifier().weight, std=HEAD_STD)
+    return model
 
 
-def layer_decay_groups(
-    model: timm_vit.VisionTransformer, weight_decay: float, layer_decay: float
-) -> list[dict[str, Any]]:
+def layer_decay_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Parameters by layer: each has a learning rate `layer_decay` times that of the next, and the head the whole."""
     return param_groups_layer_decay(
         model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay

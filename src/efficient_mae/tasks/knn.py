@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import DataChoice, Subset, describe_images, open_labelled
@@ -17,7 +17,6 @@ from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
-from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.features import embed, labelled_batches
@@ -164,10 +163,10 @@ def _check_k(k: int, images: int) -> None:
         raise InputError(f"k={k}: must lie between 1 and the {images} training images")
 
 
-def _untrained(encoder: VisionTransformer, seed: int) -> VisionTransformer:
+def _untrained(encoder: Backbone, seed: int) -> Backbone:
     """An encoder of the same shape, with the weights that the seed draws."""
     with torch_seeded(seed):
-        return VisionTransformer(**encoder_arguments(encoder))
+        return encoder.resized()
 
 
 def show_knn(result: KnnResult, console: Console) -> None:

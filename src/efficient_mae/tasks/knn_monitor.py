@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import DataChoice, open_labelled, spread
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
@@ -53,7 +53,7 @@ class KnnMonitor:
         self._batch_size, self._num_workers = batch_size, num_workers
         self._damaged: dict[str, str] = {}
 
-    def __call__(self, encoder: VisionTransformer) -> float:
+    def __call__(self, encoder: Backbone) -> float:
         """Top-1 accuracy, 0 to 1; the encoder is left in the mode that it was in.
 
         Raises:

@@ -3,24 +3,22 @@
 Letters: B images, C channels, D width, K classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-import timm.models.vision_transformer as timm_vit
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone
 from efficient_mae.data import LabelledData, PretrainTransform
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
-from efficient_mae.interop.classifiers import build_vit
-from efficient_mae.interop.files import encoder_arguments
-from efficient_mae.interop.headers import POOLS, Head
+from efficient_mae.interop.classifiers import build_classifier
+from efficient_mae.interop.headers import Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
 from efficient_mae.tasks.classifier import (
     Classification,
@@ -43,8 +41,8 @@ NORM_MOMENTUM = 0.1
 class LinearProbeConfig(ClassifierConfig):
     """Settings of `emae linear-probe`; the defaults are MAE's for ViT-B (He et al. 2022, Table 10)."""
 
-    pool: str = "token"
-    """feature of an image: token, its class token, or avg, the mean of its patches' tokens"""
+    pool: str | None = None
+    """feature of an image: token, its class token, or avg, the mean over its patches (null: token, of a Swin avg)"""
     epochs: PositiveInt = 90
     """passes over the data"""
     base_lr: Positive = 0.1
@@ -70,20 +68,24 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     model: "LinearProbe"
 
     def __init__(self, config: LinearProbeConfig, data: LabelledData, processes: Processes):
-        if config.pool not in POOLS:
-            raise InputError(f"pool={config.pool!r}: must be one of {', '.join(POOLS)}")
         if config.parallel == "fsdp":
             # LARS also looks at the norm of each weight as a whole.
             raise InputError("parallel='fsdp': there is nothing to shard where a head alone is trained; take ddp")
         super().__init__(config, data, processes)
 
-    def build_model(self, config: LinearProbeConfig, encoder: VisionTransformer, num_classes: int) -> "LinearProbe":
-        return LinearProbe(encoder, num_classes, config.pool)
+    def settle(self, config: LinearProbeConfig, encoder: Backbone) -> LinearProbeConfig:
+        pool = config.pool or encoder.pools[-1]
+        encoder.check_pool(pool)
+        encoder.classifier_arguments(1, pool, self.fc_norm)  # or there is no form to hand it over in
+        return replace(config, pool=pool)
+
+    def build_model(self, config: LinearProbeConfig, encoder: Backbone, num_classes: int) -> "LinearProbe":
+        return LinearProbe(encoder, num_classes, cast(str, config.pool))
 
     def pool_of(self, config: LinearProbeConfig) -> str:
-        return config.pool
+        return cast(str, config.pool)
 
-    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
+    def as_timm(self, judged: nn.Module) -> nn.Module:
         return cast(LinearProbe, judged).folded(self.head)
 
     def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
@@ -108,12 +110,12 @@ class LinearProbe(nn.Module):
         pool: `token` or `avg`.
     """
 
-    def __init__(self, encoder: VisionTransformer, num_classes: int, pool: str):
+    def __init__(self, encoder: Backbone, num_classes: int, pool: str):
         super().__init__()
         self.pool = pool
         self.encoder = encoder.requires_grad_(False)
-        self.norm = GlobalBatchNorm(encoder.embed_dim)
-        self.head = nn.Linear(encoder.embed_dim, num_classes)
+        self.norm = GlobalBatchNorm(encoder.dims[-1])
+        self.head = nn.Linear(encoder.dims[-1], num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
 
@@ -124,13 +126,14 @@ class LinearProbe(nn.Module):
 
     @torch.no_grad()
     @torch_seeded(0)
-    def folded(self, head: Head) -> timm_vit.VisionTransformer:
+    def folded(self, head: Head) -> nn.Module:
         """The same in evaluation, with what its batch norm does to features within the weights of the head."""
         weight = self.head.weight * torch.rsqrt(self.norm.running_var + NORM_EPS)
         bias = self.head.bias - weight @ self.norm.running_mean
-        vit = build_vit(encoder_arguments(self.encoder), head)
-        vit.load_state_dict(self.encoder.state_dict() | {"head.weight": weight, "head.bias": bias})
-        return vit
+        model = build_classifier(self.encoder, head)
+        model.get_classifier().weight.copy_(weight)
+        model.get_classifier().bias.copy_(bias)
+        return model
 
     def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
         return self.head(self.norm(extract_features(self.encoder, images, self.pool)))

@@ -1,5 +1,6 @@
 """Pre-training: from a source of images to an encoder."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.console import say
 from efficient_mae.data import (
     DeviceDecodeDataset,
@@ -27,10 +29,10 @@ from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
+from efficient_mae.engine.storage.checkpoint import find_part
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics, Start, file_metadata, save_encoder
-from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop import ImageStatistics, Start, file_metadata, read_metadata, save_encoder
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
@@ -66,6 +68,7 @@ def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "Pretrain
     """
     source = open_source(config.data, "train", config)
     resolved, model, start = build_start(config, source, processes.device)
+    model.check_ready()
     if processes.is_main:
         _tell_of_earlier_p2dist(Path(resolved.out), model.config)
     return PretrainRun(resolved, source, model, processes, start)
@@ -133,15 +136,19 @@ class PretrainRun(Run):
             model: with the weights that it starts from.
             start: where these are from; see :func:`~efficient_mae.tasks.pretrain_start.build_start`.
         """
+        self.draws = model.config.draws
         alone = processes.device.type == "cuda" and processes.world_size == 1
-        if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
-            raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
-        self.graphs = alone and not config.grad_checkpointing and config.cuda_graphs is not False
+        possible = alone and not config.grad_checkpointing and not self.draws
+        if config.cuda_graphs is True and not possible:
+            raise InputError("cuda_graphs=true: needs a GPU, one process, grad_checkpointing=false and no drop path")
+        own = isinstance(model.backbone, VisionTransformer) or config.cuda_graphs is True
+        self.graphs = possible and own and config.cuda_graphs is not False
         if config.compile == "auto" and not self.graphs:
             # Compiled blocks then keep a GPU's host longer than plain ones (benchmarks/results/gpu).
             config = replace(config, compile=False)
         super().__init__(config, source, model, processes)
         self._start = start
+        self.operational = (*OPERATIONAL, *model.operational)
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
         statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
@@ -183,7 +190,7 @@ class PretrainRun(Run):
         return step
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        return build_adamw(self.model, self.config.weight_decay)
+        return build_adamw(self.model, self.config.weight_decay, self.config.betas)
 
     def objective(self) -> MethodObjective:
         return MethodObjective(self.statistics)
@@ -194,6 +201,17 @@ class PretrainRun(Run):
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.model.config, self.statistics)
 
+    def restore(self, folder: Path, accepted: Collection[int] = ()) -> int:
+        theirs, ours = read_metadata(find_part(folder, "model"))[0].to_dict(), self.model.config.to_dict()
+        different = [
+            f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here"
+            for name in sorted(theirs.keys() | ours.keys())
+            if name not in self.operational and theirs.get(name) != ours.get(name)
+        ]
+        if different:
+            raise InputError(f"out={self.out} holds a run of another model: {'; '.join(different)}")
+        return super().restore(folder, accepted)
+
     def after_step(self) -> None:
         self.model.after_step()
 
@@ -201,7 +219,7 @@ class PretrainRun(Run):
         model = self._whole_model()
         if self.processes.is_main:
             file = self.out / "encoder.safetensors"
-            describe_run(file, model.backbone.state_dict(), encoder_arguments(model), self.statistics)
+            describe_run(file, model.backbone.state_dict(), model.backbone, self.statistics)
             save_encoder(file, model, self.statistics)
 
     def epoch_ended(self, epochs_done: int) -> None:

@@ -17,7 +17,7 @@ from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods import Method, MethodSettings, method_of
-from efficient_mae.ranges import Finite, Location, NonNegative, Positive, PositiveInt, Seed, Share, Switch
+from efficient_mae.ranges import Finite, Location, NonNegative, Positive, PositiveInt, Ratio, Seed, Share, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "show_bands", "knn_every")
@@ -103,6 +103,8 @@ class PretrainConfig(ModelChoice, RunConfig):
     """learning rate at batch size 256; scales with the batch"""
     weight_decay: NonNegative = 0.05
     """AdamW's, on weight matrices alone"""
+    betas: tuple[Ratio, Ratio] = (0.9, 0.95)
+    """AdamW's shares of what it had before, in the gradient's mean and in that of its square"""
     warmup_epochs: NonNegative | None = None
     """epochs of linear warm-up (null: 40, or a fifth of the epochs where that is less)"""
     grad_checkpointing: bool = False

@@ -74,11 +74,7 @@ def _make_run(folder: Path, row: dict[str, Any], processes: Processes) -> Run:
         raise InputError(f"run={folder}: its config.yaml is of {what}")
     before, now = row["world_size"], processes.world_size
     if now != before and (now > 1 or not task.replays_alone):
-        alone = " one process or" if task.replays_alone else ""
-        raise InputError(
-            f"{now} processes: step {row['step']} was done by {before}, so start{alone} "
-            f"torchrun --nproc_per_node {before} -m efficient_mae replay"
-        )
+        raise _other_processes(row, now, task.replays_alone)
     try:
         kind = task.config_of(record.settings.get("model"))
         # A CUDA graph passes by the hooks that tell the module, and needs one process on a GPU.
@@ -86,7 +82,19 @@ def _make_run(folder: Path, row: dict[str, Any], processes: Processes) -> Run:
         config = record.restore(kind, out=str(folder), accum_iter=row["accum_iter"] * before // now, **plain)
     except InputError as error:
         raise InputError(f"run={folder}: {error}") from None
-    return task.make(config, processes)
+    run = task.make(config, processes)
+    if now != before and run.draws:
+        raise _other_processes(row, now, alone=False)
+    return run
+
+
+def _other_processes(row: dict[str, Any], now: int, alone: bool) -> InputError:
+    """What to start, where one process alone can do the step again or can't."""
+    before, one = row["world_size"], " one process or" if alone else ""
+    return InputError(
+        f"{now} processes: step {row['step']} was done by {before}, so start{one} "
+        f"torchrun --nproc_per_node {before} -m efficient_mae replay"
+    )
 
 
 def show_replay(result: ReplayResult, console: Console) -> None:

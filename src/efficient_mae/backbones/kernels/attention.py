@@ -1,7 +1,7 @@
 """Scaled dot-product attention, dense and packed, on whatever kernel the device does best.
 
 Packed rows are the tokens of sequences of different lengths, one sequence behind another. S rows, B sequences,
-N tokens of a dense sequence, h heads, d channels a head.
+N tokens of a dense sequence, M of which are asked, h heads, d channels a head.
 """
 
 import math
@@ -37,9 +37,9 @@ _FLOAT32_CPU_LENGTH = 64
 
 
 def attention(
-    q: Float[Tensor, "B h N d"], k: Float[Tensor, "B h N d"], v: Float[Tensor, "B h N d"]
-) -> Float[Tensor, "B h N d"]:
-    """Dense attention."""
+    q: Float[Tensor, "B h M d"], k: Float[Tensor, "B h N d"], v: Float[Tensor, "B h N d"]
+) -> Float[Tensor, "B h M d"]:
+    """Dense attention of M queries to N keys."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= _EXPLICIT_CPU_LENGTH:
         with _without_autocast("cpu"):
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)

@@ -16,11 +16,12 @@ from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 
+from efficient_mae.channels import default_mean_std
 from efficient_mae.data.batches.generators import seeded_generators
 from efficient_mae.data.images.crops import to_tensor
 from efficient_mae.data.images.decode import OpenedImage, to_channels
 from efficient_mae.data.images.reading import Reading
-from efficient_mae.data.images.transforms import PretrainTransform, default_mean_std
+from efficient_mae.data.images.transforms import PretrainTransform
 from efficient_mae.errors import InputError
 
 # timm's transforms_imagenet_train: the largest translation, as a share of the shorter side.

@@ -20,9 +20,6 @@ from efficient_mae.data.images.decode import OpenedImage, damage_named
 from efficient_mae.data.images.reading import Reading
 from efficient_mae.errors import InputError
 
-# timm.data.constants, IMAGENET_DEFAULT_MEAN and IMAGENET_DEFAULT_STD.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # MAE evaluates 224 pixels from the middle of an image whose shorter side was brought to 256, and of larger sizes all.
 _EVAL_SHARE, _LARGEST_CROPPED = 224 / 256, 224
 
@@ -146,13 +143,6 @@ def crop_share(img_size: tuple[int, int], images: tuple[int, int] | None = None)
         images: (height, width) of all images, where they have one. If it is the result's, they are shown whole.
     """
     return _EVAL_SHARE if max(img_size) <= _LARGEST_CROPPED and images != img_size else 1.0
-
-
-def default_mean_std(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel, for pixels from 0 to 1: ImageNet's for RGB, 0.5 and 0.5 otherwise."""
-    if in_chans == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return (0.5,) * in_chans, (0.5,) * in_chans
 
 
 def normalize(

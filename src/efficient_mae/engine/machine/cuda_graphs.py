@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone, VisionTransformer
+from efficient_mae.errors import InputError
 
 # Passes before one is captured: code is compiled, kernels are chosen, libraries take their room.
 _WARM_UP = 3
 
 
-def graph_blocks(backbone: VisionTransformer, accumulates: bool) -> None:
+def graph_blocks(backbone: Backbone, accumulates: bool) -> None:
     """Run the blocks as a CUDA graph wherever they are trained, from now on.
 
     There is a graph for each shape of tokens with which a step begins; what is of another shape within a step runs as
@@ -29,7 +30,12 @@ def graph_blocks(backbone: VisionTransformer, accumulates: bool) -> None:
     Args:
         backbone: on a GPU, compiled or not, whole; nothing in its blocks is random.
         accumulates: whether a backward pass may add to the gradients of one before.
+
+    Raises:
+        InputError: the blocks aren't this package's.
     """
+    if not isinstance(backbone, VisionTransformer):
+        raise InputError(f"cuda_graphs=true: a {backbone.family} encoder's blocks are timm's; cuda_graphs=false")
     backbone.run_blocks = _GraphedBlocks(backbone, accumulates)
 
 

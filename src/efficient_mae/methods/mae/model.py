@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.kernels.linear import Linear
 from efficient_mae.backbones.patches import patch_statistics, pixel_targets
 from efficient_mae.backbones.positions import sincos_position_embedding
 from efficient_mae.backbones.vit import LAYER_NORM_EPS, init_weights
-from efficient_mae.errors import InputError
 from efficient_mae.masking.loss import weighted_error_sum
-from efficient_mae.methods.base import Method, Output
+from efficient_mae.methods.base import Method, Output, check_mask
 from efficient_mae.methods.mae.config import MAEConfig, MAESettings, check_objective
 from efficient_mae.methods.mae.decoder import DecoderBlock
 from efficient_mae.methods.mae.layout import DecoderLayout, MaskLayout
@@ -70,6 +70,7 @@ class MaskedAutoencoder(Method):
     Settings = MAESettings
     Config = MAEConfig
     config: MAEConfig
+    backbone: VisionTransformer
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
@@ -101,11 +102,7 @@ class MaskedAutoencoder(Method):
         """
         if mask is None:
             return cast(MaskLayout, super().plan(batch_size, generator))
-        if tuple(mask.shape) != (batch_size, *self.config.grid_size) or mask.dtype != torch.bool:
-            raise InputError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}: "
-                f"must be torch.bool of shape {(batch_size, *self.config.grid_size)}, True = masked"
-            )
+        check_mask(mask, batch_size, self.config.grid_size)
         return self.config.planner().plan(mask)
 
     def forward(
@@ -174,20 +171,13 @@ class MaskedAutoencoder(Method):
             target = (target - mean) / std
         return target
 
-    @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"] | MaskLayout | None = None
-    ) -> Float[Tensor, "B C h w"]:
+    def paint(self, images: Float[Tensor, "B C h w"], out: MAEOutput) -> Float[Tensor, "B C h w"]:
         """The images with their predicted patches filled in.
 
         Visible pixels are kept; masked patches that the decoder leaves out are 0, the mean colour of a normalised
         image. Under norm_pix_loss the prediction has no scale of its own, and each patch is de-normalised by the
         mean and standard deviation of its true pixels.
         """
-        return self.paint(images, self(images, mask))
-
-    def paint(self, images: Float[Tensor, "B C h w"], out: MAEOutput) -> Float[Tensor, "B C h w"]:
-        """:meth:`reconstruct` from an output that is at hand."""
         size, (rows, columns) = self.config.patch_size, self.config.grid_size
         prediction = out.prediction.to(images.dtype)
         if self.config.norm_pix_loss:
