@@ -120,7 +120,7 @@ class Names:
     """As many names as wished, of files that aren't there: reading one tells its name and no more."""
 
     def __init__(self, count: int) -> None:
-        self.name, self.classes = "names", None
+        self.name, self.classes, self.why_unlabelled = "names", None, "none of them is one"
         self.names = PackedNames(b"n%08d/n%08d_%d.JPEG" % (n // 1300, n // 1300, n) for n in range(count))
 
     def __len__(self) -> int:

@@ -30,7 +30,6 @@ class Started:
         environment = ENVIRONMENT | dict([self._mark.split("=")])
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **output)
-        self._segments = segments()
 
     def others(self, patience: float = 0.0) -> list[Process]:
         """What it has started and runs."""
@@ -39,19 +38,22 @@ class Started:
 
     def assert_gone(self) -> None:
         """Killed, it leaves no process, its standard output is closed, and no shared memory has a name."""
-        assert self.others(), "there was nothing that could have been left"
+        others = self.others()
+        assert others, "there was nothing that could have been left"
+        held = {path for pid in (self.process.pid, *(one.pid for one in others)) for path in segments(pid)}
         self.process.kill()
         began = time.monotonic()
         self.process.communicate(timeout=PATIENCE)  # to the end of the pipe
         assert self.others(PATIENCE) == [] and time.monotonic() - began < PATIENCE
-        while left := segments() - self._segments:  # other tests' come and go
+        while left := {path for path in held if path.exists()}:
             assert time.monotonic() - began < PATIENCE, left
             time.sleep(0.05)
 
 
-def segments() -> set[Path]:
-    """But for the semaphores that joblib, by scikit-learn, keeps for other tests' processes as long as these live."""
-    return {path for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.loky-")}
+def segments(pid: int) -> set[Path]:
+    """Shared memory with a name that a process has mapped."""
+    mapped = (line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/" in line)
+    return {path for path in map(Path, mapped) if path.exists()}
 
 
 @pytest.fixture

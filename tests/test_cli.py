@@ -187,7 +187,7 @@ def test_pretrain_leaves_a_report_and_says_how_to_load(trained: Path, capsys: py
     assert (trained / "report.html").stat().st_size > 10_000
     status, out, err = run(capsys, "pretrain", "--config", str(trained / "config.yaml"))
     assert status == 0 and "is finished" in err
-    assert "vit.load_state_dict(load_file(" in out and "report.html" in out
+    assert f'timm.create_model("local-dir:{trained}", pretrained=True)' in out and "report.html" in out
 
 
 def test_knn_of_a_run_on_its_own_data(trained: Path, capsys: pytest.CaptureFixture[str]):
@@ -232,6 +232,14 @@ def test_reconstruct(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_values_as_people_write_them(capsys: pytest.CaptureFixture[str], written: list[str], meant: list[str]):
     model = ["info", "--model", "mae_vit_tiny_patch16", "--json"]
     assert run(capsys, *model, *written) == run(capsys, *model, *meant)
+
+
+def test_one_number_alone_where_several_may_stand(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    photo = Image.new("RGB", (40, 40), "red")
+    photo.save(tmp_path / "photo.png")
+    tried = flags(data=tmp_path, seconds=0.1, model="mae_vit_tiny_patch16", img_size=64, num_workers=0, batch_size=1)
+    status, out, _ = run(capsys, "bench", "data", *tried, "--json")
+    assert status == 0 and [row["num_workers"] for row in json.loads(out)["loaders"]] == [0]
 
 
 @pytest.mark.parametrize("shown", [["--list"], ["--list", "true"], ["--list=true"]])

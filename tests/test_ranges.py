@@ -246,3 +246,11 @@ def test_functions_refuse_what_settings_would(call: Any, said: str):
 def test_what_a_recipe_sets_is_in_range(name: str):
     command = next(command for start, command in RECIPES if name.startswith(start))
     CONFIGS[command](**{"data": "x", "out": "y", **recipe_settings(name)})
+
+
+def test_every_path_is_a_location():
+    """`--out=~/a` reaches us as it is: of a setting that isn't declared as one, a folder called `~` would be made."""
+    paths = {"data", "val_data", "out", "weights", "run", "image"}
+    for command in COMMANDS.values():
+        named = {one.name for one in dataclasses.fields(command.config) if "str" in str(one.type)} & paths
+        assert named == command.config.locations & named, command.config.__name__

@@ -29,6 +29,7 @@ from efficient_mae.errors import (
     broken_library,
     did_you_mean,
 )
+from efficient_mae.going_on import settings_to_go_on_with
 from efficient_mae.ranges import Settings, Switch, describe, shown
 from efficient_mae.recipes import recipes
 
@@ -88,6 +89,7 @@ def _run(arguments: list[str]) -> int:
     if (name := called(arguments)) is not None:
         for variable, value in COMMANDS[name].environment.items():
             os.environ.setdefault(variable, value)
+    arguments = _going_on(arguments)
     config = config_of(arguments)
     parser = build_parser(arguments)
     try:
@@ -210,6 +212,14 @@ def _with_scratch(arguments: list[str]) -> list[str]:
     return resolved
 
 
+def _going_on(arguments: list[str]) -> list[str]:
+    """The arguments, with those of the run that a new one goes on from where they aren't given."""
+    given = {flag.removeprefix("--"): value for flag, value in _pairs(arguments) if flag.startswith("--")}
+    kept = settings_to_go_on_with(called(arguments), given)
+    spelt = {name: value if isinstance(value, str) else json.dumps(value) for name, value in kept.items()}
+    return [*arguments[:1], *(f"--{name}={value}" for name, value in spelt.items()), *arguments[1:]]
+
+
 def _with_study_name(arguments: list[str]) -> list[str]:
     """The arguments with `study NAME` turned into the flag it stands for."""
     named = arguments[:1] == ["study"] and len(arguments) > 1 and not arguments[1].startswith("-")
@@ -227,8 +237,9 @@ def _with_plain_values(arguments: list[str]) -> list[str]:
             resolved.append("true")
     for number, argument in enumerate(resolved):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-        several = "tuple" in str(types.get(flag or resolved[number - 1]))
-        if several and re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value):
+        kind = str(types.get(flag or resolved[number - 1]))
+        fewest = 0 if ", ...]" in kind else 1  # commas; of any number of numbers, one may stand alone
+        if "tuple" in kind and re.fullmatch(rf"[-+.\de]+(,[-+.\de]+){{{fewest},}}", value):
             resolved[number] = f"{flag}{equals}[{value}]"
     return resolved
 

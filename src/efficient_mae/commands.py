@@ -35,6 +35,18 @@ _COMMANDS: dict[str, Command] = {
         "tasks.knn:show_knn",
         "k-NN accuracy of an encoder, an untrained one, and raw pixels",
     ),
+    "embed": Command(
+        "tasks.embed:EmbedConfig",
+        "tasks.embed:embed",
+        "tasks.embed:show_embed",
+        "write the features of images to a file",
+    ),
+    "predict": Command(
+        "tasks.predict:PredictConfig",
+        "tasks.predict:predict",
+        "tasks.predict:show_predict",
+        "write the classes of images to a table",
+    ),
     "replay": Command(
         "tasks.replay:ReplayConfig",
         "tasks.replay:replay",

@@ -7,6 +7,7 @@ import yaml
 
 from efficient_mae.engine.storage.plain_files import parse_yaml
 from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.ranges import at_home
 from efficient_mae.recipes import recipes
 
 
@@ -16,6 +17,7 @@ def find_recipe(name: str, command: str | None) -> str:
     Raises:
         InputError: neither a file nor a recipe, or the settings of a run of something else.
     """
+    name = at_home(name)
     if Path(name).is_file():
         content = parse_yaml(Path(name).read_bytes(), f"config={name}")  # jsonargparse would choke on some
         if not isinstance(content, dict) or "task" not in content:

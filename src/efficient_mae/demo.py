@@ -9,7 +9,7 @@ from rich.console import Console
 
 from efficient_mae.console import say
 from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.ranges import Settings
+from efficient_mae.ranges import Location, Settings
 from efficient_mae.recipes import recipe_settings
 from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report
@@ -22,7 +22,7 @@ from efficient_mae.tasks.pretrain_config import PretrainConfig
 class DemoConfig(Settings):
     """Settings of `emae demo`."""
 
-    out: str = "runs/demo"
+    out: Location = "runs/demo"
     """run directory; the same command again resumes the run in it"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""

@@ -21,6 +21,10 @@ class InputError(ValueError):
     """
 
 
+class NoHeldOutPart(InputError):  # noqa: N818 - there may be no need of one
+    """Data of which no part is held out, though it was asked for."""
+
+
 class DivergedError(Exception):
     """Training that went out of the numbers: the message says so in one line and names the last good checkpoint.
 

@@ -16,6 +16,7 @@ from efficient_mae.command import Result
 from efficient_mae.commands import COMMANDS
 from efficient_mae.config_files import read_recipe
 from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.going_on import settings_to_go_on_with
 
 
 def __getattr__(name: str) -> Callable[..., Result]:
@@ -53,6 +54,7 @@ def _run(name: str, given: Mapping[str, Any]) -> Result:
     if (recipe := held.pop("config", None)) is not None:
         held = {**read_recipe(os.fspath(recipe), name), **held}
     held = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in held.items()}
+    held = {**settings_to_go_on_with(name, given), **held}
     config = command.config_of(held.get("model"))
     known = {field.name: field for field in fields(config)}
     for key in held:

@@ -9,9 +9,11 @@ from efficient_mae.demo import DemoResult
 from efficient_mae.engine.faults.replay import ReplayResult
 from efficient_mae.report.command import PretrainResult, ReportResult
 from efficient_mae.study.command import StudyList, StudyResult
-from efficient_mae.tasks.classifier import ClassifierResult, SeedsResult
+from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.embed import EmbedResult
 from efficient_mae.tasks.export import ExportResult
 from efficient_mae.tasks.knn import KnnResult
+from efficient_mae.tasks.predict import PredictResult
 from efficient_mae.tasks.reconstruct import ReconstructResult
 
 def demo(**settings: Any) -> DemoResult:
@@ -58,3 +60,9 @@ def doctor(**settings: Any) -> DoctorResult:
 
 def info(**settings: Any) -> InfoResult:
     """`emae info`: parameters, tokens and GMACs of a model, and the environment."""
+
+def embed(**settings: Any) -> EmbedResult:
+    """`emae embed`: write the features of images to a file."""
+
+def predict(**settings: Any) -> PredictResult:
+    """`emae predict`: write the classes of images to a table."""

@@ -7,6 +7,8 @@ than 0 holds for the command line, for recipes and for Python alike.
 import inspect
 import math
 import operator
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import reduce
@@ -36,6 +38,9 @@ Share = Annotated[float, Gt(0), Le(1)]
 # A part that leaves something of the whole, and takes something.
 Ratio = Annotated[float, Gt(0), Lt(1)]
 
+# A path, or one behind a scheme (`wds:~/shards/{0..9}.tar`): `~` at its beginning is the user's own folder.
+Location = Annotated[str, "location"]
+
 # What can be chosen, or left to what is found where it runs.
 Switch = bool | Literal["auto"]
 
@@ -55,23 +60,38 @@ class Settings:
     Attributes:
         ranges: the type of each field that holds numbers, with their bounds, or is a :data:`Switch`. The fields' own
             types are without.
+        locations: names of the fields that are a :data:`Location`.
 
     Raises:
         InputError: a number of another kind than its field's, or out of its bounds; when an instance is made.
     """
 
-    ranges = dict[str, Any]()  # no annotation: it is no field
+    ranges = dict[str, Any]()  # no annotations: they are no fields
+    locations = frozenset[str]()
 
     def __init_subclass__(cls) -> None:
         declared = inspect.get_annotations(cls, eval_str=True)
         inherited = [vars(base).get("ranges", {}) for base in reversed(cls.__mro__)]
         known = reduce(operator.or_, [*inherited, declared])
+        cls.locations = frozenset().union(
+            *(vars(base).get("locations", ()) for base in cls.__mro__),
+            (name for name, kind in declared.items() if _is_location(kind)),
+        )
         cls.ranges = {name: kind for name, kind in known.items() if _is_checked(kind)}
         cls.__annotations__ = {name: _plain(kind) for name, kind in declared.items()}
 
     def __post_init__(self) -> None:
+        for name in self.locations:
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, at_home(value))
         for name, declared in self.ranges.items():
             check_range(name, getattr(self, name), declared)
+
+
+def at_home(place: str) -> str:
+    """A place with `~` spelt out: a shell does that for `--out ~/a`, but not for `--out=~/a`."""
+    scheme, path = re.fullmatch(r"([a-z-]{2,}:)?(.*)", place, re.DOTALL).groups("")  # pyright: ignore[reportOptionalMemberAccess]
+    return scheme + os.path.expanduser(path)  # noqa: PTH111 - pathlib fails on `~nobody`
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +181,10 @@ def _plain(declared: Any) -> Any:
 
 def _is_union(declared: Any) -> bool:
     return get_origin(declared) in (Union, UnionType)
+
+
+def _is_location(declared: Any) -> bool:
+    return declared == Location or (_is_union(declared) and any(map(_is_location, get_args(declared))))
 
 
 def _is_checked(declared: Any) -> bool:

@@ -12,11 +12,13 @@ import torch.multiprocessing as mp
 import efficient_mae as emae
 from efficient_mae.data import TrainBatch
 from efficient_mae.engine import loop
+from efficient_mae.engine.faults.preemption import StopRequests
 from efficient_mae.engine.logging import MetricsLog, Stopwatch, read_metrics
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.machine.distributed import ALONE, Processes, join_processes
 from efficient_mae.engine.machine.parallel import parallelize, whole_tensor
 from efficient_mae.engine.optim import build_adamw, learning_rate
+from efficient_mae.engine.timetable import Timetable
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods.mae import MaskPlanner, MaskSettings
@@ -162,16 +164,17 @@ def test_what_is_no_training_counts_in_no_speed(
         batch_size=8,
         log_every=2,
         checkpoint_every=5,
+        timetable=Timetable(600),
         save=step.pass_time(100),
         on_damaged=step.pass_time(10),
         on_skipped=step.pass_time(20),
         on_epoch_end=step.pass_time(1000),
-        stop_requested=lambda: 0,
+        requests=StopRequests(ALONE),
         metrics=(metrics := MetricsLog(tmp_path, 0)),
     ).run(0)
     metrics.close()
     rows = read_metrics(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [2, 4, 5, 6, 8, 10, 12]
+    assert [row["step"] for row in rows] == [1, 2, 4, 5, 6, 8, 10, 12]
     assert {row["images_per_second"] for row in rows} == {8.0}
     # A second for each step to come.
     expected = [f"ETA 0:00:{12 - row['step']:02}" for row in rows]

@@ -156,13 +156,13 @@ def test_files_of_something_else(tmp_path: Path):
     refused({"conv1.weight": torch.ones(64, 3, 7, 7)}, "patch_embed.proj.weight")
     refused({"model": {"patch_embed.proj.weight": torch.ones(3)}}, "another architecture")
     refused(encoder_weights(width=200), "an encoder 200 wide; its heads are known for 192, 384, 768")
-    refused(encoder_weights(patches=15), "square patches on a square grid")
+    refused(encoder_weights(patches=14), "square patches on a square grid")
     weights = encoder_weights()
     refused(
         {name: value for name, value in weights.items() if name != "blocks.1.mlp.fc2.bias"}, "without blocks.1.mlp"
     )
     refused({name: value for name, value in weights.items() if not name.startswith("blocks.0.")}, "'blocks'")
-    refused(weights | {"blocks.0.ls1.gamma": torch.ones(192)}, "with blocks.0.ls1.gamma")
+    refused(weights | {"blocks.0.attn.q_norm.weight": torch.ones(64)}, "with blocks.0.attn.q_norm.weight")
     refused(weights | {"norm.bias": torch.ones(7)}, r"norm.bias is \(7,\) and not \(192,\)")
     refused(full_weights() | {"mask_token": torch.ones(1, 1, 256)}, "a decoder 256 wide")
     with pytest.raises(ValueError, match="no such file"):

@@ -116,8 +116,8 @@ def test_folders_of_something_else(folder: Path, tmp_path: Path, monkeypatch: py
 
         return change
 
-    with pytest.raises(ValueError, match="model_type 'vit'; only vit_mae"):
-        emae.load(broken("vit", edit(model_type="vit")))
+    with pytest.raises(ValueError, match="model_type 'clip'; only vit_mae, vit and dinov2"):
+        emae.load(broken("clip", edit(model_type="clip")))
     with pytest.raises(ValueError, match="transformers can't load it"):
         emae.load(broken("wide", edit(hidden_size=96)))
     with pytest.raises(ValueError, match="another architecture, without vit.layers.2"):

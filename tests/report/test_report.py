@@ -1,6 +1,7 @@
 """The report: whole in itself, complete, and written also where something is missing."""
 
 import base64
+import html
 import json
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -158,9 +159,9 @@ def test_it_tells_all_there_is(run: Path):
 def test_the_snippet_loads_the_encoder(run: Path):
     page = Page(write_report(run))
     start = page.source.index("<pre><code>") + len("<pre><code>")
-    snippet = page.source[start : page.source.index("</code></pre>")].replace("&#39;", "'")
+    snippet = page.source[start : page.source.index("</code></pre>")]
     scope: dict = {}
-    exec(snippet, scope)
+    exec(html.unescape(snippet), scope)
     image = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         expected = emae.load(run).backbone.forward_features(image)

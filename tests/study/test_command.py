@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -109,6 +110,19 @@ def test_figures_2_and_3_look_at_pretraining_alone(data: Path, tmp_path: Path, s
     for name in ("fig2", "fig3"):
         with Image.open(tmp_path / "s" / name / "figure.png") as picture:
             assert picture.width > 600
+
+
+def test_what_data_leave_open_is_chosen_for_all_that_reads_them(data: Path, tmp_path: Path, study: Study):
+    shard = tmp_path / "train.tar"
+    with tarfile.open(shard, "w") as archive:
+        for number, path in enumerate(sorted(data.glob("train/*/*.png"))):
+            for name in (f"{number}.seg.png", f"{number}.png"):
+                archive.add(path, name)
+    spec = f"wds:{shard}"
+    assert study("fig2", data=spec, out=tmp_path / "s", only="mae-0.90")[0] == 2
+    status, result = study("fig2", data=spec, key="png", out=tmp_path / "s", only="mae-0.90")
+    row = next(row for row in result["rows"] if row["cell"] == "mae-0.90")
+    assert status == 0 and not result["failed"] and len(row["measured"]["slope"]["values"]) == 1
 
 
 def test_figure_4_marks_patches_from_easy_to_hard(tmp_path: Path, study: Study):

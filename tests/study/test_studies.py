@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from efficient_mae.data.sources.choice import ANY
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.presets import PRESETS, model_config
 from efficient_mae.study.results import collect_rows, collect_table_1
@@ -50,7 +51,7 @@ def test_settings_are_those_of_the_commands(preset, cell):
 
 
 def test_cells_with_the_same_settings_share_their_runs(tmp_path: Path):
-    options = {"seeds": [0, 1], "data": "d", "labelled": "d", "out": tmp_path, "device": "cpu"}
+    options = {"seeds": [0, 1], "data": "d", "choice": ANY, "labelled": "d", "out": tmp_path, "device": "cpu"}
     cells = STUDIES["table3"].cells(with_paper_only=False)
     folders = {run.folder.relative_to(tmp_path) for run in plan_runs(cells, PRESETS["cpu"], **options)}
     names = ("mae-0.75", "mae-large16-1600", "efficient-mae-0.85", "efficient-mae-large16-1600")

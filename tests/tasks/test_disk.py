@@ -13,6 +13,7 @@ from efficient_mae.engine.machine.distributed import ALONE
 from efficient_mae.engine.storage import checkpoint as module
 from efficient_mae.engine.storage import run_directory
 from efficient_mae.engine.storage.checkpoint import find_checkpoints
+from efficient_mae.engine.storage.data_record import DataRecord
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.engine.storage.test_checksums import cut, flip
@@ -154,7 +155,9 @@ def test_a_directory_that_cannot_be_written_is_refused(
 
 
 def claim(out: Path) -> None:
-    run_directory.claim_run_directory(out, "pretrain", PretrainConfig(data="images", out=str(out)), (), ALONE)
+    run_directory.claim_run_directory(
+        out, "pretrain", PretrainConfig(data="images", out=str(out)), (), ALONE, DataRecord(3, "")
+    )
 
 
 def test_what_a_kill_left_is_cleared_away(tmp_path: Path):
@@ -170,4 +173,4 @@ def test_what_a_kill_left_is_cleared_away(tmp_path: Path):
 def test_a_run_that_was_killed_before_the_directory_was_its_own(tmp_path: Path):
     (tmp_path / ".partial-config.yaml").write_bytes(b"half")
     claim(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "data.json"]

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models import VisionTransformer
-from transformers import ViTMAEForPreTraining
+from transformers import TimmWrapperModel, ViTMAEForPreTraining
 
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.interop import ImageStatistics, adapt_statistics, load_statistics, save_encoder
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks import export as task
 from efficient_mae.tasks.export import FORMATS, ExportConfig, export
 from tests.interop.conftest import STATISTICS, save_model, small_model
@@ -27,7 +29,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     checkpoint = folder / "checkpoints" / "step-00000003"
     checkpoint.mkdir(parents=True)
-    save_model(checkpoint / "model.safetensors", small_model())
+    model, file = small_model(), folder / "encoder.safetensors"
+    save_model(checkpoint / "model.safetensors", model)
+    save_encoder(file, model, STATISTICS)
+    describe_run(file, model.backbone.state_dict(), encoder_arguments(model), STATISTICS)
     return folder
 
 
@@ -122,4 +127,6 @@ def test_the_readmes_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     vits = [value for value in names.values() if isinstance(value, VisionTransformer)]
     wholes = [value for value in names.values() if isinstance(value, ViTMAEForPreTraining)]
     assert vits and all(torch.equal(vit.blocks[1].mlp.fc2.weight, weight) for vit in vits)
+    wrapped = [value for value in names.values() if isinstance(value, TimmWrapperModel)]
+    assert wrapped and all(torch.equal(hf.timm_model.blocks[1].mlp.fc2.weight, weight) for hf in wrapped)
     assert wholes and all(torch.equal(hf.vit.layers[1].mlp.fc2.weight, weight) for hf in wholes)

@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import EvalTransform, Reading, common_size, normalize, open_source
-from efficient_mae.interop import load_statistics
+from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.interop import ImageStatistics, file_metadata, hf_images, load_statistics
 from efficient_mae.interop.files import save_encoder
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
@@ -37,7 +38,7 @@ def timms(folder: Path):
 
 
 def transformers_(folder: Path):
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=(folder / "hf_processor.py").exists())
     return lambda image: torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
 
 
@@ -120,6 +121,47 @@ def test_images_of_the_models_size_all_along(form: str, size, tmp_path: Path, ca
         ours = EvalTransform((height, width), Reading(channels))(image)
         theirs = timm.data.create_transform(**settings, normalize=False)(image)
         assert (ours.int() - theirs.int()).abs().max() <= 3
+
+
+def in_mode(mode: str) -> Image.Image:
+    image = photo(300, 420)
+    if mode in ("RGBA", "LA"):
+        image = image.convert(mode)
+        image.putalpha(Image.radial_gradient("L").resize(image.size))
+    elif mode == "P":
+        image = image.quantize(32)
+        image.info["transparency"] = 3
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_transformers_takes_images_in_any_mode(channels: int, tmp_path: Path, capsys):
+    """Once it failed on all that aren't RGB, and made three channels of them for models of one."""
+    settings = {"img_size": 32, "in_chans": channels, "depth": 1, "decoder_depth": 1}
+    model = emae.create_model("mae_vit_tiny_patch8", **settings)
+    statistics = ImageStatistics(STATISTICS.mean[:1] * channels, STATISTICS.std[:1] * channels)
+    weights = tmp_path / "model.safetensors"
+    save_tensors(weights, model.state_dict(), file_metadata(model.config, statistics))
+    said = exported("transformers", weights, tmp_path / "out", capsys)
+    for mode in ("L", "RGB", "RGBA", "P", "LA", "1"):
+        assert levels_apart(tmp_path / "out", "transformers", in_mode(mode), weights).mean() < 0.5, mode
+    assert "in mode" not in said and ("trust_remote_code=True" in said) == (channels != 3)
+    # timm's transform converts nothing, and the export says so.
+    said = exported("timm", weights, tmp_path / "timm", capsys)
+    wanted = {1: "RGB, RGBA, P: bring them to mode L", 3: "RGBA, P: bring them to mode RGB", 4: "mode RGBA"}
+    assert "but not for images in mode " in said and wanted[channels] in said
+
+
+def test_a_processor_that_converts_nothing_is_named(tmp_path: Path, capsys, monkeypatch):
+    weights = save_model(tmp_path / "model.safetensors", small_model())
+    real = hf_images.transformers_library().ViTImageProcessor
+
+    def without(**settings):
+        return real(**(settings | {"do_convert_rgb": False}))
+
+    monkeypatch.setattr(hf_images.transformers_library(), "ViTImageProcessor", without)
+    said = exported("transformers", weights, tmp_path / "out", capsys)
+    assert "but not for images in mode L, RGBA, P: bring them to mode RGB first, what is transparent on white" in said
 
 
 def test_a_transform_that_does_something_else_is_named(tmp_path: Path, capsys, monkeypatch):

@@ -21,7 +21,7 @@ from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.optim import adamw, set_learning_rate
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.tasks import finetune as finetune_module
-from efficient_mae.tasks.classifier import SeedsResult
+from efficient_mae.tasks.classifier_result import SeedsResult
 from efficient_mae.tasks.finetune import FinetuneConfig, build_classifier, finetune, layer_decay_groups
 
 from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled

@@ -97,7 +97,9 @@ class Killer:
 
 @pytest.mark.parametrize("processes", [1, 2], ids=["1 process", "2 processes"])
 @pytest.mark.parametrize(
-    ("kills", "epochs"), [(30, 24), pytest.param(200, 120, marks=pytest.mark.slow)], ids=["30", "200"]
+    ("kills", "epochs"),
+    [(12, 14), *(pytest.param(kills, epochs, marks=pytest.mark.slow) for kills, epochs in ((30, 24), (200, 120)))],
+    ids=["12", "30", "200"],
 )
 def test_killed_and_resumed_is_bit_identical(
     server: ForkServer,

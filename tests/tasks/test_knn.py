@@ -25,7 +25,7 @@ class Noise:
     """RGB noise that is made when it is read, so that it takes no memory; every `flaw`th image lacks its label."""
 
     def __init__(self, name: str, count: int, side: int, flaw: int | None = None):
-        self.name, self.classes = name, ("a", "b", "c")
+        self.name, self.classes, self.why_unlabelled = name, ("a", "b", "c"), ""
         self._count, self._side, self._flaw = count, side, flaw
 
     def __len__(self) -> int:

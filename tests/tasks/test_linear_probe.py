@@ -9,6 +9,7 @@ from torch import nn
 import efficient_mae as emae
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.interop import ImageStatistics, save_encoder
+from efficient_mae.interop.headers import Head
 from efficient_mae.tasks.linear_probe import LinearProbe, LinearProbeConfig, linear_probe
 from tests.forks import ForkServer
 
@@ -100,3 +101,15 @@ def test_what_cannot_work(data: Path, tmp_path: Path, encoder: Path, settings: d
 def test_an_untrained_encoder_is_probed_too(data: Path, tmp_path: Path):
     scratch = LinearProbeConfig(data=str(data), out=str(tmp_path / "run"), **{**SMALL_ENCODER, **QUICK, "epochs": 1})
     assert linear_probe(scratch).weights is None
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_what_is_written_is_the_probe_with_its_norm_in_the_head(pool: str):
+    torch.manual_seed(0)
+    probe = LinearProbe(VisionTransformer(16, 8, 1, 192, depth=1, num_heads=3), 4, pool).train()
+    for _ in range(20):
+        probe(torch.randn(32, 1, 16, 16) + 1)
+    images = torch.randn(5, 1, 16, 16)
+    vit = probe.eval().folded(Head(("a", "b", "c", "d"), pool, fc_norm=False)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(vit(images), probe(images), rtol=1e-4, atol=1e-5)

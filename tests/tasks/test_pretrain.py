@@ -53,7 +53,7 @@ def test_the_run_directory(run: Path):
     }  # fmt: skip
     assert not any(path.name.startswith(".partial") for path in run.rglob("*"))
     assert {*rows(run)[0]} == {"step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "data_wait"}
-    assert [row["step"] for row in rows(run)] == list(range(2, 61, 2))
+    assert [row["step"] for row in rows(run)] == [1, *range(2, 61, 2)]
     with Image.open(next((run / "figures").glob("panel-*.png"))) as panel:
         assert panel.width > 300
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from efficient_mae.bench.contenders import step_images_per_second
 from efficient_mae.command import Result
 from efficient_mae.data import (
+    DataChoice,
     PretrainTransform,
     ResumableBatchSampler,
     Source,
@@ -26,7 +27,7 @@ from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import available_cores, describe_machine
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegativeInt, Positive, PositiveInt, Seed, Share
+from efficient_mae.ranges import Location, NonNegativeInt, Positive, PositiveInt, Seed, Share
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 # Images whose files are weighed.
@@ -36,10 +37,10 @@ _PREFETCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDataConfig(ModelChoice, ReadingSettings):
+class BenchDataConfig(ModelChoice, DataChoice, ReadingSettings):
     """Settings of `emae bench data`."""
 
-    data: str
+    data: Location
     """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
     batch_size: PositiveInt = 64
     """images of a batch, of one process"""
@@ -119,7 +120,7 @@ def bench_data(config: BenchDataConfig) -> DataResult:
         raise InputError("num_workers=[]: must be one number or more")
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
-    source = open_source(config.data, "train")
+    source = open_source(config.data, "train", config)
     with torch_seeded(0):
         model = build_model(config)
     described = model.config

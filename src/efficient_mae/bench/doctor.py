@@ -16,23 +16,24 @@ from efficient_mae.bench.doctor_machine import MACHINE_CHECKS
 from efficient_mae.bench.doctor_software import COMPUTING_CHECKS, SOFTWARE_CHECKS
 from efficient_mae.command import Result
 from efficient_mae.console import say
+from efficient_mae.data import DataChoice
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine, usual_workers
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegativeInt, PositiveInt
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig(ModelChoice, ReadingSettings):
+class DoctorConfig(ModelChoice, DataChoice, ReadingSettings):
     """Settings of `emae doctor`."""
 
-    data: str | None = None
+    data: Location | None = None
     """images that would be trained on, as for pretrain; they are read, and a step is timed beside (null: neither)"""
-    out: str = "runs/run"
+    out: Location = "runs/run"
     """run directory that would be written; nothing stays in it"""
     batch_size: PositiveInt | None = None
     """images of a step of one process (null: 16 on a CPU, 128 on a GPU)"""
@@ -115,6 +116,7 @@ def _plan(config: DoctorConfig) -> Plan:
         device=device,
         precision=resolve_precision(config.precision, device),
         data=config.data,
+        choice=config.alone(),
         out=config.out,
         img_shape=(model.config.in_chans, *model.config.img_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -9,7 +9,7 @@ from efficient_mae.bench.doctor_finding import Finding, Plan, note, ok, problem
 from efficient_mae.data import EvalTransform, UnreadableImage, describe_images, open_source, spread
 from efficient_mae.data.sources.measure import ReadingSettings, measure_statistics
 from efficient_mae.engine.machine.facts import available_cores
-from efficient_mae.engine.storage.run_directory import MOST_DAMAGED
+from efficient_mae.engine.storage.damage_log import MOST_DAMAGED
 from efficient_mae.tasks.pretrain_config import ModelChoice
 
 # Images that are read to see whether they can be.
@@ -23,7 +23,7 @@ _MUCH_WAITING = 0.05
 
 def check_images(plan: Plan) -> Finding:
     """Some images, spread over the data, read and decoded; and what would be made of them."""
-    source = open_source(plan.data or "", "train")
+    source = open_source(plan.data or "", "train", plan.choice)
     channels, *size = plan.img_shape
     reading = plan.images.reading(source, channels)
     look = EvalTransform((size[0], size[1]), reading)
@@ -53,7 +53,7 @@ def check_images(plan: Plan) -> Finding:
 
 def check_numbers(plan: Plan) -> Finding:
     """What the images' numbers are, as flags that take them into account."""
-    source = open_source(plan.data or "", "train")
+    source = open_source(plan.data or "", "train", plan.choice)
     given = plan.images
     value_range = given.value_range or "measure"
     asked = ReadingSettings(value_range=value_range, bands=given.bands, max_megapixels=given.max_megapixels)
@@ -68,7 +68,7 @@ def check_numbers(plan: Plan) -> Finding:
 
 def check_waiting(plan: Plan) -> Finding:
     """The loader's speed of one worker, beside a training step's of the chosen model."""
-    images = len(open_source(plan.data or "", "train"))
+    images = len(open_source(plan.data or "", "train", plan.choice))
     names = [field.name for field in dataclasses.fields(ModelChoice.of(plan.settings.model))]
     model = {name: getattr(plan.settings, name) for name in names}
     result = bench_data(
@@ -83,6 +83,7 @@ def check_waiting(plan: Plan) -> Finding:
             bands=plan.images.bands,
             max_megapixels=plan.images.max_megapixels,
             **model,
+            **dataclasses.asdict(plan.choice),
         )
     )
     worker, step = result.loaders[0].images_per_second, result.step_images_per_second

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from efficient_mae.data import DataChoice
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.tasks.pretrain_config import ModelChoice
 
@@ -49,6 +50,7 @@ class Plan:
         device: that it would run on.
         precision: `bf16` or `fp32`.
         data: what `--data` takes; None if not given.
+        choice: of what the data hold.
         out: run directory.
         img_shape: channels, height and width of a crop.
         parameters: numbers that the model learns, and its fixed positions.
@@ -63,6 +65,7 @@ class Plan:
     device: torch.device
     precision: str
     data: str | None
+    choice: DataChoice
     out: str
     img_shape: tuple[int, int, int]
     parameters: int

@@ -13,6 +13,7 @@ from efficient_mae.command import Result
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.interop import load_config
+from efficient_mae.ranges import Location
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 
@@ -20,7 +21,7 @@ from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 class InfoConfig(ModelChoice):
     """Settings of `emae info`."""
 
-    weights: str | None = None
+    weights: Location | None = None
     """run directory, checkpoint or exported weights; null: the model that the other flags describe"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""

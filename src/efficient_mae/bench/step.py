@@ -22,7 +22,7 @@ from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.memory import is_out_of_memory
 from efficient_mae.errors import InputError
 from efficient_mae.masking import MaskSettings, p2dist
-from efficient_mae.ranges import PositiveInt
+from efficient_mae.ranges import Location, PositiveInt
 from efficient_mae.tasks.pretrain_config import ModelChoice, build_model
 
 # Rounds before the timed ones: caches fill, the allocator finds its size, kernels are chosen and compiled.
@@ -57,7 +57,7 @@ class BenchStepConfig(ModelChoice):
     """replay the encoder's blocks as CUDA graphs, of this project's methods alone"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass, of this project's methods alone"""
-    out: str | None = None
+    out: Location | None = None
     """folder for step.json and step.png (null: none)"""
 
 

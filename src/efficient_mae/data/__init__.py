@@ -15,6 +15,7 @@ from efficient_mae.data.images.transforms import (
     default_mean_std,
     normalize,
 )
+from efficient_mae.data.sources.choice import DataChoice
 from efficient_mae.data.sources.describe import ImageSummary, common_size, describe_images
 from efficient_mae.data.sources.labelled import LabelledData, open_labelled
 from efficient_mae.data.sources.registry import Source, open_held_out, open_source
@@ -22,6 +23,7 @@ from efficient_mae.data.sources.subset import Subset, spread
 
 __all__ = [
     "AugmentTransform",
+    "DataChoice",
     "DeviceDecodeDataset",
     "EvalBatch",
     "EvalTransform",

@@ -78,13 +78,14 @@ class ProgressDisplay:
         self._bar: Progress | None = None
         if show and console.is_terminal:
             self._bar = Progress(BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
+            self._text = ""
             self._task = self._bar.add_task("starting", total=total, completed=done)
             self._bar.start()
 
     def advance(self, step: int) -> None:
         """A step is done."""
         if self._bar:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, description=self._text or f"step {step}/{self.total}")
 
     def report(self, row: dict[str, float]) -> None:
         """Show the figures of a logged step, and how long the steps to come will take."""
@@ -100,7 +101,8 @@ class ProgressDisplay:
             f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         )
         if self._bar:
-            self._bar.update(self._task, completed=step, description=text)
+            self._text = text
+            self.advance(step)
         else:
             print(text, file=sys.stderr, flush=True)
 

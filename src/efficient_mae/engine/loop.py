@@ -19,11 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from efficient_mae.data.batches.generators import seeded_generators, torch_seeded
 from efficient_mae.data.batches.order import sample_rng
 from efficient_mae.engine.faults.nonfinite import SkippedStep, Window
+from efficient_mae.engine.faults.preemption import StopRequests
 from efficient_mae.engine.logging import MetricsLog, ProgressDisplay, Stopwatch
 from efficient_mae.engine.machine.distributed import Processes, autocast
 from efficient_mae.engine.machine.parallel import whole_tensor
 from efficient_mae.engine.optim import keep, set_learning_rate, step_unless
 from efficient_mae.engine.prefetch import DevicePrefetcher
+from efficient_mae.engine.timetable import Timetable
 from efficient_mae.errors import Stopped
 
 
@@ -149,15 +151,16 @@ class Loop:
         steps_per_epoch: steps of an epoch.
         accum_iter: micro-batches of a step.
         batch_size: images of a global batch.
-        log_every: steps between two logged ones.
+        log_every: steps between two logged ones; so many are logged at first, each of them.
         checkpoint_every: steps between two checkpoints.
+        timetable: says which further ones are due.
         save: writes a checkpoint, given the number of steps done.
         on_damaged: told at every logged step of the unreadable images that were met since the last.
         on_skipped: told at every logged step of the steps that were skipped since the last.
         on_epoch_end: told how many epochs are done; before the checkpoint of the same step, so that a run which is
             killed in it calls it again.
-        stop_requested: asked before each step for the signal after which, and a checkpoint, the run is to stop; 0 for
-            none. All processes get the same answer.
+        requests: asked before each step whether the run is to stop after it, with a checkpoint, and whether all
+            processes follow the timetable. All get the same answer.
         metrics: where figures are logged; None for all but the main process.
     """
 
@@ -169,11 +172,12 @@ class Loop:
     batch_size: int
     log_every: int
     checkpoint_every: int
+    timetable: Timetable
     save: Callable[[int], None]
     on_damaged: Callable[[list[tuple[str, str]]], None]
     on_skipped: Callable[[list[SkippedStep]], None]
     on_epoch_end: Callable[[int], None]
-    stop_requested: Callable[[], int]
+    requests: StopRequests
     metrics: MetricsLog | None
     _damaged: list[tuple[str, str]] = field(default_factory=list)
 
@@ -191,10 +195,12 @@ class Loop:
         try:
             for index in range(first_step, self.total_steps):
                 done = index + 1
-                stop = self.stop_requested()
-                saves = done % self.checkpoint_every == 0 or done == self.total_steps or stop > 0
+                ends_epoch = (done + self.requests.lag) % self.steps_per_epoch == 0
+                due = self.requests.agreed(self.timetable.row_is_due(), self.timetable.checkpoint_is_due(ends_epoch))
+                stop = due.stop
+                saves = due.checkpoint or done % self.checkpoint_every == 0 or done == self.total_steps or stop > 0
                 # A checkpoint ends a window, so that no half window need be carried over to a resumed run.
-                logs = saves or done % self.log_every == 0
+                logs = saves or due.row or done % self.log_every == 0 or done <= self.log_every
                 micro_batches = self._taken(watch.wait_for(prefetcher.take))
                 window.add(index, *self.step(index, micro_batches), micro_batches)
                 if not logs:
@@ -207,6 +213,7 @@ class Loop:
                     display.report(row)
                     with watch.stopped():
                         self._write(row, skipped)
+                    self.timetable.wrote_row()
                 display.advance(done)
                 if done % self.steps_per_epoch == 0:
                     if device.type == "cuda" and not logs:
@@ -216,6 +223,7 @@ class Loop:
                 if saves:
                     with watch.stopped():
                         self.save(done)
+                    self.timetable.wrote_checkpoint()
                 if stop and done < self.total_steps:
                     raise Stopped(stop, done)
         finally:

@@ -4,7 +4,6 @@ A task is a subclass of :class:`Run` that says what is learned from what; claimi
 its logs and its checkpoints are here.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from functools import partial
@@ -17,24 +16,26 @@ from torch import nn
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
 from efficient_mae.data.images.reading import Reading
-from efficient_mae.data.sources.describe import describe_images
 from efficient_mae.engine.faults.nonfinite import SkipLog
 from efficient_mae.engine.faults.preemption import StopRequests
 from efficient_mae.engine.faults.rollback import Rollbacks
 from efficient_mae.engine.logging import MetricsLog
 from efficient_mae.engine.loop import Loop, Step, TaskObjective
 from efficient_mae.engine.machine.distributed import Processes
-from efficient_mae.engine.machine.facts import describe_machine, usual_workers
+from efficient_mae.engine.machine.facts import usual_workers
 from efficient_mae.engine.machine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.machine.parallel import Skeleton, parallelize, shard
 from efficient_mae.engine.machine.step_memory import hollow
+from efficient_mae.engine.opening import say_what_is_done, say_where_it_goes_on
 from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.engine.storage import checkpoint
 from efficient_mae.engine.storage.checksums import last_whole
-from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.engine.storage.run_directory import MACHINE, DamageLog, claim_run_directory
-from efficient_mae.errors import DivergedError, InputError
+from efficient_mae.engine.storage.damage_log import DamageLog
+from efficient_mae.engine.storage.data_record import DataRecord, other_images
+from efficient_mae.engine.storage.run_directory import SETTINGS, claim_run_directory
+from efficient_mae.engine.timetable import Timetable
+from efficient_mae.errors import DivergedError
 
 
 class Run(ABC):
@@ -74,13 +75,14 @@ class Run(ABC):
         """
         if config.batch_size is None or config.warmup_epochs is None:
             raise ValueError("batch_size and warmup_epochs must be settled before a run is made")
-        self.config, self.out, self.source, self.processes = config, Path(config.out), source, processes
+        self.config, self.source, self.model, self.processes = config, source, model, processes
+        self.out = Path(config.out)
         self.batch_size, self.warmup_epochs = config.batch_size, config.warmup_epochs
-        self.model = model
         self.companions: dict[str, nn.Module] = {}
         self.metrics: MetricsLog | None = None
         self.rollbacks = Rollbacks(self.out)
         self._skeleton: Skeleton | None = None
+        self._data = DataRecord.of(source)
         check_division(config.batch_size, config.accum_iter, processes.world_size, len(source))
         self.steps_per_epoch = self._sampler(0).steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -104,6 +106,10 @@ class Run(ABC):
     @abstractmethod
     def metadata(self) -> dict[str, str]:
         """Header of the checkpoints' model file."""
+
+    def begin(self) -> None:
+        """Called after :meth:`prepare` where there is no checkpoint to load, on every process."""
+        return
 
     def after_step(self) -> None:
         """Called after each optimiser step, on every process."""
@@ -134,8 +140,8 @@ class Run(ABC):
     @property
     def is_finished(self) -> bool:
         """The last step's checkpoint and the results are there."""
-        last = checkpoint.find_checkpoints(self.out / "checkpoints")[-1:]
-        done = [checkpoint.step_of(one) for one in last] == [self.total_steps]
+        steps = map(checkpoint.step_of, checkpoint.find_checkpoints(self.out / "checkpoints"))
+        done = max(steps, default=-1) >= self.total_steps
         return done and all((self.out / name).exists() for name in self.results)
 
     def execute(self) -> None:
@@ -148,7 +154,9 @@ class Run(ABC):
             OSError: the disk is full; the last checkpoint is intact.
         """
         self.dataset()[0, 0]  # or refuse, before anything is written
-        claim_run_directory(self.out, self.task, self.config, self.operational, self.processes)
+        self._was_there = (self.out / SETTINGS).is_file()
+        claim = self.out, self.task, self.config, self.operational, self.processes
+        self._data = claim_run_directory(*claim, self._data)
         if not self.is_finished:
             stop = StopRequests(self.processes)
             with stop.noted():
@@ -187,7 +195,7 @@ class Run(ABC):
         )
 
     def _train(self, stop: StopRequests) -> None:
-        damage = DamageLog(self.out, len(self.source), self.processes)
+        damage = DamageLog(self.out, self.source, self.processes, self.host_dataset().reads)
         plain = hollow(self.model, torch.device("meta"))
         step = self.prepare()
         data = {"dataset": self.host_dataset(), "num_workers": self.num_workers, "graphs": self.graphs}
@@ -202,8 +210,7 @@ class Run(ABC):
                 except DivergedError as error:
                     self.rollbacks.go_back(error, self.config.rollbacks, self.processes)
         self.finished()
-        if self.processes.is_main and damage.reasons:
-            say(damage.summary())
+        damage.say_summary()
         self.processes.barrier()
 
     def _train_from(self, first_step: int, step: Step, damage: DamageLog, stop: StopRequests) -> None:
@@ -220,11 +227,12 @@ class Run(ABC):
             batch_size=self.batch_size,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
+            timetable=Timetable(60 * config.checkpoint_minutes),
             save=partial(self._save, skips),
             on_damaged=damage.add,
             on_skipped=skips.add,
             on_epoch_end=self.epoch_ended,
-            stop_requested=stop.agreed,
+            requests=stop,
             metrics=self.metrics,
         )
         try:
@@ -281,36 +289,27 @@ class Run(ABC):
         """Load the last checkpoint that is whole, if there is any; return the number of steps done."""
         last, damaged = last_whole(checkpoint.find_checkpoints(self.out / "checkpoints"), self.processes)
         if self.processes.is_main and self.metrics is None:  # the first time
-            replace_file(self.out / MACHINE, json.dumps(describe_machine(self.processes.device), indent=1).encode())
-            say(
-                f"{self.title()}: {self.config.epochs} epochs of {self.steps_per_epoch} steps, "
-                f"{self.batch_size} images a step, {self.config.precision} on {self.processes.device}"
-                + (", the encoder as a CUDA graph" if self.graphs else "")
-            )
-            how = self.reading, self.img_size, getattr(self.config, "crop_scale", None)
-            say(describe_images(self.source, *how).text)
+            say_what_is_done(self, nothing_to_resume=self._was_there and last is None)
         if last is None:
+            self.begin()
             return 0
-        step = self.restore(last)
+        step = self.restore(last, [one["images"] for one in self._data.before])
         if self.processes.is_main:
-            for path, problems in damaged.items():
-                kept = checkpoint.set_aside(path).name
-                say(f"{path} is damaged ({problems}): kept as {kept}, the one before is taken")
-            say(f"resuming {self.out} after step {step} of {self.total_steps}")
+            say_where_it_goes_on(self, step, damaged)
         return step
 
-    def restore(self, folder: Path) -> int:
+    def restore(self, folder: Path, accepted: Collection[int] = ()) -> int:
         """Load a checkpoint; return the number of steps done.
+
+        Args:
+            accepted: numbers of images that the data set may have had by then.
 
         Raises:
             InputError: it is of another architecture, or of other data.
         """
         state = checkpoint.load_checkpoint(folder, self.model, self._optimizer, self.companions)
-        if state["num_samples"] != len(self.source):
-            raise InputError(
-                f"data={self.config.data} has {len(self.source)} images now and had {state['num_samples']} when "
-                f"{self.out} was begun: give it back its data, or name another out"
-            )
+        if state["num_samples"] not in (now := len(self.source), *accepted):
+            raise other_images(self.config.data, now, state["num_samples"], self.out)
         return state["step"]
 
     def _save(self, skips: SkipLog, steps_done: int) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from efficient_mae.data.batches.loader import DATA_TIMEOUT
+from efficient_mae.data.sources.choice import DataChoice
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.parallel import PARALLEL
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Switch
+from efficient_mae.ranges import Location, NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (
@@ -23,9 +24,11 @@ OPERATIONAL = (
     "data_timeout",
     "log_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "max_skipped_steps",
     "rollbacks",
+    "accept_changed_data",
 )
 
 # Where no batch size is given. The learning rate scales with it, so a paper's batch is a matter of its recipe.
@@ -33,12 +36,12 @@ _DEFAULT_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(ReadingSettings):
+class RunConfig(DataChoice, ReadingSettings):
     """Settings of a training run."""
 
-    data: str
+    data: Location
     """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
-    out: str
+    out: Location
     """run directory; the same command again resumes the run in it"""
     epochs: PositiveInt = 100
     """passes over the data"""
@@ -68,15 +71,19 @@ class RunConfig(ReadingSettings):
     data_timeout: NonNegative = DATA_TIMEOUT
     """seconds without a batch after which the run ends, and says what it waited for; 0 waits for ever"""
     log_every: PositiveInt = 20
-    """steps between two lines of metrics.jsonl"""
+    """steps between two lines of metrics.jsonl; at first each step has one, and no two are more than 30 s apart"""
     checkpoint_every: PositiveInt = 500
     """steps between two checkpoints"""
+    checkpoint_minutes: Positive = 10.0
+    """minutes between two checkpoints where steps are long; an epoch of more than a minute ends with one at least"""
     keep_checkpoints: PositiveInt = 2
     """checkpoints that stay on the disk; one that `emae replay` needs stays besides"""
     max_skipped_steps: PositiveInt = 10
     """steps in a row, skipped because the loss or the gradient is not finite, with which the run stops"""
     rollbacks: NonNegativeInt = 0
     """times that a run which would stop goes back to its last checkpoint instead, and passes over the images since"""
+    accept_changed_data: bool = False
+    """go on with data in which images were removed, or added, since the run was begun; data.json keeps what was"""
 
 
 def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warmup: float) -> dict[str, Any]:

@@ -2,26 +2,31 @@
 
 from efficient_mae.interop.adapt import CHANNELS, adapt_encoder, adapt_statistics
 from efficient_mae.interop.files import (
-    ImageStatistics,
+    Trained,
     encoder_of,
-    file_metadata,
+    find_optimizer,
     find_run_settings,
     find_weights,
     read_metadata,
     save_encoder,
 )
-from efficient_mae.interop.loading import load, load_config, load_statistics, load_whole
+from efficient_mae.interop.headers import ImageStatistics, file_metadata
+from efficient_mae.interop.loading import load, load_config, load_statistics, load_whole, read_trained
 from efficient_mae.interop.mae_files import from_mae_checkpoint
+from efficient_mae.interop.starting import Start, start_from
 from efficient_mae.interop.timm_models import load_snippet, to_timm
 from efficient_mae.interop.vit_mae import from_hf, to_hf
 
 __all__ = [
     "CHANNELS",
     "ImageStatistics",
+    "Start",
+    "Trained",
     "adapt_encoder",
     "adapt_statistics",
     "encoder_of",
     "file_metadata",
+    "find_optimizer",
     "find_run_settings",
     "find_weights",
     "from_hf",
@@ -32,7 +37,9 @@ __all__ = [
     "load_snippet",
     "load_statistics",
     "read_metadata",
+    "read_trained",
     "save_encoder",
+    "start_from",
     "to_hf",
     "to_timm",
 ]

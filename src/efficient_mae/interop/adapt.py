@@ -14,7 +14,8 @@ from torch import Tensor
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.errors import InputError
-from efficient_mae.interop.files import ImageStatistics, encoder_arguments
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop.headers import ImageStatistics
 from efficient_mae.methods import Method, backbone_of
 
 CHANNELS = ("mean", "repeat", "first")

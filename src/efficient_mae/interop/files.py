@@ -1,85 +1,50 @@
 """What this software writes: safetensors files with, in the header, how to build the model that they belong to."""
 
 import copy
-import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.vit import ARGUMENTS
-from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.engine.storage.checkpoint import (
     check_architecture,
     find_checkpoints,
     find_part,
     load_model,
+    load_tensors,
     read_header,
 )
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
+from efficient_mae.interop.headers import HEAD, Header, ImageStatistics, file_metadata, foreign, read_own_header
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
-from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings, with_tuples
 
-# The key of a safetensors header under which a model's config is kept.
-_METADATA_KEY = "efficient_mae"
+# What a run or an export keeps an encoder alone in, and a run the classifier that came of it.
+_ENCODER_FILE, CLASSIFIER_FILE = "encoder.safetensors", "classifier.safetensors"
 
-# What a run or an export keeps an encoder alone in.
-_ENCODER_FILE = "encoder.safetensors"
-
-
-# Statistics that a header has where they aren't the usual ones, and its keys.
-_OPTIONAL = {"size": "images", "value_range": "value_range", "bands": "bands", "max_megapixels": "max_megapixels"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ImageStatistics(Settings):
-    """How a model's images are read, and each channel's mean and standard deviation, of pixels in 0 to 1.
+class Trained:
+    """What was read of somebody's weights.
 
     Attributes:
-        size: (height, width) in pixels that the images had; None where they differed or no file says it.
-        value_range, bands, max_megapixels: see :class:`Reading`.
-    """
-
-    mean: tuple[Finite, ...]
-    std: tuple[Positive, ...]
-    size: tuple[PositiveInt, PositiveInt] | None = None
-    value_range: tuple[Finite, ...] | None = None
-    bands: tuple[PositiveInt, ...] | None = None
-    max_megapixels: Positive = MAX_MEGAPIXELS
-
-    @property
-    def reading(self) -> Reading:
-        """How the images are read."""
-        return Reading(len(self.mean), self.value_range, self.bands, self.max_megapixels)
-
-    def read_by(self, reading: Reading) -> "ImageStatistics":
-        """The same, of images that are read otherwise."""
-        return replace(
-            self, value_range=reading.value_range, bands=reading.bands, max_megapixels=reading.max_megapixels
-        )
-
-
-def file_metadata(config: MethodConfig | dict[str, Any], statistics: ImageStatistics) -> dict[str, str]:
-    """A safetensors header that says how to build the model and how to normalise its images.
-
-    Args:
-        config: of the whole model, or what :func:`encoder_arguments` gives.
+        model: whole, or the encoder alone if there is no more.
         statistics: of its images.
+        left_out: what lay beside it and isn't of it, a head for one: number of parameters by name.
     """
-    whole = isinstance(config, MethodConfig)
-    described = {"method": config.method, "model": config.to_dict()} if whole else {"model": config}
-    content = {**described, "mean": statistics.mean, "std": statistics.std}
-    for name, key in _OPTIONAL.items():
-        if getattr(statistics, name) != getattr(ImageStatistics, name):
-            content[key] = getattr(statistics, name)
-    # One key only: safetensors writes several in random order, and equal runs should write equal files.
-    return {_METADATA_KEY: json.dumps(content)}
+
+    model: Method | VisionTransformer
+    statistics: ImageStatistics
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def encoder_arguments(model: Method | MethodConfig | VisionTransformer) -> dict[str, Any]:
@@ -96,7 +61,8 @@ def encoder_of(model: Method | VisionTransformer) -> VisionTransformer:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's.
+    """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's, or the
+    classifier that came of it.
 
     Of a sharded checkpoint, the folder that takes the file's place.
 
@@ -109,7 +75,8 @@ def find_weights(path: str | Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or directory; give a run directory, a checkpoint or an export")
     checkpoints = find_checkpoints(path / "checkpoints")
-    for candidate in (*(find_part(folder, "model") for folder in (*checkpoints[-1:], path)), path / _ENCODER_FILE):
+    parts = (find_part(folder, "model") for folder in (*checkpoints[-1:], path))
+    for candidate in (path / CLASSIFIER_FILE, *parts, path / _ENCODER_FILE):
         if candidate.exists():
             return candidate
     raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}")
@@ -124,14 +91,31 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
     return {}
 
 
+def find_optimizer(path: str | Path) -> Path:
+    """The optimiser's file of a run's last checkpoint, or of a checkpoint; sharded, the folder in its place.
+
+    Raises:
+        InputError: there is none, or its checksums say that it is damaged.
+    """
+    checkpoint = find_weights(path).parent
+    found = find_part(checkpoint, "optimizer")
+    if not found.exists():
+        raise InputError(f"{path}: holds no optimiser's state; give a run directory or a checkpoint")
+    refuse_damage(checkpoint, found.name)
+    return found
+
+
 def load_own(file: Path) -> Method | VisionTransformer:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
+    Of a classifier the encoder, whose last norm is then the one that followed the mean, if one did.
+
     Raises:
-        InputError: no such file, weights of another architecture, or a checkpoint whose checksums say it is damaged.
+        InputError: no such file, or weights of another architecture.
     """
-    refuse_damage(file.parent, file.name)
-    header, shapes = _read_header(file), read_header(file)[1]
+    header, shapes = read_own_header(file), read_header(file)[1]
+    classifies = header.head is not None
+    shapes = _without_head(shapes) if classifies else shapes
     try:
         with torch.device("meta"):  # built first, what a header describes could fill the memory
             empty = _described(header, shapes, file)
@@ -139,14 +123,22 @@ def load_own(file: Path) -> Method | VisionTransformer:
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
     except (KeyError, TypeError, ValueError, RuntimeError):  # the last of sizes that overflow
-        raise _foreign(file) from None
+        raise foreign(file) from None
     whole = isinstance(empty, Method)
     model = type(empty)(empty.config) if whole else VisionTransformer(**encoder_arguments(empty))
-    load_model(file, model)
+    if classifies and file.is_file():
+        load_tensors(_without_head(load_file(file)), model, file)
+    else:
+        load_model(file, model)
     return model
 
 
-def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
+def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
+    """A classifier's tensors that are its encoder's, under the encoder's names."""
+    return {name.replace("fc_norm.", "norm."): one for name, one in tensors.items() if not name.startswith(HEAD)}
+
+
+def _described(header: Header, shapes: dict[str, torch.Size], file: Path) -> Method | VisionTransformer:
     """The model that a header describes, or its encoder if that is all that there are tensors for.
 
     Raises:
@@ -165,7 +157,7 @@ def _described(header: "_Header", shapes: dict[str, torch.Size], file: Path) -> 
     return method(method.Config.from_dict(header.model))
 
 
-def _method(header: "_Header") -> type[Method]:
+def _method(header: Header) -> type[Method]:
     if header.method not in METHODS:
         raise InputError(f"a model of method {header.method!r}, which isn't known here")
     return METHODS[header.method]
@@ -177,7 +169,7 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
     Raises:
         InputError: no safetensors file, or not one of ours.
     """
-    header = _read_header(file)
+    header = read_own_header(file)
     if header.method is None:
         raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
     try:
@@ -185,45 +177,7 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (KeyError, TypeError):
-        raise _foreign(file) from None
-
-
-def read_statistics(file: Path) -> ImageStatistics:
-    """How the images of the model in one of our safetensors files are normalised.
-
-    Raises:
-        InputError: no safetensors file, or not one of ours.
-    """
-    return _read_header(file).statistics
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What a file says of its model; its method is None where it is an encoder alone.
-
-    The first versions wrote no method: what has a decoder is MAE's.
-    """
-
-    method: str | None
-    model: dict[str, Any]
-    statistics: ImageStatistics
-
-
-def _read_header(file: Path) -> _Header:
-    metadata, _ = read_header(file)
-    try:
-        content = parse_json(metadata[_METADATA_KEY], str(file))
-        optional = {name: content[key] for name, key in _OPTIONAL.items() if key in content}
-        statistics = ImageStatistics(**with_tuples({"mean": content["mean"], "std": content["std"], **optional}))
-        model = dict(content["model"])
-        method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
-        return _Header(method, model, statistics)
-    except (KeyError, TypeError, ValueError):
-        raise _foreign(file) from None
-
-
-def _foreign(file: Path) -> InputError:
-    return InputError(f"{file}: its header doesn't describe a model of efficient-mae")
+        raise foreign(file) from None
 
 
 def save_encoder(file: Path, model: Method | VisionTransformer, statistics: ImageStatistics) -> None:

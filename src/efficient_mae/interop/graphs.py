@@ -1,9 +1,11 @@
-"""The encoder as a graph that runs without this software: ONNX, and torch.export's `.pt2`.
+"""A model as a graph that runs without this software: ONNX, and torch.export's `.pt2`.
 
-Both take `images`, normalised, (B, C, h, w) for any B, and give `tokens`, (B, 1 + N, D): the class token, then the
-N patches row by row, after the last norm.
+Both take `images`, normalised, (B, C, h, w) for any B. An encoder gives `tokens`, (B, 1 + N, D): the class token,
+then the N patches row by row, after the last norm. A classifier gives `logits`, (B, K), and the file holds the
+classes' names, as a list in JSON: ONNX's in its metadata, a `.pt2` as a file in it.
 """
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.errors import InputError
+from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.timm_models import to_timm
 from efficient_mae.methods import Method, backbone_of
 
@@ -34,41 +37,54 @@ class _Tokens(nn.Module):
         return self.vit.forward_features(images)
 
 
-def save_torch_export(file: Path, model: Method | VisionTransformer) -> None:
-    """Write the encoder as a `.pt2` that `torch.export.load(file).module()` runs.
+# Under which name a file holds the classes.
+CLASSES = "classes"
+
+
+def save_torch_export(file: Path, model: Method | VisionTransformer | Classifier) -> None:
+    """Write a `.pt2` that `torch.export.load(file).module()` runs.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     with _quiet():
-        torch.export.save(_export(model), file)
+        torch.export.save(_export(model), file, extra_files=_classes(model))
 
 
-def save_onnx(file: Path, model: Method | VisionTransformer) -> None:
-    """Write the encoder as an ONNX file, weights within (beside it if they don't fit).
+def save_onnx(file: Path, model: Method | VisionTransformer | Classifier) -> None:
+    """Write an ONNX file, weights within (beside it if they don't fit).
 
     Raises:
         InputError: what PyTorch's exporter needs isn't installed.
         OSError: the disk is full or not writable.
     """
     require_onnx()
-    size = sum(value.numel() * value.element_size() for value in backbone_of(model).state_dict().values())
+    program = _export(model)
+    size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     with _quiet():
-        torch.onnx.export(
-            _export(model),
-            f=file,
-            input_names=["images"],
-            output_names=["tokens"],
-            dynamo=True,
-            external_data=size > _LARGEST_ONNX,
-            verbose=False,
+        made = torch.onnx.export(
+            program, input_names=["images"], output_names=[output_name(model)], dynamo=True, verbose=False
         )
+        if made is None:
+            raise RuntimeError("PyTorch's ONNX exporter gave nothing back")
+        made.model.metadata_props.update(_classes(model))
+        made.save(file, external_data=size > _LARGEST_ONNX)
 
 
-def run_onnx(file: Path, images: Tensor) -> Tensor:
-    """The tokens that onnxruntime computes, on the CPU."""
+def run_onnx(file: Path, images: Tensor) -> tuple[Tensor, str]:
+    """What onnxruntime computes, on the CPU, and the classes' names that the file holds; "" where it holds none."""
     session = require_onnx().InferenceSession(file, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["tokens"], {"images": images.numpy()})[0])
+    classes = session.get_modelmeta().custom_metadata_map.get(CLASSES, "")
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), classes
+
+
+def output_name(model: Method | VisionTransformer | Classifier) -> str:
+    """What a model's graph gives."""
+    return "logits" if isinstance(model, Classifier) else "tokens"
+
+
+def _classes(model: Method | VisionTransformer | Classifier) -> dict[str, str]:
+    return {CLASSES: json.dumps(model.head.classes)} if isinstance(model, Classifier) else {}
 
 
 def require_onnx() -> Any:
@@ -86,12 +102,14 @@ def require_onnx() -> Any:
     return onnxruntime
 
 
-def _export(model: Method | VisionTransformer) -> torch.export.ExportedProgram:
+def _export(model: Method | VisionTransformer | Classifier) -> torch.export.ExportedProgram:
+    classifies = isinstance(model, Classifier)
+    sized, module = (model, model.vit) if classifies else (backbone_of(model), _Tokens(model))
     # Two images: PyTorch takes a dimension of one for a constant.
-    encoder = backbone_of(model)
-    example = torch.zeros(2, encoder.in_chans, *encoder.img_size)
-    batch = {"images": {0: torch.export.Dim("batch")}}
-    return torch.export.export(_Tokens(model), (example,), dynamic_shapes=batch)
+    example = torch.zeros(2, sized.in_chans, *sized.img_size)
+    # By its place: timm's forward pass has another name for it.
+    batch = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(module, (example,), dynamic_shapes=batch)
 
 
 @contextmanager

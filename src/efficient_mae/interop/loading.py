@@ -1,24 +1,41 @@
-"""A trained model from a run, a checkpoint, an export, a transformers folder or an original `.pth`."""
+"""A trained model from wherever it lies: a run, a checkpoint, an export, timm, transformers, an original file."""
 
+import os
 from pathlib import Path
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.engine.storage.checkpoint import read_header
+from efficient_mae.engine.storage.checksums import refuse_damage
+from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
-from efficient_mae.interop.files import ImageStatistics, find_weights, load_own, read_metadata, read_statistics
-from efficient_mae.interop.mae_files import SUFFIXES, read_mae_checkpoint
-from efficient_mae.interop.vit_mae import hf_statistics, is_hf_folder, load_hf_folder
+from efficient_mae.interop.described import (
+    TIMM,
+    TIMM_FOLDER,
+    is_timm_folder,
+    read_hf_vit,
+    read_timm_cached,
+    read_timm_folder,
+)
+from efficient_mae.interop.files import Trained, find_weights, load_own, read_metadata
+from efficient_mae.interop.headers import HEAD, ImageStatistics, is_own, read_statistics
+from efficient_mae.interop.mae_files import build
+from efficient_mae.interop.state_dicts import SUFFIXES, read_state_dict
+from efficient_mae.interop.vit_mae import hf_kind, hf_statistics, load_hf_folder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 
+# The key of the header that classifiers' files have.
+_CLASSIFIER = "efficient_mae_classifier"
 
-@torch_seeded(0)
+
 def load(path: str | Path) -> Method | VisionTransformer:
     """A trained model, in evaluation mode. Nothing in a file is ever run.
 
     Args:
-        path: a run directory (its last checkpoint), a checkpoint, exported weights, a transformers folder of a
-            ViTMAE, or a `.pth` file of the original MAE.
+        path: a run directory (its last checkpoint), a checkpoint, exported weights; `timm:NAME`, timm's weights in
+            the local cache; a folder of timm's (also as `local-dir:FOLDER`) or of transformers' (ViTMAE, ViT,
+            DINOv2); a `.safetensors` or `.pth` file of a plain ViT, the original MAE's for one, whoever wrapped it.
 
     Returns:
         The whole model, or the encoder alone if the file holds no decoder.
@@ -26,14 +43,22 @@ def load(path: str | Path) -> Method | VisionTransformer:
     Raises:
         InputError: nothing there, a file of another kind, or weights of another architecture.
     """
-    path = Path(path)
-    if is_hf_folder(path):
-        model = load_hf_folder(path)
-    elif path.suffix in SUFFIXES and not path.is_dir():
-        model = read_mae_checkpoint(path)
+    return read_trained(path).model
+
+
+@torch_seeded(0)
+def read_trained(path: str | Path) -> Trained:
+    """As :func:`load`, with how its images are normalised and what lay beside it."""
+    file = _file(path)
+    if file is not None:
+        refuse_damage(file.parent, file.name)
+    if file is not None and is_own(file):
+        head = {name: shape.numel() for name, shape in read_header(file)[1].items() if name.startswith(HEAD)}
+        trained = Trained(load_own(file), read_statistics(file), head)
     else:
-        model = load_own(find_weights(path))
-    return model.eval()
+        trained = _read_foreign(path, file)
+    trained.model.eval()
+    return trained
 
 
 def load_whole(path: str | Path) -> Method:
@@ -54,25 +79,75 @@ def load_config(path: str | Path) -> MethodConfig:
     Raises:
         InputError: as :func:`load_whole`.
     """
-    return load_whole(path).config if _is_foreign(Path(path)) else read_metadata(find_weights(path))[0]
+    own = _own_file(path)
+    return load_whole(path).config if own is None else read_metadata(own)[0]
 
 
 def load_statistics(path: str | Path) -> ImageStatistics:
     """How the images of a trained model are normalised.
 
-    A transformers folder says so in its preprocessor_config.json. Without one, and for an original `.pth`: by
-    ImageNet's statistics for 3 channels, by 0.5 and 0.5 for another number.
+    timm's and transformers' weights say so in their configs. Without one, and for an original `.pth`: by ImageNet's
+    statistics for 3 channels, by 0.5 and 0.5 for another number.
 
     Raises:
         InputError: as :func:`load`.
     """
-    path = Path(path)
-    if is_hf_folder(path):
-        return hf_statistics(path)
-    if _is_foreign(path):
-        return ImageStatistics(*default_mean_std(backbone_of(read_mae_checkpoint(path)).in_chans))
-    return read_statistics(find_weights(path))
+    own = _own_file(path)
+    return read_trained(path).statistics if own is None else read_statistics(own)
 
 
-def _is_foreign(path: Path) -> bool:
-    return is_hf_folder(path) or (path.suffix in SUFFIXES and not path.is_dir())
+def _folder(path: str | Path) -> Path:
+    return Path(os.path.expanduser(str(path).removeprefix(TIMM_FOLDER)))  # noqa: PTH111 - pathlib fails on `~nobody`
+
+
+def _file(path: str | Path) -> Path | None:
+    """The safetensors file, or sharded folder, that a path stands for; None of what others describe or pickled."""
+    place = _folder(path)
+    if str(path).startswith(TIMM) or hf_kind(place) is not None or _was_pickled(place):
+        return None
+    try:
+        return find_weights(place)
+    except InputError:
+        if is_timm_folder(place):
+            return None
+        raise
+
+
+def _own_file(path: str | Path) -> Path | None:
+    """The same if this software described the model in it."""
+    file = _file(path)
+    return file if file is not None and is_own(file) else None
+
+
+def _was_pickled(place: Path) -> bool:
+    return place.suffix in SUFFIXES and not place.is_dir()
+
+
+def _read_foreign(path: str | Path, file: Path | None) -> Trained:
+    place = _folder(path)
+    if str(path).startswith(TIMM):
+        return read_timm_cached(str(path).removeprefix(TIMM))
+    if (kind := hf_kind(place)) == "vit_mae":
+        return Trained(load_hf_folder(place), hf_statistics(place))
+    if kind is not None:
+        return read_hf_vit(place)
+    if is_timm_folder(place):
+        return read_timm_folder(place)
+    file = file or place
+    if file.is_dir():
+        raise InputError(f"{file}: its header doesn't describe a model of efficient-mae")
+    state = read_state_dict(file)
+    model = build(state, file)
+    return Trained(model, _bare_statistics(file, backbone_of(model).in_chans), state.left_out)
+
+
+def _bare_statistics(file: Path, in_chans: int) -> ImageStatistics:
+    """Those that a classifier's header has; of other files the usual ones."""
+    described = None if _was_pickled(file) else read_header(file)[0].get(_CLASSIFIER)
+    if described is None:
+        return ImageStatistics(*default_mean_std(in_chans))
+    try:
+        content = parse_json(described, str(file))
+        return ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
+    except (KeyError, TypeError):
+        raise InputError(f"{file}: its header describes no classifier of efficient-mae") from None

@@ -1,35 +1,25 @@
-"""The original MAE release's `.pth` files, read without running code that is in them.
+"""Models of others' weights (:mod:`efficient_mae.interop.state_dicts`), the original MAE release's among them.
 
-Their layout: a dict whose `model` is a state dict under timm's names, the decoder's parameters beside the
-encoder's; training checkpoints hold `optimizer`, `epoch`, `scaler` and `args` as well. The architecture is
-inferred from shapes. D width, P patch size, N patches.
+That has a dict whose `model` is a state dict under timm's names, the decoder's parameters beside the encoder's;
+training checkpoints hold `optimizer`, `epoch`, `scaler` and `args` as well. The architecture is inferred from shapes.
 """
 
 import argparse
-import math
-import pickle
-import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
-from efficient_mae.engine.storage.checkpoint import load_tensors
+from efficient_mae.engine.storage.checkpoint import check_architecture, load_tensors
 from efficient_mae.errors import InputError
+from efficient_mae.interop.state_dicts import StateDict, encoder_arguments_of, num_blocks, read_state_dict
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
-
-# Suffixes of files that torch.save writes.
-SUFFIXES = (".pth", ".pt", ".bin")
 
 # MAE's decoder (He et al. 2022, appendix A.1): 16 heads, whatever the encoder; the release's is 512 wide.
 _DECODER_WIDTH, _DECODER_HEADS = 512, 16
-
-# Parameters of fine-tuned and linearly probed files that aren't the encoder's.
-_HEAD = re.compile(r"(head|fc_norm)\..*")
 
 
 def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
@@ -42,7 +32,8 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
         InputError: no such file, no checkpoint, one with code in it (which isn't run), another architecture, or an
             encoder alone, which :func:`efficient_mae.load` takes.
     """
-    model = read_mae_checkpoint(Path(path))
+    file = Path(path)
+    model = build(read_state_dict(file), file)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(
             f"{path}: holds an encoder alone; efficient_mae.load takes it, or give a file with the decoder"
@@ -51,85 +42,35 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
 
 
 @torch_seeded(0)
-def read_mae_checkpoint(file: Path) -> MaskedAutoencoder | VisionTransformer:
-    """As :func:`from_mae_checkpoint`; the encoder alone if the file holds no decoder.
+def build(
+    state: StateDict, file: Path, num_heads: int | None = None, img_size: tuple[int, int] | None = None
+) -> MaskedAutoencoder | VisionTransformer:
+    """The model of these weights; the encoder alone if there is no decoder.
 
-    Of a fine-tuned file the head is left out; where it has `fc_norm` in place of `norm`, that is the encoder's
-    last norm.
+    Args:
+        file: to name in errors.
+        num_heads, img_size: of the encoder; see :func:`~efficient_mae.interop.state_dicts.encoder_arguments_of`.
 
     Raises:
-        InputError: as :func:`from_mae_checkpoint`.
+        InputError: another architecture; the first names that don't fit are named.
     """
-    content = _read(file)
-    weights = content.get("model", content)
-    is_state_dict = isinstance(weights, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    )
-    if not is_state_dict:
-        raise InputError(f"{file}: holds no state dict, so it isn't a checkpoint of MAE")
-    # A view of one number can claim any shape, and a model of that shape would fill the memory.
-    if any(value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
-        raise InputError(f"{file}: its tensors are larger than the file, so it isn't a checkpoint of MAE")
-    whole = "mask_token" in weights
-    if not whole:
-        if "norm.weight" not in weights:
-            weights = {re.sub(r"^fc_norm\.", "norm.", name): value for name, value in weights.items()}
-        weights = {name: value for name, value in weights.items() if not _HEAD.fullmatch(name)}
     try:
-        encoder = _encoder_arguments(file, weights)
-        decoder = _decoder_arguments(file, weights, content) if whole else {}
-    except (KeyError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
+        encoder = encoder_arguments_of(state, file, num_heads, img_size)
+        decoder = _decoder_arguments(file, state.tensors, state.content) if state.has_decoder else None
+        with torch.device("meta"):  # built first, what shapes and a config describe could fill the memory
+            empty = _made(encoder, decoder)
+        check_architecture({name: value.shape for name, value in state.tensors.items()}, empty.state_dict(), file)
+    except InputError:
+        raise
+    except (KeyError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{file}: weights of another architecture ({error} isn't as in MAE)") from None
-    model = MaskedAutoencoder(MAEConfig(**encoder, **decoder)) if whole else VisionTransformer(**encoder)
-    load_tensors(weights, model, file)
+    model = _made(encoder, decoder)
+    load_tensors(state.tensors, model, file)
     return model
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    try:
-        # MAE's training checkpoints hold a Namespace, a plain record: unpickling one sets attributes, no more.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error)):
-            raise InputError(
-                f"{file}: holds more than tensors and plain values ({found[1].strip('.,')}), which could run code; "
-                "nothing in it was run. Give a file with the weights alone"
-            ) from None
-        raise InputError(f"{file}: not a checkpoint that PyTorch wrote") from None
-    # Bytes that are no checkpoint fail wherever the reader happens to stumble.
-    except Exception:
-        raise InputError(f"{file}: not a whole checkpoint that PyTorch wrote") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds a {type(content).__name__}, so it isn't a checkpoint of MAE")
-    return content
-
-
-def _encoder_arguments(file: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
-    width, in_chans, *patch = weights["patch_embed.proj.weight"].shape
-    patches = weights["pos_embed"].shape[1] - 1
-    side = math.isqrt(patches)
-    if len(patch) != 2 or patch[0] != patch[1] or side**2 != patches:
-        raise InputError(f"{file}: weights of another architecture; MAE's have square patches on a square grid")
-    # Heads leave no trace in the shapes.
-    heads = {size.embed_dim: size.num_heads for size in SIZES.values()}
-    if width not in heads:
-        raise InputError(
-            f"{file}: an encoder {width} wide; its heads are known for {', '.join(map(str, heads))} only"
-        )
-    return {
-        "img_size": (side * patch[0],) * 2,
-        "patch_size": patch[0],
-        "in_chans": in_chans,
-        "embed_dim": width,
-        "depth": _depth(weights, "blocks"),
-        "num_heads": heads[width],
-    }
+def _made(encoder: dict[str, Any], decoder: dict[str, Any] | None) -> MaskedAutoencoder | VisionTransformer:
+    return VisionTransformer(**encoder) if decoder is None else MaskedAutoencoder(MAEConfig(**encoder, **decoder))
 
 
 def _decoder_arguments(file: Path, weights: dict[str, Tensor], content: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +81,7 @@ def _decoder_arguments(file: Path, weights: dict[str, Tensor], content: dict[str
     settings = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     return {
         "decoder_embed_dim": width,
-        "decoder_depth": _depth(weights, "decoder_blocks"),
+        "decoder_depth": num_blocks(weights, "decoder_blocks"),
         "decoder_num_heads": _DECODER_HEADS,
         "mask_ratio": settings.get("mask_ratio", 0.75),
         "norm_pix_loss": settings.get("norm_pix_loss", "visualize" not in file.name),
@@ -148,15 +89,3 @@ def _decoder_arguments(file: Path, weights: dict[str, Tensor], content: dict[str
         "beta": None,
         "k": 8,
     }
-
-
-def _depth(weights: dict[str, Tensor], blocks: str) -> int:
-    """Number of blocks.
-
-    Raises:
-        KeyError: there are none, or some are missing.
-    """
-    found = {int(match[1]) for name in weights if (match := re.match(rf"{blocks}\.(\d+)\.", name))}
-    if not found or found != set(range(len(found))):
-        raise KeyError(blocks)
-    return len(found)

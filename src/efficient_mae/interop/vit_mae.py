@@ -1,7 +1,7 @@
 """transformers' ViTMAE, both ways, encoder and decoder."""
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,12 +9,16 @@ import torch
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
-from efficient_mae.data import crop_share, default_mean_std
+from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
-from efficient_mae.interop.files import ImageStatistics, encoder_of
+from efficient_mae.interop.classifiers import Classifier
+from efficient_mae.interop.files import encoder_of
+from efficient_mae.interop.headers import ImageStatistics
+from efficient_mae.interop.hf_images import quiet, save_processor, transformers_library
+from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 _K = 8
 
 # An epsilon up to this changes features by less than float32 does; transformers' own models have 1e-12.
-_LARGEST_EPS = 1e-5
+LARGEST_EPS = 1e-5
 
 
 @torch_seeded(0)
@@ -39,7 +43,7 @@ def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
     Raises:
         InputError: an encoder alone, images that aren't square, or no transformers installed.
     """
-    transformers = _transformers()
+    transformers = transformers_library()
     if isinstance(model, VisionTransformer):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
@@ -108,7 +112,7 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
     for name, (needed, given) in must_be.items():
         if given != needed:
             raise InputError(f"{name}={given}: a ViTMAE of another architecture; MAE's has {needed}")
-    if theirs.layer_norm_eps > _LARGEST_EPS:
+    if theirs.layer_norm_eps > LARGEST_EPS:
         raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a ViTMAE of another architecture; MAE's has 1e-6")
     side = _side(theirs, "image_size")
     return MAEConfig(
@@ -168,21 +172,19 @@ def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
             yield f"{ours}.{what}", [f"{name}.{what}" for name in theirs]
 
 
-def is_hf_folder(path: Path) -> bool:
-    """Whether a path is a folder in transformers' layout, of whatever model."""
-    return "model_type" in _read_json(path / "config.json")
+def hf_kind(path: Path) -> str | None:
+    """The model_type of a folder in transformers' layout; None if it is none, or one that is timm's within."""
+    found = read_json(path / "config.json").get("model_type", "timm_wrapper")
+    return None if found == "timm_wrapper" else str(found)
 
 
 def load_hf_folder(folder: Path) -> MaskedAutoencoder | VisionTransformer:
     """The ViTMAE in a folder of transformers' layout; the encoder alone if it holds no decoder. Runs no code in it.
 
     Raises:
-        InputError: another model, weights that don't fit its config or aren't safetensors, no transformers installed.
+        InputError: weights that don't fit its config or aren't safetensors, or no transformers installed.
     """
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind != "vit_mae":
-        raise InputError(f"{folder}: a transformers folder of model_type {kind!r}; only vit_mae can be read")
-    transformers = _transformers()
+    transformers = transformers_library()
     try:
         with quiet(transformers):
             hf, info = transformers.ViTMAEForPreTraining.from_pretrained(
@@ -210,8 +212,8 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     Raises:
         InputError: they aren't one number for each of the model's channels.
     """
-    in_chans = _read_json(folder / "config.json").get("num_channels", 3)
-    values = _read_json(folder / "preprocessor_config.json")
+    in_chans = read_json(folder / "config.json").get("num_channels", 3)
+    values = read_json(folder / "preprocessor_config.json")
     default = default_mean_std(in_chans)
     mean, std = values.get("image_mean", default[0]), values.get("image_std", default[1])
     try:
@@ -233,47 +235,33 @@ def save_hf(folder: Path, model: MaskedAutoencoder, statistics: ImageStatistics)
         InputError: as :func:`to_hf`.
         OSError: the disk is full or not writable.
     """
-    transformers = _transformers()
-    height, width = model.config.img_size
+    transformers = transformers_library()
     with quiet(transformers):
         to_hf(model).save_pretrained(folder)
-        # By itself it would squash whole images.
-        transformers.ViTImageProcessor(
-            size={"shortest_edge": int(height / crop_share(model.config.img_size, statistics.size))},
-            do_center_crop=True,
-            crop_size={"height": height, "width": width},
-            resample=3,  # bicubic
-            image_mean=list(statistics.mean),
-            image_std=list(statistics.std),
-        ).save_pretrained(folder)
+    save_processor(folder, model.config.img_size, statistics)
     for file in folder.glob("*.safetensors"):
         share(file)
 
 
-@contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """Without transformers' progress bars and loading reports, which would mix with our own lines."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def save_hf_classifier(folder: Path, classifier: Classifier, statistics: ImageStatistics) -> None:
+    """Write a folder that transformers' `AutoModelForImageClassification` and `AutoImageProcessor` load.
+
+    No model of transformers' own has fine-tuning's mean, norm and head: timm's within transformers' TimmWrapper does.
+
+    Raises:
+        InputError: no transformers installed.
+        OSError: the disk is full or not writable.
+    """
+    save_timm(folder, classifier, statistics)
+    file = folder / "config.json"
+    # With timm's own settings of images, timm's transform would take the place of the processor.
+    theirs = {name: value for name, value in read_json(file).items() if name != "pretrained_cfg"}
+    content = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]} | theirs
+    file.write_text(json.dumps(content, indent=2) + "\n")
+    save_processor(folder, classifier.img_size, statistics)
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise InputError("transformers isn't installed; pip install 'efficient-mae[hub]'") from None
-    return transformers
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no such file or it is something else."""
     try:
         content = parse_json(file.read_bytes(), str(file))

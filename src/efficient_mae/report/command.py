@@ -8,7 +8,7 @@ from rich.console import Console
 from efficient_mae.command import Result
 from efficient_mae.engine.machine.launcher import place
 from efficient_mae.interop import load_snippet, read_metadata
-from efficient_mae.ranges import Settings
+from efficient_mae.ranges import Location, Settings
 from efficient_mae.report.report import write_report
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
@@ -19,7 +19,7 @@ from efficient_mae.tasks.registry import RunResult
 class ReportConfig(Settings):
     """Settings of `emae report`."""
 
-    run: str
+    run: Location
     """run directory, of pre-training"""
 
 

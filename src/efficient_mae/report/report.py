@@ -16,7 +16,8 @@ from torch import Tensor
 
 from efficient_mae import __version__
 from efficient_mae.bench.flops import Cost, model_cost
-from efficient_mae.data import EvalTransform, UnreadableImage, normalize, open_held_out
+from efficient_mae.data import DataChoice, EvalTransform, UnreadableImage, normalize, open_held_out
+from efficient_mae.data.sources.choice import ANY
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
@@ -72,7 +73,7 @@ def write_report(run_dir: Path) -> Path:
     model, samples, missing = None, None, ""
     try:
         model = load_whole(run.folder)
-        samples = read_samples(str(run.settings.get("data", "")), config, statistics)
+        samples = read_samples(str(run.settings.get("data", "")), config, statistics, ANY.alone(run.settings))
     except InputError as error:
         missing = str(error)
     if model is not None:
@@ -82,13 +83,13 @@ def write_report(run_dir: Path) -> Path:
     return run.folder / "report.html"
 
 
-def read_samples(data: str, config: MethodConfig, statistics: ImageStatistics) -> Samples:
+def read_samples(data: str, config: MethodConfig, statistics: ImageStatistics, choice: DataChoice = ANY) -> Samples:
     """Up to 256 images, held-out ones if the source has them, evenly spread over it.
 
     Raises:
         InputError: the source cannot be opened, or none of the images can be read.
     """
-    source, split = open_held_out(data)
+    source, split = open_held_out(data, choice)
     transform = EvalTransform(config.img_size, statistics.reading)
     images = []
     for index in np.unique(np.linspace(0, len(source) - 1, PROFILE_IMAGES).round().astype(int)):

@@ -8,8 +8,9 @@ from typing import Any
 
 from efficient_mae.engine.faults.nonfinite import SKIPPED
 from efficient_mae.engine.logging import read_metrics
+from efficient_mae.engine.storage.damage_log import read_damaged
 from efficient_mae.engine.storage.plain_files import parse_json
-from efficient_mae.engine.storage.run_directory import MACHINE, read_damaged, read_settings
+from efficient_mae.engine.storage.run_directory import MACHINE, read_settings
 from efficient_mae.errors import InputError
 
 

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.console import say
-from efficient_mae.data import open_labelled, open_source
+from efficient_mae.data import DataChoice, open_labelled, open_source
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError, did_you_mean
-from efficient_mae.ranges import PositiveInt, Settings
+from efficient_mae.ranges import Location, PositiveInt, Settings
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import StudyList, duration, estimate, list_studies, measure_speed, seeds_of
@@ -28,7 +28,7 @@ from efficient_mae.study.write import StudyResult, write_study
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig(Settings):
+class StudyConfig(DataChoice, Settings):
     """Settings of `emae study`."""
 
     name: str | None = None
@@ -37,9 +37,9 @@ class StudyConfig(Settings):
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
     """smoke (seconds), cpu (2 cores), gpu (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
-    data: str | None = None
+    data: Location | None = None
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample"""
-    out: str | None = None
+    out: Location | None = None
     """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
     only: str | None = None
     """cells to run now, separated by commas (null: all of the study's); the table shows all that is done"""
@@ -60,22 +60,22 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
     """
     preset = find_preset(config.preset)
     if config.list:
-        images = None if config.data is None else len(open_source(config.data))
+        images = None if config.data is None else len(open_source(config.data, choice=config.alone()))
         return list_studies(preset, seeds=config.seeds, images=images, jobs=config.jobs, device=config.device)
     chosen = _find_study(config.name)
     cells = _choose_cells(chosen, preset, config.only)
     if config.out is None:
         raise InputError("out must be given: the directory of the studies (emae study --help)")
-    out, seeds = Path(config.out), range(seeds_of(chosen, preset, config.seeds))
+    choice, out, seeds = config.alone(), Path(config.out), range(seeds_of(chosen, preset, config.seeds))
     failed: dict[str, str] = {}
     if cells:
-        data, labelled = _open_data(chosen, preset, config.data, out)
+        data, labelled = _open_data(chosen, preset, config.data, choice, out)
         cost = estimate(
             chosen,
             cells,
             preset,
             seeds=len(seeds),
-            images=len(open_source(data)),
+            images=len(open_source(data, choice=choice)),
             jobs=config.jobs,
             speed=measure_speed(config.device) * preset.gpus(config.device),
         )
@@ -83,7 +83,8 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
             f"{chosen.name}: {len(cells)} cells x {len(seeds)} seeds, {cost['flops']:.1e} FLOPs, about "
             f"{duration(cost['seconds'])} here if none of it is done yet"
         )
-        runs = plan_runs(cells, preset, seeds=seeds, data=data, labelled=labelled, out=out, device=config.device)
+        where = {"data": data, "choice": choice, "labelled": labelled, "out": out}
+        runs = plan_runs(cells, preset, seeds=seeds, **where, device=config.device)
         failed = run_all(runs, config.jobs, preset.gpus(config.device))
     else:
         _claim(out, preset, None)
@@ -122,15 +123,17 @@ def _choose_cells(chosen: Study, preset: Preset, only: str | None) -> list[Cell]
     return [cells[name] for name in names]
 
 
-def _open_data(chosen: Study, preset: Preset, data: str | None, out: Path) -> tuple[str, str | None]:
+def _open_data(
+    chosen: Study, preset: Preset, data: str | None, choice: DataChoice, out: Path
+) -> tuple[str, str | None]:
     """Check data and directory; return what to pre-train on, and what to fine-tune on if the study does."""
     if data is None:
         raise InputError(f"data must be given: {chosen.name} trains on it (emae study --help)")
     if not chosen.finetunes:
-        open_source(data)
+        open_source(data, choice=choice)
         _claim(out, preset, data)
         return data, None
-    labelled = open_labelled(data)
+    labelled = open_labelled(data, choice=choice)
     _claim(out, preset, data)
     if preset.labels is None or preset.labels >= len(labelled.train):
         return data, data

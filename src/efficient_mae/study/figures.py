@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
 
-from efficient_mae.data import EvalTransform, PretrainTransform, Reading, normalize, open_held_out, spread
+from efficient_mae.data import EvalTransform, PretrainTransform, Source, normalize, open_held_out, spread
 from efficient_mae.data.batches.order import sample_rng
-from efficient_mae.interop import load_statistics, load_whole
+from efficient_mae.data.sources.choice import ANY
+from efficient_mae.interop import find_run_settings, load_statistics, load_whole
 from efficient_mae.masking import p2dist, random_masking
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 from efficient_mae.study.cells import CELLS
@@ -85,7 +84,7 @@ def _profile(run: Path, settings: dict[str, Any], data: str, edges: np.ndarray):
     scale = settings.get("crop_scale", (0.2, 1.0))
     statistics = load_statistics(run)
     transform = PretrainTransform(model.config.img_size, statistics.reading, scale=scale)
-    source = spread(open_held_out(data)[0], _IMAGES)
+    source = spread(_held_out(run, data), _IMAGES)
     pixels = torch.cat([transform.crops(source.open(i), [sample_rng(0, 0, i, "crop")]) for i in range(len(source))])
     images = normalize(pixels, statistics.mean, statistics.std)
     return loss_by_difficulty(model, images.split(_BATCH), edges, masks=_MASKS, gamma=GAMMA)
@@ -98,17 +97,17 @@ def figure_3(run: Path, data: str, title: str, path: Path) -> None:
         run: directory of a pre-training.
     """
     model, statistics = load_whole(run), load_statistics(run)
-    images = normalize(
-        _whole_images(data, model.config.img_size, statistics.reading), statistics.mean, statistics.std
-    )
+    source = spread(_held_out(run, data), _PANEL_IMAGES)
+    transform = EvalTransform(model.config.img_size, statistics.reading)
+    pixels = torch.stack([transform(source.open(index)) for index in range(len(source))])
+    images = normalize(pixels, statistics.mean, statistics.std)
     layout = model.plan(len(images), generator=torch.Generator().manual_seed(0))
     draw_panel(model, images, layout, statistics, title=title, path=path)
 
 
-def _whole_images(data: str, img_size: tuple[int, int], reading: Reading) -> Shaped[Tensor, "B C h w"]:
-    source = spread(open_held_out(data)[0], _PANEL_IMAGES)
-    transform = EvalTransform(img_size, reading)
-    return torch.stack([transform(source.open(index)) for index in range(len(source))])
+def _held_out(run: Path, data: str) -> Source:
+    """What is held out of a run's data, as they were chosen from for the run."""
+    return open_held_out(data, ANY.alone(find_run_settings(run)))[0]
 
 
 def figure_4(preset: Preset, title: str, path: Path) -> list[dict[str, Any]]:

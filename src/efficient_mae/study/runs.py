@@ -14,12 +14,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from efficient_mae.children import stopping_with_this_process
 from efficient_mae.console import say
+from efficient_mae.data import DataChoice
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import Cell
@@ -55,6 +56,7 @@ def plan_runs(
     *,
     seeds: Sequence[int],
     data: str,
+    choice: DataChoice,
     labelled: str | None,
     out: Path,
     device: str,
@@ -63,6 +65,7 @@ def plan_runs(
 
     Args:
         data: to pre-train on.
+        choice: of what they hold.
         labelled: to fine-tune on; None does not fine-tune.
         out: directory of the studies that share these cells.
         device: as `emae pretrain --device`.
@@ -72,10 +75,12 @@ def plan_runs(
         for cell in cells:
             folder = out / "cells" / preset.directory(cell) / f"seed-{seed}"
             common = {"seed": seed, "device": device}
-            first = {**preset.pretraining(cell), **common, "data": data, "out": folder / "pretrain"}
+            taken = {name: value for name, value in asdict(choice).items() if value is not None}
+            first = {**preset.pretraining(cell), **common, "data": data, **taken, "out": folder / "pretrain"}
             commands = [("pretrain", _flags(first))]
             if labelled is not None:
                 weights = {"weights": folder / "pretrain", "out": folder / "finetune"}
+                weights |= taken if labelled == data else {}
                 commands.append(
                     ("finetune", _flags({**preset.finetuning(cell), **common, "data": labelled, **weights}))
                 )

@@ -1,31 +1,30 @@
 """What fine-tuning and linear probing have in common: labelled data, evaluation, results, several seeds."""
 
 import dataclasses
-import json
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Generic
 
+import timm.models.vision_transformer as timm_vit
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from efficient_mae.backbones import VisionTransformer
-from efficient_mae.command import Result
 from efficient_mae.console import say
-from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
+from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, common_size, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
-from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics
+from efficient_mae.interop import ImageStatistics, file_metadata
+from efficient_mae.interop.classifiers import Classifier, save_classifier
+from efficient_mae.interop.files import CLASSIFIER_FILE, encoder_arguments
+from efficient_mae.interop.headers import Head
+from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks.classifier_config import (
     OPERATIONAL,
     Config,
@@ -33,57 +32,19 @@ from efficient_mae.tasks.classifier_config import (
     resolve,
     starting_encoder,
 )
+from efficient_mae.tasks.classifier_result import (
+    RESULTS,
+    ClassifierResult,
+    SeedsResult,
+    read_result,
+    summarise,
+    write_result,
+)
 from efficient_mae.tasks.confusion import draw_confusion
 from efficient_mae.tasks.evaluation import Evaluation, Evaluator
-from efficient_mae.tasks.intervals import Interval, mean_and_interval
-
-RESULTS = "results.json"
 
 # From normalised images (B, C, h, w) and labels (B,) to images and targets: labels, or a distribution (B, K).
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierResult(Result):
-    """A classifier, and how well it does on held-out images; accuracies from 0 to 1.
-
-    Attributes:
-        data, weights, epochs, seed: as given; weights are None from scratch.
-        train_images: that it was trained on.
-        test_images: that it was judged by.
-        top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.evaluation.Evaluation` has them.
-        classes: their names.
-        run: directory.
-    """
-
-    data: str
-    weights: str | None
-    epochs: int
-    seed: int
-    train_images: int
-    test_images: int
-    top1: float
-    top5: float | None = None
-    classes: list[str]
-    per_class: list[float | None]
-    confusion: list[list[int]]
-    run: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SeedsResult(Result):
-    """What the classifiers of several seeds say together; attributes as of :class:`ClassifierResult`, and `seeds`."""
-
-    data: str
-    weights: str | None
-    epochs: int
-    train_images: int
-    test_images: int
-    classes: list[str]
-    seeds: list[int]
-    top1: Interval
-    top5: Interval | None = None
-    run: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +85,15 @@ class Classification:
 
 
 class ClassifierRun(Run, Generic[Config]):
-    """What learning to classify adds to the engine; a task says which model, crops and optimiser."""
+    """What learning to classify adds to the engine; a task says which model, crops and optimiser.
+
+    Attributes:
+        fc_norm: whether the classifier's last norm follows the pool.
+    """
 
     operational = OPERATIONAL
-    results = (RESULTS,)
+    results = (RESULTS, CLASSIFIER_FILE)
+    fc_norm: bool
     verb: str
     usual_warmup: float
     config: Config
@@ -135,9 +101,11 @@ class ClassifierRun(Run, Generic[Config]):
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
         encoder, statistics = starting_encoder(config)
-        self.data, self.img_size, self.patch_size = data, encoder.img_size, encoder.patch_size
+        self.data, self.arguments = data, encoder_arguments(encoder)
+        self.head = Head(data.classes, pool=self.pool_of(config), fc_norm=self.fc_norm)
+        self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
         self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
-        self.statistics = statistics.read_by(self.reading)
+        self.statistics = dataclasses.replace(statistics, size=common_size(data.train)).read_by(self.reading)
         with torch_seeded(config.seed):
             model = self.build_model(config, encoder, len(data.classes))
         super().__init__(config, data.train, model, processes)
@@ -146,11 +114,15 @@ class ClassifierRun(Run, Generic[Config]):
     @classmethod
     def make(cls, config: Config, processes: Processes) -> "ClassifierRun":
         """A run on the data that the settings name."""
-        return cls(config, open_labelled(config.data, config.val_data), processes)
+        return cls(config, open_labelled(config.data, config.val_data, config), processes)
 
     @abstractmethod
     def build_model(self, config: Config, encoder: VisionTransformer, num_classes: int) -> nn.Module:
         """The classifier, from normalised images to logits."""
+
+    @abstractmethod
+    def pool_of(self, config: Config) -> str:
+        """How the classifier makes one feature of an image's tokens, `avg` or `token`."""
 
     @abstractmethod
     def build_transform(self, config: Config) -> TrainTransform:
@@ -169,8 +141,18 @@ class ClassifierRun(Run, Generic[Config]):
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
 
     def metadata(self) -> dict[str, str]:
-        statistics = {"mean": self.statistics.mean, "std": self.statistics.std}
-        return {"efficient_mae_classifier": json.dumps({"classes": self.data.classes, **statistics})}
+        return file_metadata(self.arguments, self.statistics, self.head)
+
+    @abstractmethod
+    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
+        """What is judged, as timm's VisionTransformer with a head."""
+
+    def finished(self) -> None:
+        judged = self.whole(self.judged, wanted=self.processes.is_main)
+        if self.processes.is_main:
+            vit, file = self.as_timm(judged), self.out / CLASSIFIER_FILE
+            describe_run(file, vit.state_dict(), self.arguments, self.statistics, self.head)
+            save_classifier(file, Classifier(vit, self.arguments, self.head, self.statistics))
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -210,6 +192,7 @@ class ClassifierRun(Run, Generic[Config]):
             seed=self.config.seed,
             train_images=len(self.source),
             test_images=evaluation.images,
+            damaged=evaluation.damaged,
             top1=evaluation.top1,
             top5=evaluation.top5,
             classes=list(classes),
@@ -219,7 +202,7 @@ class ClassifierRun(Run, Generic[Config]):
         )
         title = f"{evaluation.images:,} held-out images, {evaluation.top1:.2%} right"
         draw_confusion(evaluation.confusion, classes, title, self.out / "confusion.png")
-        _write(result)
+        write_result(result)
 
 
 def run_classifier(
@@ -238,11 +221,11 @@ def run_classifier(
     check_start(config)
     out = Path(config.out)
     with join_processes(config.device) as processes:
-        data = open_labelled(config.data, config.val_data)
+        data = open_labelled(config.data, config.val_data, config)
         if config.seeds == 1:
             make_run(config, data, processes).execute()
             processes.barrier()
-            return _read(out)
+            return read_result(out)
         _refuse_other_contents(out)
         singles = [
             dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
@@ -251,23 +234,10 @@ def run_classifier(
         for single in singles:
             make_run(single, data, processes).execute()
         processes.barrier()
-        summary = _summary(out, [_read(Path(single.out)) for single in singles])
+        summary = summarise(out, [read_result(Path(single.out)) for single in singles])
         if processes.is_main:
-            _write(summary)
+            write_result(summary)
         return summary
-
-
-def _write(result: ClassifierResult | SeedsResult) -> None:
-    held = result.plain()
-    replace_file(Path(held.pop("run")) / RESULTS, json.dumps(held, indent=1).encode())
-
-
-def _read(run: Path) -> ClassifierResult:
-    file = run / RESULTS
-    try:
-        return ClassifierResult(**parse_json(file.read_bytes(), str(file)), run=str(run))
-    except TypeError:
-        raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None
 
 
 def _refuse_other_contents(out: Path) -> None:
@@ -276,36 +246,3 @@ def _refuse_other_contents(out: Path) -> None:
         for entry in sorted(out.iterdir()):
             if entry.name != RESULTS and not entry.name.startswith("seed-"):
                 raise InputError(f"out={out}: holds {entry.name}, which is no run of several seeds; name another")
-
-
-def _summary(out: Path, results: list[ClassifierResult]) -> SeedsResult:
-    """Means and intervals over the seeds' results."""
-    first = results[0]
-    top5 = [one.top5 for one in results if one.top5 is not None]
-    return SeedsResult(
-        data=first.data,
-        weights=first.weights,
-        epochs=first.epochs,
-        train_images=first.train_images,
-        test_images=first.test_images,
-        classes=first.classes,
-        seeds=[one.seed for one in results],
-        top1=mean_and_interval([one.top1 for one in results]),
-        top5=mean_and_interval(top5) if top5 else None,
-        run=str(out),
-    )
-
-
-def show_classifier(result: ClassifierResult | SeedsResult, console: Console) -> None:
-    """Print the accuracies and where the rest is."""
-    table = Table("held-out", "accuracy", title=f"{result.data}: {result.test_images:,} held-out images")
-    for name, score in (("top1", result.top1), ("top5", result.top5)):
-        if isinstance(score, Interval):
-            several = f"{score.mean:.2%} ± {score.half_width:.2%} (95 %, {len(score.values)} seeds)"
-            table.add_row(name, several)
-        elif score is not None:
-            table.add_row(name, f"{score:.2%}")
-    console.print(table)
-    run = Path(result.run)
-    picture = "" if isinstance(result, SeedsResult) else f", {run / 'confusion.png'}"
-    console.print(f"per class and more: {run / RESULTS}{picture}", markup=False)

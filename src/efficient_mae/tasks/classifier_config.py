@@ -14,7 +14,7 @@ from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statistics, load, load_statistics
 from efficient_mae.methods import method_of
-from efficient_mae.ranges import Pixels, PositiveInt, Seed, Share
+from efficient_mae.ranges import Location, Pixels, PositiveInt, Seed, Share
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "eval_every")
@@ -26,12 +26,13 @@ _DEFAULT_MODEL = "mae_vit_base_patch16"
 class ClassifierConfig(RunConfig):
     """Settings of a run that learns to classify images."""
 
-    data: str
+    data: Location
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
-    val_data: str | None = None
+    val_data: Location | None = None
     """held-out images elsewhere (null: the held-out part of the data)"""
-    weights: str | None = None
-    """trained encoder: run directory, checkpoint, export, transformers folder or .pth; or else --from scratch"""
+    weights: Location | None = None
+    """trained encoder: run directory, checkpoint, export, timm:NAME (in the local cache), folder of timm's or
+    transformers', .safetensors or .pth; or else --from scratch"""
     from_scratch: bool = False
     """start from random weights of `model` instead of trained ones; --from scratch says the same"""
     model: str | None = None

@@ -1,7 +1,7 @@
 """How well a classifier does on held-out images. Letters: B images, K classes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from efficient_mae.data import EvalTransform, Source, Subset, make_eval_loader, 
 from efficient_mae.engine.machine.distributed import Processes, autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
+from efficient_mae.tasks.left_out import LeftOut
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Evaluation:
         top5: share whose class is among its first five; None where there are five classes or fewer.
         per_class: top-1 accuracy by class; None for a class without images.
         confusion: number of images by class (row) and first choice (column).
+        damaged: the reason, by name, of each image that could not be read, and isn't counted.
     """
 
     images: int
@@ -34,6 +36,7 @@ class Evaluation:
     top5: float | None
     per_class: list[float | None]
     confusion: list[list[int]]
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def scores(self) -> dict[str, float]:
         """`top1`, and `top5` where there is one."""
@@ -113,24 +116,29 @@ class Evaluator:
         self._loader = make_eval_loader(part, transform, batch_size, num_workers, **options)
         self._name, self._statistics, self._num_classes = source.name, statistics, num_classes
         self._precision, self._processes = precision, processes
+        self._num_samples, self._known = len(source), dict[str, str]()
 
     @torch.no_grad()
     def __call__(self, classify: Callable[[Tensor], Tensor]) -> Evaluation:
         """Evaluate a classifier, from normalised images (B, C, h, w) to logits (B, K), in evaluation mode.
 
         Raises:
-            InputError: none of the images can be read.
+            InputError: none of the images can be read, or too many can't be.
         """
         device = self._processes.device
         scorer = Scorer(self._num_classes, device)
+        damaged: list[tuple[str, str]] = []
         for batch in self._loader:
+            damaged += batch.damaged
             if len(batch.images):
                 batch = batch.to(device, non_blocking=True)
                 images = normalize(batch.images, self._statistics.mean, self._statistics.std)
                 with autocast(self._precision, device):
                     logits = classify(images)
                 scorer.add(logits.float(), batch.labels)
-        result = scorer.result()
+        found = dict(sorted(pair for part in self._processes.gather(damaged) for pair in part))
+        LeftOut(self._name, self._num_samples, self._known, quiet=not self._processes.is_main).add(found.items())
+        result = replace(scorer.result(), damaged=found)
         if not result.images:
             raise InputError(f"{self._name}: none of the held-out images can be read")
         return result

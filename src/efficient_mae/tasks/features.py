@@ -1,6 +1,6 @@
 """Features of a frozen encoder, and the labelled images that it is judged by.
 
-Letters: B images, C channels, h and w height and width in pixels, D width.
+Letters: B images, C channels, h and w height and width in pixels, D width, H and W patches of a column and a row.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,15 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from efficient_mae.backbones import VisionTransformer
-from efficient_mae.data import EvalTransform, Reading, Source, make_eval_loader, normalize
+from efficient_mae.data import EvalBatch, EvalTransform, Reading, Source, make_eval_loader, normalize
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
+from efficient_mae.interop.headers import POOLS
+from efficient_mae.tasks.left_out import LeftOut
 
-POOLS = ("avg", "token")
+# No pool: a feature for each patch.
+GRID = "none"
 
 
 @torch.no_grad()
@@ -23,15 +26,18 @@ def extract_features(
     encoder: VisionTransformer,
     images: Float[Tensor, "B C h w"],
     pool: str = "avg",
-) -> Float[Tensor, "B D"]:
-    """One feature an image: the mean of its patches' tokens (`avg`) or its class token (`token`), as timm says.
+) -> Float[Tensor, "B D"] | Float[Tensor, "B H W D"]:
+    """One feature an image: the mean of its patches' tokens (`avg`) or its class token (`token`), as timm says; or
+    one a patch (`none`), where the patch is.
 
     Raises:
         InputError: an unknown pool.
     """
-    if pool not in POOLS:
-        raise InputError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
+    if pool not in (*POOLS, GRID):
+        raise InputError(f"pool={pool!r}: must be one of {', '.join((*POOLS, GRID))}")
     tokens = encoder.forward_features(images)
+    if pool == GRID:
+        return tokens[:, 1:].unflatten(1, encoder.grid_size).float()
     return (tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)).float()
 
 
@@ -42,11 +48,32 @@ def embed(
     *,
     precision: str,
     pool: str = "avg",
-) -> Float[Tensor, "B D"]:
+) -> Float[Tensor, "B D"] | Float[Tensor, "B H W D"]:
     """Features of images that lie where the encoder does."""
     pixels = normalize(images, statistics.mean, statistics.std)
     with autocast(precision, images.device):
         return extract_features(encoder, pixels, pool)
+
+
+def image_batches(
+    source: Source,
+    transform: EvalTransform,
+    *,
+    min_size: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> Iterator[EvalBatch]:
+    """The images of a source in order, on the device; smaller batches, down to none, where some can't be read.
+
+    Args:
+        min_size: an image with a side shorter than this, in pixels, counts as unreadable.
+    """
+    pinned = {"pin_memory": device.type == "cuda"}
+    for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=min_size, **pinned):
+        there = batch.to(device, non_blocking=True)
+        there.indices = batch.indices
+        yield there
 
 
 def labelled_batches(
@@ -57,24 +84,28 @@ def labelled_batches(
     batch_size: int,
     num_workers: int,
     device: torch.device,
+    damaged: dict[str, str],
 ) -> Iterator[tuple[Shaped[Tensor, "B C h w"], Int64[Tensor, " B"], Int64[Tensor, " B"]]]:
     """The readable images of a labelled source as the encoder takes them and their labels, on the device, and their
     numbers in the source, on the host.
 
+    Args:
+        damaged: the reason, by name, of each unreadable image that was told of; added to.
+
     Raises:
-        InputError: none of the images can be read.
+        InputError: none of the images can be read, or too many can't be.
         ValueError: an image has no label.
     """
     transform = EvalTransform(encoder.img_size, reading)
-    found = False
-    pinned = {"pin_memory": device.type == "cuda"}
-    for batch in make_eval_loader(source, transform, batch_size, num_workers, min_size=encoder.patch_size, **pinned):
+    how = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
+    found, left_out = False, LeftOut(source.name, len(source), damaged)
+    for batch in image_batches(source, transform, min_size=encoder.patch_size, **how):
+        left_out.add(batch.damaged)
         if not len(batch.images):
             continue
         if batch.labels is None or (batch.labels < 0).any():
             raise ValueError(f"{source.name}: unlabelled images reached a judgement; open_labelled refuses them")
         found = True
-        there = batch.to(device, non_blocking=True)
-        yield there.images, there.labels, batch.indices
+        yield batch.images, batch.labels, batch.indices
     if not found:
         raise InputError(f"{source.name}: none of its images can be read")

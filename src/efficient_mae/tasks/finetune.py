@@ -1,7 +1,7 @@
 """Fine-tuning: the whole encoder and a linear head on its mean token, as MAE does it, in timm's VisionTransformer."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import timm.models.vision_transformer as timm_vit
 import torch
@@ -16,18 +16,16 @@ from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import AugmentTransform, LabelledData
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.optim import adamw
-from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
 from efficient_mae.tasks.classifier import (
     Classification,
-    ClassifierResult,
     ClassifierRun,
-    SeedsResult,
     run_classifier,
 )
 from efficient_mae.tasks.classifier_config import ClassifierConfig
+from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
 
 # MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
 BETAS = (0.9, 0.999)
@@ -78,7 +76,7 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
     """What fine-tuning adds to the engine."""
 
     task = "finetune"
-    results = (*ClassifierRun.results, "classifier.safetensors")
+    fc_norm = True
     verb = "fine-tuning"
     usual_warmup = 5.0
     model: timm_vit.VisionTransformer
@@ -100,6 +98,9 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
         model = build_classifier(encoder, num_classes, config.drop_path)
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
+
+    def pool_of(self, config: FinetuneConfig) -> str:
+        return "avg"
 
     def build_transform(self, config: FinetuneConfig) -> AugmentTransform:
         return AugmentTransform(
@@ -128,13 +129,8 @@ class FinetuneRun(ClassifierRun[FinetuneConfig]):
         if self._ema is not None:
             self._ema.update(self.model)
 
-    def finished(self) -> None:
-        judged = self.whole(self.judged, wanted=self.processes.is_main)
-        if self.processes.is_main:
-            file = self.out / "classifier.safetensors"
-            partial_file = file.with_name(f".partial-{file.name}")
-            save_tensors(partial_file, judged.state_dict(), self.metadata())
-            partial_file.replace(file)
+    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
+        return cast(timm_vit.VisionTransformer, judged)
 
 
 class Augmentation:

@@ -11,7 +11,7 @@ from rich.table import Table
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.command import Result
 from efficient_mae.console import say
-from efficient_mae.data import Subset, describe_images, open_labelled
+from efficient_mae.data import DataChoice, Subset, describe_images, open_labelled
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
@@ -19,7 +19,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, PositiveInt, Seed
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.features import embed, labelled_batches
 from efficient_mae.tasks.neighbours import classify
 
@@ -28,12 +28,12 @@ HELD_PIXELS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(ReadingSettings):
+class KnnConfig(DataChoice, ReadingSettings):
     """Settings of `emae knn`."""
 
-    weights: str
-    """run directory, checkpoint or exported weights"""
-    data: str | None = None
+    weights: Location
+    """run directory, checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or .pth"""
+    data: Location | None = None
     """labelled images with a held-out part (null: the run's own data)"""
     k: PositiveInt = 20
     """neighbours that vote"""
@@ -77,6 +77,7 @@ class KnnResult(Result):
         pool: what a feature was.
         train_images: that could be read.
         test_images: held-out images that could be read.
+        damaged: the reason, by name, of each image of either part that could not be.
         accuracy: on these.
     """
 
@@ -86,6 +87,7 @@ class KnnResult(Result):
     pool: str
     train_images: int
     test_images: int
+    damaged: dict[str, str]
     accuracy: KnnAccuracy
 
 
@@ -97,15 +99,17 @@ def knn(config: KnnConfig) -> KnnResult:
 
     Raises:
         InputError: no such weights or data, data without a held-out part, with images that have no label, or
-            otherwise not as :func:`efficient_mae.data.open_labelled` wants them, or too few training images.
+            otherwise not as :func:`efficient_mae.data.open_labelled` wants them, too few training images, or
+            too many of either part that can't be read.
     """
     encoder = backbone_of(load(config.weights))
     statistics = load_statistics(config.weights)
     device = find_device(config.device)
-    spec = config.data or find_run_settings(config.weights).get("data")
+    settings = find_run_settings(config.weights) if config.data is None else {}
+    spec = config.data or settings.get("data")
     if spec is None:
         raise InputError(f"{config.weights}: isn't a run directory, so its data is unknown; give --data")
-    data = open_labelled(spec)
+    data = open_labelled(spec, choice=config.alone(settings))
     _check_k(config.k, len(data.train))
     reading = config.reading(data.train, encoder.in_chans, statistics.reading)
     say(describe_images(data.train, reading, encoder.img_size).text)
@@ -115,6 +119,7 @@ def knn(config: KnnConfig) -> KnnResult:
         for name, model in (("untrained", _untrained(encoder, config.seed)), ("trained", encoder))
     }
     pixels = {"raw_pixels": partial(torch.flatten, start_dim=1)}
+    damaged: dict[str, str] = {}
     read = partial(
         labelled_batches,
         encoder=encoder,
@@ -122,6 +127,7 @@ def knn(config: KnnConfig) -> KnnResult:
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         device=device,
+        damaged=damaged,
     )
     at_once = max(1, HELD_PIXELS // (math.prod((encoder.in_chans, *encoder.img_size)) * reading.dtype.itemsize))
     whole = len(data.test) <= at_once
@@ -148,6 +154,7 @@ def knn(config: KnnConfig) -> KnnResult:
         pool=config.pool,
         train_images=score.train_images,
         test_images=len(score.test_images),
+        damaged=dict(sorted(damaged.items())),
         accuracy=KnnAccuracy(**accuracy),
     )
 

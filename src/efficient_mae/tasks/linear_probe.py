@@ -4,7 +4,9 @@ Letters: B images, C channels, D width, K classes.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
+import timm.models.vision_transformer as timm_vit
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -13,18 +15,21 @@ from torch import Tensor, nn
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data import LabelledData, PretrainTransform
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
+from efficient_mae.interop.classifiers import build_vit
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop.headers import POOLS, Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
 from efficient_mae.tasks.classifier import (
     Classification,
-    ClassifierResult,
     ClassifierRun,
-    SeedsResult,
     run_classifier,
 )
 from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
-from efficient_mae.tasks.features import POOLS, extract_features
+from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.features import extract_features
 
 # MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.
 MOMENTUM = 0.9
@@ -59,6 +64,7 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
     task = "linear-probe"
     # Features are normalised by the statistics of a micro-batch: their number changes what is learned.
     operational = tuple(name for name in OPERATIONAL if name != "accum_iter")
+    fc_norm = False
     verb = "linear probing"
     usual_warmup = 10.0
     model: "LinearProbe"
@@ -73,6 +79,12 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
 
     def build_model(self, config: LinearProbeConfig, encoder: VisionTransformer, num_classes: int) -> "LinearProbe":
         return LinearProbe(encoder, num_classes, config.pool)
+
+    def pool_of(self, config: LinearProbeConfig) -> str:
+        return config.pool
+
+    def as_timm(self, judged: nn.Module) -> timm_vit.VisionTransformer:
+        return cast(LinearProbe, judged).folded(self.head)
 
     def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
         return PretrainTransform(self.img_size, self.reading, scale=config.crop_scale, hflip=config.hflip)
@@ -109,6 +121,16 @@ class LinearProbe(nn.Module):
         super().train(mode)
         self.encoder.eval()
         return self
+
+    @torch.no_grad()
+    @torch_seeded(0)
+    def folded(self, head: Head) -> timm_vit.VisionTransformer:
+        """The same in evaluation, with what its batch norm does to features within the weights of the head."""
+        weight = self.head.weight * torch.rsqrt(self.norm.running_var + NORM_EPS)
+        bias = self.head.bias - weight @ self.norm.running_mean
+        vit = build_vit(encoder_arguments(self.encoder), head)
+        vit.load_state_dict(self.encoder.state_dict() | {"head.weight": weight, "head.bias": bias})
+        return vit
 
     def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
         return self.head(self.norm(extract_features(self.encoder, images, self.pool)))

@@ -22,7 +22,6 @@ from efficient_mae.data import (
     normalize,
     open_source,
 )
-from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.loop import Step
 from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import Processes, join_processes
@@ -30,13 +29,16 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.interop import ImageStatistics, file_metadata, save_encoder
+from efficient_mae.interop import ImageStatistics, Start, file_metadata, save_encoder
+from efficient_mae.interop.files import encoder_arguments
+from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
 from efficient_mae.tasks.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
-from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig, build_model, resolve
+from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig
+from efficient_mae.tasks.pretrain_start import begin_with, build_start
 
 # Images of a panel.
 PANEL_IMAGES = 6
@@ -57,18 +59,16 @@ def pretrain(config: PretrainConfig) -> Path:
 
 
 def make_pretrain_run(config: PretrainConfig, processes: Processes) -> "PretrainRun":
-    """A run of these settings, with random weights.
+    """A run of these settings, with random weights or those that it starts from.
 
     Raises:
-        InputError: a setting that cannot work, or unusable data.
+        InputError: a setting that cannot work, or unusable data or weights.
     """
-    source = open_source(config.data, "train")
-    resolved = resolve(config, source, processes.device)
-    with torch_seeded(resolved.seed):
-        model = build_model(resolved)
+    source = open_source(config.data, "train", config)
+    resolved, model, start = build_start(config, source, processes.device)
     if processes.is_main:
         _tell_of_earlier_p2dist(Path(resolved.out), model.config)
-    return PretrainRun(resolved, source, model, processes)
+    return PretrainRun(resolved, source, model, processes, start)
 
 
 def _tell_of_earlier_p2dist(out: Path, model: MethodConfig) -> None:
@@ -120,7 +120,19 @@ class PretrainRun(Run):
     config: PretrainConfig
     model: Method
 
-    def __init__(self, config: PretrainConfig, source: Source, model: Method, processes: Processes):
+    def __init__(
+        self,
+        config: PretrainConfig,
+        source: Source,
+        model: Method,
+        processes: Processes,
+        start: Start | None = None,
+    ):
+        """
+        Args:
+            model: with the weights that it starts from.
+            start: where these are from; see :func:`~efficient_mae.tasks.pretrain_start.build_start`.
+        """
         alone = processes.device.type == "cuda" and processes.world_size == 1
         if config.cuda_graphs is True and (not alone or config.grad_checkpointing):
             raise InputError("cuda_graphs=true: needs a GPU, one process, and grad_checkpointing=false")
@@ -129,6 +141,7 @@ class PretrainRun(Run):
             # Compiled blocks then keep a GPU's host longer than plain ones (benchmarks/results/gpu).
             config = replace(config, compile=False)
         super().__init__(config, source, model, processes)
+        self._start = start
         model.set_grad_checkpointing(config.grad_checkpointing)
         self.unit, self.multiple = model.config.unit(processes.device) or self.unit, config.repeats
         statistics = ImageStatistics(cast(tuple, config.mean), cast(tuple, config.std), common_size(source))
@@ -175,6 +188,9 @@ class PretrainRun(Run):
     def objective(self) -> MethodObjective:
         return MethodObjective(self.statistics)
 
+    def begin(self) -> None:
+        begin_with(self.config, self._start, self.model, self._optimizer, self.processes.is_main)
+
     def metadata(self) -> dict[str, str]:
         return file_metadata(self.model.config, self.statistics)
 
@@ -184,7 +200,9 @@ class PretrainRun(Run):
     def finished(self) -> None:
         model = self._whole_model()
         if self.processes.is_main:
-            save_encoder(self.out / "encoder.safetensors", model, self.statistics)
+            file = self.out / "encoder.safetensors"
+            describe_run(file, model.backbone.state_dict(), encoder_arguments(model), self.statistics)
+            save_encoder(file, model, self.statistics)
 
     def epoch_ended(self, epochs_done: int) -> None:
         config = self.config
@@ -222,6 +240,7 @@ class PretrainRun(Run):
         micro = self.batch_size // (self.config.accum_iter * self.processes.world_size)
         return KnnMonitor(
             self.config.data,
+            self.config,
             self.statistics,
             batch_size=micro,
             device=self.processes.device,
@@ -241,7 +260,7 @@ class PretrainRun(Run):
     def _panel_images(self) -> Tensor:
         """A few readable images, held-out ones if the source has them; (B, C, h, w)."""
         try:
-            source = open_source(self.config.data, "test")
+            source = open_source(self.config.data, "test", self.config)
         except InputError:
             source = self.source  # open already, and perhaps of millions
         transform = EvalTransform(self.img_size, self.reading)

@@ -15,8 +15,9 @@ from efficient_mae.data.sources.measure import measure_statistics
 from efficient_mae.engine import settings
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods import Method, MethodSettings, method_of
-from efficient_mae.ranges import Finite, NonNegative, Positive, PositiveInt, Seed, Share, Switch
+from efficient_mae.ranges import Finite, Location, NonNegative, Positive, PositiveInt, Seed, Share, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "show_bands", "knn_every")
@@ -72,6 +73,13 @@ def _make(settings: type[ModelChoice], values: dict[str, Any]) -> ModelChoice:
 class PretrainConfig(ModelChoice, RunConfig):
     """Settings of a pre-training run, by any method; the defaults are the paper's where it has one (Sec. 5.1)."""
 
+    weights: Location | None = None
+    """start from trained weights: run directory, checkpoint, export, timm:NAME (in the local cache), a folder of
+    timm's (also local-dir:FOLDER) or transformers' (ViTMAE, ViT, DINOv2), .safetensors or .pth (null: at random)"""
+    channels: str | None = None
+    """what becomes of these weights if in_chans is another: mean, repeat or first (see emae export)"""
+    resume_optimizer: bool = False
+    """take the optimiser's state too, of a run or checkpoint that weights names"""
     seed: Seed = 0
     """of weights, order, crops and masks"""
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
@@ -84,9 +92,11 @@ class PretrainConfig(ModelChoice, RunConfig):
     decode_device: str = "cpu"
     """what decodes and crops JPEGs: cpu, in the loader's processes, or cuda, the GPU that trains (nvJPEG)"""
     mean: tuple[Finite, ...] | Literal["measure"] | None = None
-    """mean of each channel, of pixels in 0 to 1, or measure, from the data (null: ImageNet's for RGB, else 0.5)"""
+    """mean of each channel, of pixels in 0 to 1, or measure, from the data (null: that of weights; without them
+    ImageNet's for RGB, else 0.5)"""
     std: tuple[Positive, ...] | Literal["measure"] | None = None
-    """standard deviation of each channel, or measure (null: ImageNet's for RGB, else 0.5)"""
+    """standard deviation of each channel, or measure (null: that of weights; without them ImageNet's for RGB, else
+    0.5)"""
     epochs: PositiveInt = 200
     """passes over the data"""
     base_lr: Positive = 1.5e-4
@@ -117,12 +127,20 @@ class PretrainConfig(ModelChoice, RunConfig):
         )
 
 
-def resolve(config: PretrainConfig, source: Source, device: torch.device) -> PretrainConfig:
-    """Settle what depends on the data and the machine; measure what is to be measured.
+def resolve(
+    config: PretrainConfig, source: Source, device: torch.device, trained_with: ImageStatistics | None = None
+) -> PretrainConfig:
+    """Settle what depends on the data, the machine and the weights; measure what is to be measured.
+
+    Args:
+        trained_with: of the images of the weights that the run starts from.
 
     Raises:
         InputError: a setting that cannot work, or images that can't be read by them.
     """
+    for name in () if config.weights is not None else ("channels", "resume_optimizer"):
+        if getattr(config, name):
+            raise InputError(f"{name}={getattr(config, name)}: only with --weights")
     if config.decode_device not in ("cpu", "cuda"):
         raise InputError(f"decode_device={config.decode_device!r}: must be cpu or cuda")
     if config.decode_device == "cuda" and device.type != "cuda":
@@ -131,7 +149,10 @@ def resolve(config: PretrainConfig, source: Source, device: torch.device) -> Pre
         )
     if config.show_bands is not None and max(config.show_bands) > config.in_chans:
         raise InputError(f"show_bands={list(config.show_bands)}: there are {config.in_chans} channels (in_chans)")
-    reading = config.reading(source, config.in_chans)
+    usual = default_mean_std(config.in_chans)
+    if trained_with is not None:
+        usual = trained_with.mean, trained_with.std
+    reading = config.reading(source, config.in_chans, trained_with and trained_with.reading)
     if config.decode_device == "cuda" and (not reading.is_plain or config.in_chans not in MODES):
         raise InputError(
             "decode_device=cuda: is for 1, 3 or 4 channels, without value_range or bands; use decode_device=cpu"
@@ -140,15 +161,13 @@ def resolve(config: PretrainConfig, source: Source, device: torch.device) -> Pre
     found = measure_statistics(source, reading) if "measure" in given else (None, None)
     statistics: dict[str, Any] = {
         name: measured if one == "measure" else one or usual
-        for name, one, measured, usual in zip(
-            ("mean", "std"), given, found, default_mean_std(config.in_chans), strict=True
-        )
+        for name, one, measured, usual in zip(("mean", "std"), given, found, usual, strict=True)
     }
     for name, values in statistics.items():
         if len(values) != config.in_chans:
             raise InputError(f"{name}={list(values)}: in_chans={config.in_chans} needs as many numbers")
     settled = settle(config, len(source), device, usual_warmup=40.0)
-    return dataclasses.replace(config, **settled | statistics, value_range=reading.value_range)
+    return dataclasses.replace(config, **settled | statistics, value_range=reading.value_range, bands=reading.bands)
 
 
 def build_model(config: ModelChoice) -> Method:

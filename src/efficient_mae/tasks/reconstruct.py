@@ -13,7 +13,7 @@ from efficient_mae.data.images.decode import open_file
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.errors import InputError
 from efficient_mae.interop import load_statistics, load_whole
-from efficient_mae.ranges import PositiveInt, Seed, Settings
+from efficient_mae.ranges import Location, PositiveInt, Seed, Settings
 from efficient_mae.tasks.panels import draw_panel
 
 
@@ -21,11 +21,11 @@ from efficient_mae.tasks.panels import draw_panel
 class ReconstructConfig(Settings):
     """Settings of `emae reconstruct`."""
 
-    weights: str
+    weights: Location
     """run directory or checkpoint: a model with its decoder"""
-    image: str
+    image: Location
     """image file, in any format that training reads"""
-    out: str = "reconstruction.png"
+    out: Location = "reconstruction.png"
     """picture to write"""
     show_bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """channels to show as red, green and blue, from 1 (null: the first)"""

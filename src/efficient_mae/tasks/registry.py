@@ -115,7 +115,7 @@ register(
         settings="tasks.linear_probe:LinearProbeConfig",
         maker="tasks.linear_probe:LinearProbeRun.make",
         function="tasks.linear_probe:linear_probe",
-        display="tasks.classifier:show_classifier",
+        display="tasks.classifier_result:show_classifier",
         help="train a linear head on a frozen encoder, and judge it",
     )
 )
@@ -125,7 +125,7 @@ register(
         settings="tasks.finetune:FinetuneConfig",
         maker="tasks.finetune:FinetuneRun.make",
         function="tasks.finetune:finetune",
-        display="tasks.classifier:show_classifier",
+        display="tasks.classifier_result:show_classifier",
         help="train an encoder and a head with labels, and judge them",
     )
 )

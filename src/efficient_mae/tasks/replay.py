@@ -15,7 +15,7 @@ from efficient_mae.engine.machine.distributed import Processes, join_processes
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import PositiveInt, Settings
+from efficient_mae.ranges import Location, PositiveInt, Settings
 from efficient_mae.tasks.registry import TASKS
 
 # Names that are printed before the rest is counted.
@@ -26,7 +26,7 @@ _MOST_NAMES = 5
 class ReplayConfig(Settings):
     """Settings of `emae replay`."""
 
-    run: str
+    run: Location
     """run directory, of any training task; nothing in it is changed"""
     step: PositiveInt | None = None
     """which of the steps in its skipped.jsonl (null: the first)"""

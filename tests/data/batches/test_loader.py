@@ -33,7 +33,7 @@ class Shades:
 
     def __init__(self, count, damaged=(), small=(), labelled=True):
         self.name = "shades"
-        self.classes = ("even", "odd") if labelled else None
+        self.classes, self.why_unlabelled = (("even", "odd"), "") if labelled else (None, "shades have none")
         self.count, self.damaged, self.small = count, frozenset(damaged), frozenset(small)
 
     def __len__(self):

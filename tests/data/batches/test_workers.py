@@ -100,7 +100,7 @@ def test_a_run_ends_with_the_cause(
     set_trap(monkeypatch, how)
     settings = flags(data=folder, out=tmp_path / "run", epochs=2, batch_size=8, data_timeout=2, **TINY)
     assert main(["pretrain", *settings]) == 1
-    usual = ("pre-training", "images of", "step")
+    usual = ("pre-training", "images of", "an epoch's", "step")
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(usual)]
     assert len(lines) == 1 and lines[0].startswith("emae: ") and "Traceback" not in lines[0]
     assert open_source(str(folder)).sample_name(TRAP) in lines[0]

@@ -103,6 +103,18 @@ def test_transparency_is_white_or_kept(kind):
     assert shade.getpixel((1, 0)) == 255
 
 
+def test_grey_that_is_multiplied_by_its_alpha():
+    """A TIFF says so in its tag 338: 64 at half transparency is 127, and 191 on white."""
+    grey = Image.new("LA", (2, 1), (64, 128))
+    grey.putpixel((1, 0), (90, 255))
+    tag = b"\x52\x01\x03\x00\x01\x00\x00\x00"
+    file = coded(grey, "TIFF")
+    assert file.count(tag + b"\2") == 1
+    image = decode(file.replace(tag + b"\2", tag + b"\1"), "x")
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(127, 127, 127, 128), (90, 90, 90, 255)]
+    assert [to_channels(image, 1).getpixel((x, 0)) for x in (0, 1)] == [191, 90]
+
+
 def test_opaque_images_have_full_alpha():
     assert to_channels(decode(coded(Image.new("L", (2, 2), 7), "PNG"), "x"), 4).getpixel((0, 0)) == (7, 7, 7, 255)
 

@@ -74,11 +74,27 @@ def jpeg2000(array: np.ndarray) -> bytes:
     return imagecodecs.jpeg2k_encode(array, level=0, reversible=True)
 
 
+def jpeg_xl(array: np.ndarray, **options: Any) -> bytes:
+    import imagecodecs
+
+    return imagecodecs.jpegxl_encode(array, lossless=True, **options)
+
+
+def avif(array: np.ndarray, bits: int) -> bytes:
+    import imagecodecs
+
+    return imagecodecs.avif_encode(array, bitspersample=bits, level=100)
+
+
 def heif(array: np.ndarray) -> bytes:
-    """Without loss: RGB as it is."""
+    """Without loss: RGB of 8 bits, or of 10."""
     pillow_heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(array)).save(file, quality=-1, chroma=444, matrix_coefficients=0)
+    if array.dtype == np.uint16:
+        picture = pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), (array << 6).tobytes())
+    else:
+        picture = pillow_heif.from_pillow(Image.fromarray(array))
+    picture.save(file, quality=-1, chroma=444, matrix_coefficients=0)
     return file.getvalue()
 
 
@@ -115,6 +131,7 @@ U16, F32, I16, U32 = (
     values(*what)
     for what in (("u2", 1, 100, 4000), ("f4", 1, 200, 2500), ("i2", 1, -1000, 3000), ("u4", 1, 1e5, 4e9))
 )
+RGB10 = values("u2", 3, 0, 1023)
 RGB16, BANDS13, RGB32 = values("u2", 3, 0, 65535), values("u2", 13, 50, 9000), values("f4", 3, -2, 2)
 BANDS4, BANDS5 = values("u1", 4, 0, 255), values("u1", 5, 0, 255)
 HOLES = np.where(np.indices((HEIGHT, WIDTH)).sum(0)[..., None] % 7 == 0, np.nan, F32)
@@ -285,6 +302,18 @@ READ: dict[str, Row] = {
     "8 bits": ("a.png", pil(BANDS4[..., :1], "PNG"), Reading(1), BANDS4[..., :1] / 255),
     "8 bits among deeper ones": ("a.png", pil(BANDS4[..., :3], "PNG"), Reading(3, TWELVE), BANDS4[..., :3] / 255),
     "HEIF": ("a.heic", heif(BANDS4[..., :3]), Reading(3), BANDS4[..., :3] / 255),
+    "HEIF of 10 bits": ("a.heic", heif(RGB10), Reading(3, (0, 1023)), share(RGB10, 0, 1023)),
+    "AVIF of 10 bits": ("a.avif", avif(RGB10, 10), Reading(3, (0, 1023)), share(RGB10, 0, 1023)),
+    "AVIF": ("a.avif", avif(BANDS4[..., :3], 8), Reading(3), BANDS4[..., :3] / 255),
+    "JPEG XL": ("a.jxl", jpeg_xl(BANDS4[..., :3]), Reading(3), BANDS4[..., :3] / 255),
+    "JPEG XL of 16 bits": ("a.jxl", jpeg_xl(RGB16), Reading(3, (0, 65535)), share(RGB16, 0, 65535)),
+    "JPEG XL of 16 bits, no container": (
+        "a.jxl",
+        jpeg_xl(U16[..., 0], usecontainer=False),
+        Reading(1, TWELVE),
+        share(U16, 0, 4095),
+    ),
+    "JPEG XL of floats": ("a.jxl", jpeg_xl(UNIT[..., 0]), Reading(1, (0, 1)), share(UNIT, 0, 1)),
     "8 bits in TIFF": ("a.tif", tiff(BANDS4[..., :3], photometric="rgb"), Reading(3), BANDS4[..., :3] / 255),
     "1 bit": ("a.tif", pil(BANDS4[..., :1] > 99, "TIFF"), Reading(1), (BANDS4[..., :1] > 99) * 1.0),
     "1 bit among deeper ones": ("a.npy", npy(BANDS4[..., 0] > 99), Reading(1, TWELVE), (BANDS4[..., :1] > 99) * 1.0),
@@ -306,6 +335,9 @@ READ: dict[str, Row] = {
 REFUSED: dict[str, tuple[str, bytes, Reading, str]] = {
     "uint16 without a range": ("a.png", pil(U16, "PNG"), Reading(1), "uint16, one band: --value_range"),
     "RGB of 16 bits without": ("a.png", png16(RGB16), Reading(3), "uint16, 3 bands: --value_range"),
+    "10 bits in AVIF without": ("a.avif", avif(RGB10, 10), Reading(3), "uint16, 3 bands: --value_range"),
+    "10 bits in HEIF without": ("a.heic", heif(RGB10), Reading(3), "uint16, 3 bands: --value_range"),
+    "a cut JPEG XL": ("a.jxl", jpeg_xl(RGB16)[:200], Reading(3, (0, 1)), ""),
     "floats without": ("a.tif", tiff(UNIT), Reading(1), "float32, one band: --value_range"),
     "int16 without": ("a.npy", npy(I16), Reading(1), "int16, one band: --value_range"),
     "13 bands as RGB": ("a.tif", tiff(BANDS13), Reading(3, (0, 1)), "uint16, 13 bands, for in_chans=3"),

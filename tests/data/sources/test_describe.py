@@ -62,7 +62,8 @@ def test_a_few_of_many_and_always_the_same(tmp_path: Path):
     opened: list[int] = []
 
     class Watched:
-        name, classes, label, sample_name, image = "x", None, source.label, source.sample_name, source.image
+        name, classes, why_unlabelled = "x", None, "none of them is one"
+        label, sample_name, image = source.label, source.sample_name, source.image
         __len__ = staticmethod(source.__len__)
 
         def open(self, index: int):

@@ -1,6 +1,7 @@
 """Folders as people have them: nested, mixed, linked in circles, oddly named."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,10 @@ def test_nested_and_mixed_formats_without_labels(tmp_path):
     assert [source.image(i).getpixel((0, 0)) for i in (0, 1)] == [4, 0]
 
 
-def test_hidden_files_are_left_out(tmp_path):
+def test_what_machines_put_there_is_left_out(tmp_path):
     put(tmp_path / "a.jpg")
-    put(tmp_path / ".thumbnails" / "a.jpg")
+    for folder in (".thumbnails", "@eaDir", "#recycle", "__MACOSX"):
+        put(tmp_path / folder / "a.jpg" / "SYNOPHOTO_THUMB_M.jpg")
     (tmp_path / "._a.jpg").write_bytes(b"macOS")
     assert names(open_source(str(tmp_path)), tmp_path) == ["a.jpg"]
 
@@ -50,35 +52,92 @@ def test_a_folder_per_class(tmp_path):
     assert [source.image(i).getpixel((0, 0)) for i in range(4)] == [3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("extra", ["loose.png", "cat/deep/er.png"])
-def test_one_image_elsewhere_means_no_classes(tmp_path, extra):
-    for name in ["dog/1.png", "cat/2.png", extra]:
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        (
+            ["loose.png"],
+            r"1 of 3 images lie in no folder of a class, the first .*/loose.png; a class is a folder direc",
+        ),
+        (
+            ["cat/deep/er.png"],
+            r"1 of 3 images lie deeper than in the folder of a class, the first .*/cat/deep/er.png;",
+        ),
+        (["1.png", "2.png", "a/b/3.png"], r"2 of 5 images lie in no folder of a class, the first .*/1.png;"),
+    ],
+)
+def test_one_image_elsewhere_means_no_classes(tmp_path, extra, why):
+    for name in ["dog/1.png", "cat/2.png", *extra]:
         put(tmp_path / name)
-    assert open_source(str(tmp_path)).classes is None
+    source = open_source(str(tmp_path))
+    assert source.classes is None and source.label(0) is None
+    assert re.match(why, source.why_unlabelled)
 
 
-def test_one_subfolder_is_no_class(tmp_path):
+def test_one_folder_is_one_class(tmp_path):
     put(tmp_path / "images" / "1.png")
-    assert open_source(str(tmp_path)).classes is None
+    source = open_source(str(tmp_path))
+    assert source.classes == ("images",) and source.label(0) == 0 and source.why_unlabelled == ""
 
 
-@pytest.mark.parametrize("held_out", ["val", "validation", "test"])
-def test_splits_number_their_classes_alike(tmp_path, held_out):
-    for name in ["train/ant/1.png", "train/cat/1.png", "train/dog/1.png", f"{held_out}/dog/2.png"]:
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test", "Val", "TEST"])
+@pytest.mark.parametrize("training", ["train", "Train"])
+def test_train_beside_a_held_out_folder_is_a_split(tmp_path, training, held_out):
+    for name in [f"{training}/ant/1.png", f"{training}/cat/1.png", f"{held_out}/cat/2.png"]:
         put(tmp_path / name)
     put(tmp_path / "other" / "1.png")
     train, test = open_source(str(tmp_path)), open_source(str(tmp_path), "test")
-    assert names(train, tmp_path) == ["train/ant/1.png", "train/cat/1.png", "train/dog/1.png"]
-    assert names(test, tmp_path) == [f"{held_out}/dog/2.png"]
-    assert test.classes == train.classes == ("ant", "cat", "dog")
-    assert test.label(0) == train.label(2) == 2
+    assert names(train, tmp_path) == [f"{training}/ant/1.png", f"{training}/cat/1.png"]
+    assert names(test, tmp_path) == [f"{held_out}/cat/2.png"]
+    assert train.classes == ("ant", "cat")
+    assert test.classes == ("cat",) and test.label(0) == 0
 
 
-def test_a_held_out_class_that_training_lacks_is_an_error(tmp_path):
-    for name in ["train/ant/1.png", "train/cat/1.png", "val/dog/2.png"]:
-        put(tmp_path / name)
-    with pytest.raises(InputError, match=r"val holds the class folder 'dog', which .*train lacks"):
+def test_train_alone_is_a_split(tmp_path):
+    put(tmp_path / "train" / "ant" / "1.png")
+    put(tmp_path / "train" / "cat" / "1.png")
+    put(tmp_path / "@eaDir" / "train.png")
+    (tmp_path / "annotations" / "more").mkdir(parents=True)
+    (tmp_path / "annotations" / "more" / "all.json").write_text("{}")
+    assert open_source(str(tmp_path)).classes == ("ant", "cat")
+
+
+@pytest.mark.parametrize("beside", ["bus/1.png", "more/of/it/1.png", "1.png"])
+def test_train_beside_other_images_is_no_split(tmp_path, beside):
+    put(tmp_path / "train" / "1.png")
+    put(tmp_path / beside)
+    assert set(names(open_source(str(tmp_path)), tmp_path)) == {"train/1.png", beside}
+    with pytest.raises(InputError, match="has no held-out part"):
         open_source(str(tmp_path), "test")
+
+
+def test_a_class_called_train(tmp_path):
+    for kind in ("bicycle", "bus", "train"):
+        for number in range(10):
+            put(tmp_path / "vehicles" / kind / f"{number}.png")
+    source = open_source(str(tmp_path / "vehicles"))
+    assert len(source) == 30 and source.classes == ("bicycle", "bus", "train")
+
+
+def test_classes_that_differ_in_unicodes_normal_form_are_one(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for folder in (f"train/{composed}", f"train/{decomposed}", "train/tea", f"val/{decomposed}"):
+        put(tmp_path / folder / "1.png")
+    train, test = open_source(str(tmp_path)), open_source(str(tmp_path), "test")
+    assert train.classes == (composed, "tea") and test.classes == (composed,)
+    assert sorted(train.label(index) for index in range(3)) == [0, 0, 1]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_classes_that_are_links_to_one_folder(tmp_path, inside):
+    root, store = tmp_path / "root", tmp_path / ("root/dog" if inside else "store")
+    put(root / "ant" / "1.png")
+    put(store / "1.png")
+    for name in ("hound",) if inside else ("dog", "hound"):
+        (root / name).symlink_to(store)
+    source = open_source(str(root))
+    assert len(source) == 2 and source.classes is None
+    assert source.why_unlabelled.startswith("'dog' and 'hound' are one folder, whose images would have two classes")
 
 
 def test_no_held_out_part(tmp_path):

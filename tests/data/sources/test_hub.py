@@ -1,6 +1,7 @@
 """Hugging Face datasets from local disk, and what is said when they cannot be had."""
 
 import io
+import pickle
 import sys
 
 import datasets
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficient_mae.data import UnreadableImage, open_source
+from efficient_mae.data import DataChoice, UnreadableImage, open_labelled, open_source
 from efficient_mae.errors import InputError
 
 
@@ -24,6 +25,10 @@ def png(shade: int) -> bytes:
     return file.getvalue()
 
 
+def photo(shade: int) -> dict:
+    return {"bytes": png(shade), "path": None}
+
+
 def rows(cells, labels=(1, 0, -1), **others) -> datasets.Dataset:
     features = {"id": datasets.Value("string"), "photo": datasets.Image(), **others}
     data = {"id": [str(i) for i in range(len(cells))], "photo": cells}
@@ -31,6 +36,15 @@ def rows(cells, labels=(1, 0, -1), **others) -> datasets.Dataset:
         features["kind"] = datasets.ClassLabel(names=["cat", "dog"])
         data["kind"] = list(labels)
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+
+
+def test_images_are_told_by_a_digest(tmp_path):
+    """Wherever they lie; as rows have no names, of a few that are stored."""
+    digests = []
+    for name, shades in (("a", (3, 4)), ("b", (3, 4)), ("c", (3, 5))):
+        rows([photo(shade) for shade in shades], labels=()).save_to_disk(tmp_path / name)
+        digests.append(open_source(f"hf:{tmp_path}/{name}").fingerprint())
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_saved_to_disk(tmp_path):
@@ -58,7 +72,7 @@ def test_splits(tmp_path, held_out):
 
 
 def test_an_only_split_is_the_training_part(tmp_path):
-    datasets.DatasetDict({"everything": rows([{"bytes": png(3), "path": None}], [0])}).save_to_disk(tmp_path / "s")
+    datasets.DatasetDict({"everything": rows([photo(3)], [0])}).save_to_disk(tmp_path / "s")
     assert open_source(f"hf:{tmp_path}/s").image(0).getpixel((0, 0)) == 3
 
 
@@ -77,13 +91,144 @@ def test_parquet_file(tmp_path):
     assert source.classes is None and source.label(0) is None
 
 
-def test_integer_labels(tmp_path):
-    data = {"label": [2, 0, None], "photo": [{"bytes": png(4), "path": None}] * 3}
-    features = datasets.Features({"label": datasets.Value("int64"), "photo": datasets.Image()})
+@pytest.mark.parametrize(
+    ("column", "kind", "cells", "classes", "labels"),
+    [
+        ("label", "int64", [2, 0, None, -1], ("0", "2"), [1, 0, None, None]),
+        ("labels", "int8", [1, 2, 10, 2], ("1", "2", "10"), [0, 1, 2, 1]),
+        ("label", "string", ["dog", "cat", None, "dog"], ("cat", "dog"), [1, 0, None, 1]),
+        ("labels", "large_string", ["cafe\u0301", "caf\u00e9", "tea", ""], ("caf\u00e9", "tea"), [0, 0, 1, None]),
+        ("label", "bool", [True, False, None, True], ("False", "True"), [1, 0, None, 1]),
+        ("label", "string", ["3", "1", "3", "11"], ("1", "3", "11"), [1, 0, 1, 2]),
+    ],
+)
+def test_labels_of_any_type(tmp_path, column, kind, cells, classes, labels):
+    features = {column: datasets.Value(kind), "photo": datasets.Image()}
+    data = {column: cells, "photo": [photo(4)] * 4}
+    datasets.Dataset.from_dict(data, features=datasets.Features(features)).save_to_disk(tmp_path / "s")
+    source = open_source(f"hf:{tmp_path}/s")
+    assert source.classes == classes and source.why_unlabelled == ""
+    assert [source.label(i) for i in range(4)] == labels
+
+
+def test_names_of_classes_that_differ_in_unicodes_normal_form(tmp_path):
+    kinds = datasets.ClassLabel(names=["cafe\u0301", "tea", "caf\u00e9"])
+    features = datasets.Features({"kind": kinds, "photo": datasets.Image()})
+    data = {"kind": [2, 1, 0, -1], "photo": [photo(4)] * 4}
     datasets.Dataset.from_dict(data, features=features).save_to_disk(tmp_path / "s")
     source = open_source(f"hf:{tmp_path}/s")
-    assert source.classes == ("0", "1", "2")
-    assert [source.label(i) for i in range(3)] == [2, 0, None]
+    assert source.classes == ("caf\u00e9", "tea")
+    assert [source.label(i) for i in range(4)] == [0, 1, 0, None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        (
+            {"fine": datasets.ClassLabel(names=["a"]), "coarse": datasets.ClassLabel(names=["b"])},
+            "fine and coarse may",
+        ),
+        (
+            {"species": datasets.Value("int64")},
+            "no column is called label or labels or cls or class, to be the class",
+        ),
+        ({"label": datasets.Value("float32")}, "the column label holds float32, not one number, word or truth value"),
+        ({"label": datasets.List(datasets.Value("int64"))}, "the column label holds List, not one number"),
+        ({"label": datasets.Value("int64"), "class": datasets.Value("int64")}, "label and class may be the class"),
+    ],
+)
+def test_why_there_are_no_labels(tmp_path, columns, why):
+    cells = {name: [[0]] if isinstance(kind, datasets.List) else [0] for name, kind in columns.items()}
+    features = datasets.Features({**columns, "photo": datasets.Image()})
+    datasets.Dataset.from_dict({**cells, "photo": [photo(4)]}, features=features).save_to_disk(tmp_path / "s")
+    source = open_source(f"hf:{tmp_path}/s")
+    assert source.classes is None and source.label(0) is None and source.why_unlabelled.startswith(why)
+    with pytest.raises(InputError, match=f"data=hf:.*: has no labels: {why}"):
+        open_labelled(f"hf:{tmp_path}/s")
+
+
+def test_the_column_of_labels_is_chosen(tmp_path):
+    kinds = {"fine": datasets.ClassLabel(names=["a", "b"]), "coarse": datasets.Value("string")}
+    features = datasets.Features({**kinds, "photo": datasets.Image()})
+    data = {"fine": [1, 0], "coarse": ["x", "y"], "photo": [photo(4)] * 2}
+    datasets.Dataset.from_dict(data, features=features).save_to_disk(tmp_path / "s")
+    for column, classes in {"fine": ("a", "b"), "coarse": ("x", "y")}.items():
+        assert open_source(f"hf:{tmp_path}/s", "train", DataChoice(label=column)).classes == classes
+    with pytest.raises(
+        InputError, match=r"label='fines': is no column; did you mean fine\?; its columns: fine, coarse"
+    ):
+        open_source(f"hf:{tmp_path}/s", "train", DataChoice(label="fines"))
+
+
+def test_the_column_of_images_is_chosen(tmp_path):
+    features = {name: datasets.Image() for name in ("mask", "photo")}
+    data = {"mask": [photo(1)], "photo": [photo(2)]}
+    datasets.Dataset.from_dict(data, features=datasets.Features(features)).save_to_disk(tmp_path / "s")
+    with pytest.raises(InputError, match="several columns hold images: name one with --column mask or photo"):
+        open_source(f"hf:{tmp_path}/s")
+    for column, shade in (("mask", 1), ("photo", 2)):
+        source = open_source(f"hf:{tmp_path}/s", "train", DataChoice(column=column))
+        assert source.image(0).getpixel((0, 0)) == shade
+    with pytest.raises(
+        InputError, match=r"column='fotos': has no images; did you mean photo\?; those that do: mask, photo"
+    ):
+        open_source(f"hf:{tmp_path}/s", "train", DataChoice(column="fotos"))
+
+
+def test_a_column_called_image_is_the_image(tmp_path):
+    features = {name: datasets.Image() for name in ("annotation", "image")}
+    data = {"annotation": [photo(1)], "image": [photo(2)]}
+    datasets.Dataset.from_dict(data, features=datasets.Features(features)).save_to_disk(tmp_path / "s")
+    assert open_source(f"hf:{tmp_path}/s").image(0).getpixel((0, 0)) == 2
+
+
+def test_images_within_others(tmp_path):
+    inner = {"picture": datasets.Image(), "label": datasets.Value("string")}
+    data = {"sample": [{"picture": photo(shade), "label": f"n{shade}"} for shade in (3, 4)]}
+    datasets.Dataset.from_dict(data, features=datasets.Features({"sample": inner})).save_to_disk(tmp_path / "s")
+    source = open_source(f"hf:{tmp_path}/s", "train", DataChoice(label="sample.label"))
+    assert [source.image(i).getpixel((0, 0)) for i in range(2)] == [3, 4]
+    assert source.classes == ("n3", "n4") and source.label(1) == 1
+
+
+def test_lists_of_images(tmp_path):
+    features = datasets.Features({"views": datasets.List(datasets.Image()), "label": datasets.Value("int64")})
+    cells = [[photo(1), photo(2)], [], None, [photo(3), {"bytes": b"damage", "path": None}], [photo(5)]]
+    whole = datasets.Dataset.from_dict({"views": cells, "label": [7, 8, 9, 10, 11]}, features=features)
+    whole.select([4, 3, 1, 2, 0]).save_to_disk(tmp_path / "s")
+    source = pickle.loads(pickle.dumps(open_source(f"hf:{tmp_path}/s")))
+    assert [source.sample_name(i).rpartition(" ")[2] for i in range(len(source))] == [
+        "train[0][0]",
+        "train[1][0]",
+        "train[1][1]",
+        "train[4][0]",
+        "train[4][1]",
+    ]
+    assert [source.image(i).getpixel((0, 0)) for i in (0, 1, 3, 4)] == [5, 3, 1, 2]
+    assert [source.classes[source.label(i)] for i in range(5)] == ["11", "10", "10", "7", "7"]
+    with pytest.raises(UnreadableImage, match=r"train\[1\]\[1\]"):
+        source.image(2)
+
+
+def test_any_split_and_part(tmp_path):
+    parts = {"train": range(1, 3), "unlabeled": range(10, 20), "dev": range(30, 32)}
+    tables = {name: rows([photo(shade) for shade in shades], None) for name, shades in parts.items()}
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "s")
+
+    def shades(part, **choice):
+        source = open_source(f"hf:{tmp_path}/s", part, DataChoice(**choice))
+        return [source.image(i).getpixel((0, 0)) for i in range(len(source))]
+
+    assert shades("train") == [1, 2]
+    assert shades("train", split="unlabeled") == list(range(10, 20))
+    assert shades("train", split="unlabeled[:30%]") == [10, 11, 12]
+    assert shades("train", split="train+unlabeled[-2:]") == [1, 2, 18, 19]
+    assert shades("test", val_split="dev", split="unlabeled") == [30, 31]
+    with pytest.raises(InputError, match="no held-out part: it has the splits train, unlabeled, dev, .*--val_split"):
+        shades("test")
+    for split in ("unlabelled", "train[", "train[:30", ""):
+        with pytest.raises(InputError, match="split='.*': .*; its splits: train, unlabeled, dev"):
+            shades("train", split=split)
 
 
 def test_folder_of_images(tmp_path):

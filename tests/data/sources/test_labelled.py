@@ -38,13 +38,46 @@ def test_held_out_images_elsewhere_go_by_their_classes_names(tmp_path: Path):
         open_labelled(str(write(tmp_path / "three", a=1, b=1)), str(elsewhere))
 
 
+def test_held_out_images_of_one_class(tmp_path: Path):
+    train, one = write(tmp_path / "one", a=2, b=2), write(tmp_path / "two", b=3)
+    found = open_labelled(str(train), str(one))
+    assert [found.test.label(index) for index in range(3)] == [1, 1, 1]
+    # Classes are numbered by name where both parts are split, too.
+    both = open_labelled(str(write(tmp_path / "three", train__a=1, train__b=1, valid__b=1)))
+    assert both.test.label(0) == 1
+
+
+def test_the_held_out_part_of_other_data_is_not_their_training_part(tmp_path: Path):
+    train = write(tmp_path / "one", a=2, b=2)
+    with pytest.raises(ValueError, match=r"val_data=.*two: held-out images of 1 classes .* the first 'c'"):
+        open_labelled(str(train), str(write(tmp_path / "two", train__a=1, val__c=1)))
+
+
 @pytest.mark.parametrize(
     ("counts", "what"),
     [
-        ({"train__a": 3, "val__a": 1}, "has no labels; give a folder with a subfolder per class, two at least"),
-        ({"": 5}, "has no labels"),
+        ({"train__a": 3, "val__a": 1}, "data=.*: all 3 images are of one class, 'a'; give two at least"),
+        (
+            {"": 5},
+            r"data=.*: has no labels: 5 of 5 images lie in no folder of a class, the first .*/0.png; a class is",
+        ),
+        (
+            {"train__a": 2, "train__b": 2, "val": 3},
+            r"has no labels: 3 of 3 images lie in no .*, the first .*/val/0.png",
+        ),
+        (
+            {"train__a": 2, "train__b": 2, "train": 1, "val__a": 1},
+            r"1 of 5 images lie in no .*, the first .*train/0.png",
+        ),
+        (
+            {"train__a": 2, "train__b__c": 2, "val__a": 1},
+            r"2 of 4 images lie deeper .*, the first .*/train/b/c/0.png",
+        ),
         ({"a": 2, "b": 2}, "has no held-out part"),
-        ({"train__a": 2, "train__b": 2, "val__a": 1, "val__c": 1}, "class folder 'c'"),
+        (
+            {"train__a": 2, "train__b": 2, "val__a": 1, "val__c": 1},
+            "1 classes that no training image has, the first 'c'",
+        ),
     ],
 )
 def test_folders_that_cannot_be_learned_from(tmp_path: Path, counts: dict[str, int], what: str):
@@ -63,14 +96,14 @@ def test_folders_that_cannot_be_learned_from(tmp_path: Path, counts: dict[str, i
 )
 def test_labels_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, train: list[int], test: list[int], what: str):
     parts = {"train": array(("a", "b"), train), "test": array(("a", "b"), test)}
-    monkeypatch.setattr(labelled, "open_source", lambda spec, split: parts[split])
+    monkeypatch.setattr(labelled, "open_source", lambda spec, part, choice: parts[part])
     with pytest.raises(ValueError, match=what):
         open_labelled("somewhere")
 
 
 def test_a_held_out_class_without_training_images(monkeypatch: pytest.MonkeyPatch):
     parts = {"train": array(("a", "b", "c"), [0, 1, 1]), "test": array(("a", "b", "c"), [0, 2])}
-    monkeypatch.setattr(labelled, "open_source", lambda spec, split: parts[split])
+    monkeypatch.setattr(labelled, "open_source", lambda spec, part, choice: parts[part])
     with pytest.raises(ValueError, match="1 classes that no training image has, the first 'c'"):
         open_labelled("somewhere")
 

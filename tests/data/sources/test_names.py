@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficient_mae.console import printable
-from efficient_mae.data.sources.names import MAX_CLASSES, PackedNames, numbered_classes
+from efficient_mae.data.sources.names import MAX_CLASSES, PackedNames, classes_of
 
 
 @given(st.lists(st.binary(max_size=12)))
@@ -70,7 +70,27 @@ def test_printable_keeps_what_can_be_read():
     assert printable(b"a\nb\xff.jpg") == "a\\nb\\xff.jpg"
 
 
-def test_numbered_classes():
-    assert numbered_classes(2) == ("0", "1", "2")
-    assert numbered_classes(-1) is None
-    assert numbered_classes(MAX_CLASSES) is None
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (["2", "0", "1"], ("0", "1", "2"), [2, 0, 1]),
+        (["10", "9", "1", "-1"], ("1", "9", "10"), [2, 1, 0, -1]),
+        (["07", "7", "8"], ("7", "8"), [0, 0, 1]),
+        (["dog", "cat", ""], ("cat", "dog"), [1, 0, -1]),
+        (["caf\u00e9", "cafe\u0301", "tea"], ("caf\u00e9", "tea"), [0, 0, 1]),
+        (["1", "2", "damage"], ("1", "2"), [0, 1, -1]),
+        (["a", "b", "7"], ("a", "b"), [0, 1, -1]),
+        (["1", str(MAX_CLASSES), "9" * 5000], ("1",), [0, -1, -1]),
+        (["False", "True"], ("False", "True"), [0, 1]),
+        (["-1"], None, [-1]),
+        ([], None, []),
+    ],
+)
+def test_classes_are_what_occurs(labels: list[str], classes: tuple[str, ...] | None, numbers: list[int]):
+    found = classes_of(labels)
+    assert (found[0], found[1].tolist()) == (classes, numbers)
+
+
+def test_labels_that_number_the_images_are_no_classes():
+    assert classes_of(map(str, range(MAX_CLASSES)))[0] is not None
+    assert classes_of(f"caption {number}" for number in range(MAX_CLASSES + 1))[0] is None

@@ -5,7 +5,7 @@ import pickle
 import pytest
 from PIL import Image
 
-from efficient_mae.data import Source, open_source
+from efficient_mae.data import DataChoice, Source, open_source
 from efficient_mae.errors import InputError
 
 
@@ -52,7 +52,13 @@ def test_what_is_not_there(spec, message):
 
 @pytest.mark.parametrize(
     "file, message",
-    [("a.png", "give the folder"), ("a.tar", "did you mean wds:"), ("a.parquet", "did you mean hf:")],
+    [
+        ("a.png", "give the folder"),
+        ("a.tar", "did you mean wds:"),
+        ("a.parquet", "did you mean hf:"),
+        ("a b.ZIP", r"unpack it \(unzip -q '.*/a b.ZIP' -d '.*/a b'\) and give the folder"),
+        ("a.tar.gz", "unpack it and give the folder"),
+    ],
 )
 def test_a_file_is_no_folder(tmp_path, file, message):
     (tmp_path / file).touch()
@@ -60,6 +66,20 @@ def test_a_file_is_no_folder(tmp_path, file, message):
         open_source(str(tmp_path / file))
 
 
-def test_splits_are_train_and_test():
-    with pytest.raises(InputError, match="split='val': must be 'train' or 'test'"):
+def test_parts_are_train_and_test():
+    with pytest.raises(InputError, match="part='val': must be 'train' or 'test'"):
         open_source("fashion-mnist-sample", "val")
+
+
+@pytest.mark.parametrize(
+    "spec, choice, message",
+    [
+        ("fashion-mnist-sample", {"split": "train"}, "split='train': is for hf: data, which 'fashion-mnist-sample'"),
+        ("photos", {"column": "image"}, "column='image': is for hf: data"),
+        ("hf:somewhere", {"key": "jpg"}, "key='jpg': is for wds: data"),
+        ("photos", {"label": "kind"}, "label='kind': is for hf: and wds: data"),
+    ],
+)
+def test_what_leaves_no_choice(spec, choice, message):
+    with pytest.raises(InputError, match=message):
+        open_source(spec, "train", DataChoice(**choice))

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import tarfile
 
 import braceexpand
@@ -10,7 +11,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from efficient_mae.data import UnreadableImage, open_source
+from efficient_mae.data import DataChoice, UnreadableImage, open_labelled, open_source
+from efficient_mae.data.sources import shard_index
 from efficient_mae.data.sources.shards import expand_braces
 from efficient_mae.errors import InputError
 
@@ -104,8 +106,7 @@ def test_members_of_a_sample(tmp_path):
     members = [
         ("x/1.cls", b"1"),  # a label before its image
         ("x/1.npy", b"features, no image"),
-        ("x/1.seg.JPEG", png(1)),
-        ("x/1.png", png(99)),  # only the first image counts
+        ("x/1.seg.JPEG", png(1)),  # an image of any ending, where it is the only one
         ("x/2.txt", b"no image in this sample"),
         ("x/2.cls", b"7"),
         ("x/3.png", png(3)),  # no label of its own
@@ -113,12 +114,158 @@ def test_members_of_a_sample(tmp_path):
         ("y.d/3.cls", b"not a number"),
         ("y.d/4.png", png(5)),
         ("y.d/4.cls", b"99999999999999"),
+        ("y.d/4.png", png(6)),  # the sample again
+        ("y.d/4.cls", b"10"),
     ]
     write_members(tmp_path / "a.tar", members)
     source = open_source(f"wds:{tmp_path}/a.tar")
-    assert shades(source) == [1, 3, 4, 5]
-    assert [source.label(i) for i in range(4)] == [1, None, None, None]
-    assert source.classes == ("0", "1")
+    assert shades(source) == [1, 3, 4, 5, 6]
+    assert [source.label(i) for i in range(5)] == [0, None, None, None, 1]
+    assert source.classes == ("1", "10")
+
+
+def test_arrays_are_images_where_they_are_asked_for(tmp_path):
+    array = io.BytesIO()
+    np.save(array, np.full((4, 5, 13), 700, np.uint16))
+    write_members(tmp_path / "a.tar", [("1.jpg", png(1)), ("1.npy", array.getvalue()), ("2.npy", array.getvalue())])
+    assert len(open_source(f"wds:{tmp_path}/a.tar")) == 1
+    source = open_source(f"wds:{tmp_path}/a.tar", choice=DataChoice(key="npy"))
+    raster = source.open(1).numbers()
+    assert len(source) == 2 and raster is not None and (raster.bands, raster.size) == (13, (5, 4))
+    assert (raster.window(0, 0, 4, 5) == 700).all()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["scan.0000.jpg", "scan.0001.jpg", "scan.0002.jpg"],
+        ["IMG_2020.01.05.JPG", "IMG_2020.01.06.JPG", "IMG_2020.02.05.JPG"],
+        ["0.5.png", "0.75.png", "1.0.final.png"],
+    ],
+)
+def test_names_with_dots(tmp_path, names):
+    members = []
+    for number, name in enumerate(names):
+        members += [(f"f/{name}", png(number)), (f"f/{re.sub('(.final)?.[a-zA-Z]+$', '', name)}.cls", b"%d" % number)]
+    write_members(tmp_path / "a.tar", members)
+    source = open_source(f"wds:{tmp_path}/a.tar")
+    assert shades(source) == [0, 1, 2]
+    assert [source.label(i) for i in range(3)] == [0, 1, 2]
+
+
+def test_what_a_machine_put_there_is_left_out(tmp_path):
+    names = [
+        "._0000.jpg",
+        "0000.jpg",
+        "__MACOSX/._0000.jpg",
+        "f/@eaDir/0000.jpg/THUMB.jpg",
+        ".hidden/1.jpg",
+        "./2.jpg",
+    ]
+    write_members(tmp_path / "a.tar", [(name, png(number)) for number, name in enumerate(names)])
+    assert shades(open_source(f"wds:{tmp_path}/a.tar")) == [1, 5]
+
+
+def test_several_images_in_a_sample(tmp_path):
+    members = [
+        ("0.depth.png", png(1)),
+        ("0.jpg", png(2)),
+        ("0.cls", b"4"),
+        ("1.jpg", png(3)),
+        ("2.depth.png", png(5)),
+    ]
+    path = write_members(tmp_path / "a.tar", members)
+    with pytest.raises(InputError) as caught:
+        open_source(f"wds:{path}")
+    assert str(caught.value) == (
+        f"{path}: 0.depth.png and 0.jpg are images of one sample: give --key depth.png or --key jpg, or --key '*' to "
+        "take each as a sample"
+    )
+
+    def chosen(key):
+        return open_source(f"wds:{path}", "train", DataChoice(key=key))
+
+    with pytest.warns(UserWarning, match="1 samples left out: they hold images, but none as key='jpg' has it"):
+        pictures = chosen("jpg")
+    assert shades(pictures) == [2, 3] and [pictures.label(i) for i in range(2)] == [0, None]
+    assert shades(chosen(".JPG, depth.png")) == [2, 3, 5]
+    assert shades(chosen("depth.png,jpg")) == [1, 3, 5]
+    assert shades(chosen("*")) == [1, 2, 3, 5]
+    with pytest.raises(InputError, match="no image in 1 shards whose name ends as key='webp' has it"):
+        chosen("webp")
+
+
+def test_names_with_dots_that_are_no_numbers(tmp_path):
+    members = [("J.Smith.png", png(1)), ("J.Smith.cls", b"x"), ("J.Doe.png", png(2)), ("J.Doe.cls", b"y")]
+    path = write_members(tmp_path / "a.tar", members)
+    with pytest.raises(InputError, match=r"J\.Smith\.png and J\.Doe\.png are images of one sample"):
+        open_source(f"wds:{path}")
+    source = open_source(f"wds:{path}", "train", DataChoice(key="*"))
+    assert shades(source) == [1, 2] and source.classes == ("x", "y") and source.label(1) == 1
+
+
+def labelled(path, contents, **choice):
+    """The classes of samples whose labels are members' contents, by the members' ending."""
+    members = []
+    for number, held in enumerate(contents):
+        members += [(f"{number}.{ending}", content) for ending, content in held.items()]
+        members.append((f"{number}.png", png(number)))
+    source = open_source(f"wds:{write_members(path, members)}", "train", DataChoice(**choice))
+    return source, [None if source.label(i) is None else source.classes[source.label(i)] for i in range(len(source))]
+
+
+def test_labels_are_words_or_numbers(tmp_path):
+    source, labels = labelled(
+        tmp_path / "a.tar", [{"cls": b"tabby cat\n"}, {"cls": b"dog"}, {"cls": b"cafe\xcc\x81"}]
+    )
+    assert source.classes == ("caf\u00e9", "dog", "tabby cat") and labels == ["tabby cat", "dog", "caf\u00e9"]
+    source, labels = labelled(tmp_path / "b.tar", [{"cls": b"10"}, {"cls": b"9"}, {"cls": b""}, {"cls": b"-1"}])
+    assert source.classes == ("9", "10") and labels == ["10", "9", None, None]
+
+
+def test_labels_in_json(tmp_path):
+    contents = [
+        {"json": b'{"label": "cat", "kind": 1}'},
+        {"json": b'{"kind": 2, "class": "dog"}'},
+        {"json": b'{"label": ["cat"]}'},
+        {"json": b"[" * 100_000},
+        {"json": b"no json"},
+        {"json": b'{"label": "cat", "kind": true}', "cls": b"cls counts for more"},
+    ]
+    source, labels = labelled(tmp_path / "a.tar", contents)
+    assert labels == ["cat", "dog", None, None, None, "cls counts for more"] and source.why_unlabelled == ""
+    assert labelled(tmp_path / "a.tar", contents[:2], label="kind")[1] == ["1", "2"]
+    source, labels = labelled(tmp_path / "a.tar", contents[:2], label="species")
+    assert source.classes is None and labels == [None, None]
+    assert source.why_unlabelled.startswith("its samples have no .json member with an entry called species")
+
+
+def test_labels_of_several_shards(tmp_path):
+    labelled(tmp_path / "0.tar", [{"cls": b"b"}, {"cls": b"a"}])
+    labelled(tmp_path / "1.tar", [{}, {"cls": b"c"}, {"cls": b"b"}])
+    write_members(tmp_path / "2.tar", [("x.png", png(1))])
+    source = open_source(f"wds:{tmp_path}")
+    assert source.classes == ("a", "b", "c")
+    assert [source.label(i) for i in range(6)] == [1, 0, None, 2, 1, None]
+
+
+def test_why_there_are_no_labels(tmp_path):
+    path = write(tmp_path / "a.tar", [1, 2], labels=False)
+    with pytest.raises(
+        InputError, match="has no labels: its samples have neither a .cls member nor a .json member with"
+    ):
+        open_labelled(f"wds:{path}")
+
+
+def test_the_index_of_one_choice_is_not_anothers(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_index, "cache_folder", lambda: tmp_path / "cache")
+    path = write_members(
+        tmp_path / "a.tar", [("0.png", png(1)), ("0.seg.png", png(2)), ("0.json", b'{"a": 1, "b": 2}')]
+    )
+    for key, label, shade, classes in [("png", "a", 1, ("1",)), ("seg.png", "a", 2, ("1",)), ("png", "b", 1, ("2",))]:
+        for _ in range(2):
+            source = open_source(f"wds:{path}", "train", DataChoice(key=key, label=label))
+            assert shades(source) == [shade] and source.classes == classes
 
 
 def test_long_and_odd_names(tmp_path):

@@ -26,9 +26,9 @@ def handlers() -> Iterator[dict]:
 def test_a_signal_is_noted_and_handlers_are_given_back(handlers: dict, number: int):
     requests = StopRequests(ALONE)
     with requests.noted():
-        assert requests.agreed() == 0
+        assert requests.agreed().stop == 0
         signal.raise_signal(number)
-        assert requests.agreed() == number
+        assert requests.agreed().stop == number
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
 
 
@@ -47,7 +47,7 @@ def test_an_ignored_signal_stays_ignored(handlers: dict):
     requests = StopRequests(ALONE)
     with requests.noted():
         signal.raise_signal(signal.SIGINT)
-    assert requests.agreed() == 0 and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert requests.agreed().stop == 0 and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_another_thread_leaves_signals_alone(handlers: dict):

@@ -137,6 +137,14 @@ class TrainDataset(Dataset[TrainBatch]):
             f"{name}: {damaged[name]}"
         )
 
+    def reads(self, index: int) -> bool:
+        """Whether this image can be read."""
+        try:
+            self.crop(index, [0], _open(self.source, index, self.min_size))
+        except UnreadableImage:
+            return False
+        return True
+
     def _masks(self, pairs: Sequence[tuple[int, int]]) -> Flat[Any] | None:
         if self.make_masks is None or self.num_patches is None:
             return None

@@ -317,6 +317,8 @@ def _plain(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB, or RGBA where it has transparency of any kind."""
     if image.mode in ("L", "RGB", "RGBA") and "transparency" not in image.info:
         return image
+    if image.mode == "La":  # grey that is multiplied by its alpha, which PIL makes nothing else of
+        image = image.convert("LA")
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")

@@ -5,13 +5,12 @@ from functools import cache
 
 from PIL import Image
 
-from efficient_mae.data.images.rasters import EXTENSIONS
+from efficient_mae.data.images.rasters import EXTENSIONS, HEIF, has_brand
 
 # EPS runs Ghostscript on the file's program, and training must not run what it should only read; the others
 # are recognised by PIL but have no decoder.
 _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
-# HEIF's brands, one of which stands in a file's first box, and endings.
-_HEIF, _HEIF_ENDINGS = (b"heic", b"heix", b"heim", b"heis"), {"heic", "heif"}
+_HEIF_ENDINGS = {"heic", "heif"}
 
 
 @cache
@@ -31,13 +30,13 @@ def extensions() -> frozenset[str]:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """The picture in an image file, by its head; of HEIF, 8 bits of what may be more.
+    """The picture in an image file, by its head.
 
     Raises:
         ImportError: what reads it isn't installed.
         Exception: whatever PIL and its plugins raise where it is damaged, or no picture.
     """
-    if data[4:8] == b"ftyp" and any(brand in data[8:40] for brand in _HEIF):
+    if has_brand(data, HEIF):
         from pillow_heif.as_plugin import HeifImageFile  # not told to PIL, which others in this process use too
 
         return HeifImageFile(io.BytesIO(data))

@@ -11,7 +11,7 @@ import struct
 from abc import ABC, abstractmethod
 from itertools import product
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -25,9 +25,12 @@ _NUMBERS = "biuf"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG, _NPY, _ZIP, _DICOM = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"PK\x03\x04", b"DICM"
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_JPEG_XL = (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")
+# HEIF's and AVIF's brands, one of which stands in a file's first box.
+HEIF, _AVIF = (b"heic", b"heix", b"heim", b"heis"), (b"avif", b"avis")
 # Endings of files that hold arrays, images or not, and of all that are read here and not by PIL.
 ARRAYS = frozenset({"npy", "npz"})
-EXTENSIONS = ARRAYS | {"dcm"}
+EXTENSIONS = ARRAYS | {"dcm", "jxl"}
 # Formats of which a part is read without the rest; a file of them is not read before it is asked for a window.
 WINDOWED = frozenset({"npy", "tif", "tiff"})
 # TIFF's numbers for extra samples that are alpha, for planes that lie apart, and for grey whose 0 is white.
@@ -122,7 +125,7 @@ class TiffRaster(Raster):
                 part[:] = taken[: part.shape[0], : part.shape[1]]
         return values
 
-    def _segment(self, file: IO[bytes], index: int) -> np.ndarray | None:
+    def _segment(self, file: io.IOBase, index: int) -> np.ndarray | None:
         """A strip or tile, (rows, columns, samples); None where none is stored, which means zeros."""
         offset, size = self._segments[index]
         if not size:
@@ -166,7 +169,18 @@ def open_raster(data: bytes | Path) -> Raster | None:
         return _decoded("png_decode", data)
     if head.startswith(_JPEG_2000) and _jpeg_2000_bits(head) > 8:
         return _decoded("jpeg2k_decode", data)
+    if head.startswith(_JPEG_XL):
+        return _decoded("jpegxl_decode", data)
+    if has_brand(head, _AVIF) and _avif_is_deep(_content(data)):
+        return _decoded("avif_decode", data)
+    if has_brand(head, HEIF):
+        return _heif(_content(data))
     return None
+
+
+def has_brand(head: bytes, brands: tuple[bytes, ...]) -> bool:
+    """Whether a file's first box has one of these names of formats."""
+    return head[4:8] == b"ftyp" and any(brand in head[8:40] for brand in brands)
 
 
 def _head(file: Path) -> bytes:
@@ -231,6 +245,19 @@ def _dicom(data: bytes) -> Raster:
     if int(getattr(file, "NumberOfFrames", 1) or 1) > 1:
         values = values[0]
     return ArrayRaster(apply_rescale(values, file), inverted=file.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _avif_is_deep(data: bytes) -> bool:
+    """Whether a channel has 10 or 12 bits: a flag in the box `av1C`."""
+    place = data.find(b"av1C")
+    return place >= 0 and bool(data[place + 6] & 0x40)
+
+
+def _heif(data: bytes) -> Raster | None:
+    import pillow_heif
+
+    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    return ArrayRaster(np.asarray(file)) if file.info.get("bit_depth", 8) > 8 else None
 
 
 def _jpeg_2000_bits(head: bytes) -> int:

@@ -54,6 +54,7 @@ class ArraySource:
     ) -> None:
         self.name = name
         self.classes: tuple[str, ...] | None = classes
+        self.why_unlabelled = ""
         self._images = images
         self._labels = labels
 

@@ -12,10 +12,8 @@ from PIL import Image
 from efficient_mae.console import printable
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, open_file
 from efficient_mae.data.images.formats import extensions
-from efficient_mae.data.sources.names import PackedNames
-from efficient_mae.errors import InputError
-
-HELD_OUT = ("val", "validation", "test")
+from efficient_mae.data.sources.names import HELD_OUT, PackedNames, class_name, is_hidden
+from efficient_mae.errors import InputError, NoHeldOutPart
 
 
 class FolderSource:
@@ -24,27 +22,28 @@ class FolderSource:
     Attributes:
         name: what was asked for.
         classes: the names of the class folders, sorted; None where the folder is not laid out by class.
+        why_unlabelled: what keeps it from being so; empty where it is.
     """
 
-    def __init__(self, root: Path, name: str, class_root: Path | None = None) -> None:
-        """Lists the images under `root`.
-
-        Args:
-            class_root: the folder whose subfolders number the classes; `root` itself unless given.
-
-        Raises:
-            InputError: there is no image in it, or it holds a class folder that `class_root` lacks.
-        """
+    def __init__(self, root: Path, name: str) -> None:
+        """Lists the images under `root`; raises InputError where there is none."""
         self.name = printable(name)
         self._root = os.fsencode(root)
         folders: list[bytes] = []
-        self._names = PackedNames(_scan(self._root, folders))
+        twins: list[tuple[bytes, bytes]] = []
+        self._names = PackedNames(_scan(self._root, folders, twins))
         if not len(self._names):
             raise InputError(
                 f"no image in {printable(self._root)}: no file whose name ends in .jpg, .png or the like"
             )
-        self._label_of = _class_numbers(folders, os.fsencode(class_root or root), self._root)
-        self.classes = tuple(map(printable, self._label_of)) if self._label_of else None
+        same = (pair for pair in twins if pair[0] in folders and all(pair) and b"/" not in b"".join(pair))
+        self._twins = next(same, None)
+        self.classes: tuple[str, ...] | None = None
+        self._label_of: dict[bytes, int] = {}
+        if not self._twins and all(folder and b"/" not in folder for folder in folders):
+            self.classes = tuple(sorted(set(map(class_name, folders))))
+            number = {name: label for label, name in enumerate(self.classes)}
+            self._label_of = {folder: number[class_name(folder)] for folder in folders}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -62,9 +61,25 @@ class FolderSource:
             raise UnreadableImage(name, error.strerror or str(error)) from None
 
     def label(self, index: int) -> int | None:
-        if not self._label_of:
-            return None
-        return self._label_of[self._names[index].partition(b"/")[0]]
+        return self._label_of.get(self._names[index].partition(b"/")[0])
+
+    @property
+    def why_unlabelled(self) -> str:
+        if self.classes is not None:
+            return ""
+        rule = f"a class is a folder directly in {printable(self._root)}"
+        if self._twins:
+            one, other = (repr(printable(name)) for name in self._twins)
+            return f"{one} and {other} are one folder, whose images would have two classes; {rule}"
+        depths = [self._names[index].count(b"/") for index in range(len(self))]
+        first = next(index for index, depth in enumerate(depths) if depth != 1)
+        where = "in no folder of a class" if depths[first] == 0 else "deeper than in the folder of a class"
+        count = sum((depth == 0) == (depths[first] == 0) and depth != 1 for depth in depths)
+        return f"{count} of {len(self)} images lie {where}, the first {self.sample_name(first)}; {rule}"
+
+    def fingerprint(self) -> str:
+        """A digest of the images' names, without that of what holds them."""
+        return self._names.digest()
 
     def sample_name(self, index: int) -> str:
         return printable(self._path(index))
@@ -73,38 +88,64 @@ class FolderSource:
         return os.path.join(self._root, self._names[index])  # noqa: PTH118 - bytes, as above
 
 
-def open_folder(root: Path, split: str) -> FolderSource:
-    """The images of one split of a folder.
+def open_folder(root: Path, part: str) -> FolderSource:
+    """One part of a folder.
 
-    A folder that holds `train` is split: `train` is the training part, and the first of `val`, `validation` and
-    `test` that exists is the held-out part. Any other folder is a training part as a whole.
+    A folder that holds `train` is split if it also holds `val`, `valid`, `validation` or `test`, of which the first
+    is the held-out part, or no other images. Any other folder is a training part as a whole. Capitals don't matter.
 
     Raises:
-        InputError: no image is found, or a held-out part is asked for and there is none.
+        InputError: no image is found.
+        NoHeldOutPart: that is asked for, and there is none.
     """
-    part = split_folder(root, split)
-    return FolderSource(part, str(root), class_root=split_folder(root, "train"))
+    parts = find_parts(root)
+    train = parts.get("train")
+    if train and "test" not in parts and _holds_more(root, train):
+        train = None
+    if part == "train":
+        return FolderSource(train or root, str(root))
+    if not train or "test" not in parts:
+        where = printable(str(root))
+        raise NoHeldOutPart(f"{where} has no held-out part: put images in {where}/train and in {where}/val")
+    return FolderSource(parts["test"], str(root))
 
 
-def split_folder(root: Path, split: str) -> Path:
-    """The subfolder of `root` that holds a split, or `root` itself; raises InputError where there is none."""
-    train = root / "train"
-    if split == "train":
-        return train if train.is_dir() else root
-    for name in HELD_OUT:
-        if train.is_dir() and (root / name).is_dir():
-            return root / name
-    where = printable(str(root))
-    raise InputError(f"{where} has no held-out part: put images in {where}/train and in {where}/val")
+def find_parts(root: Path) -> dict[str, Path]:
+    """The subfolder called `train`, and as `test` the first whose name says that it is held out, in any case."""
+    try:
+        folders = [os.fsdecode(entry.name) for entry in _visible(os.fsencode(root)) if _is_folder(entry)]
+    except OSError:  # whoever lists it next says so
+        return {}
+    named: dict[str, Path] = {}
+    for name in sorted(folders, reverse=True):  # small letters first
+        named.setdefault(name.lower(), root / name)
+    test = next((named[name] for name in HELD_OUT if name in named), None)
+    found = {"train": named.get("train"), "test": test}
+    return {part: path for part, path in found.items() if path is not None}
 
 
-def _scan(root: bytes, holders: list[bytes]) -> Iterator[bytes]:
-    """The images under `root`, as paths relative to it; the folders that hold them are added to `holders`.
+def _holds_more(root: Path, train: Path) -> bool:
+    """Whether there are images beside the folder `train`, which is then a class."""
+    for entry in _visible(os.fsencode(root)):
+        if _is_folder(entry):
+            if entry.name != os.fsencode(train.name) and next(_scan(entry.path, [], []), None) is not None:
+                return True
+        elif _is_image(entry):
+            return True
+    return False
+
+
+def _scan(root: bytes, holders: list[bytes], twins: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
+    """The images under `root`, as paths relative to it.
 
     No file is looked at: the listing of a folder tells files from folders. Every folder is read once, however
     many links lead to it, under its own name if that lies below `root`: so loops end.
+
+    Args:
+        holders: the folders that hold images are added.
+        twins: added are the names, the one that is read first, of each folder that links give another name.
     """
-    seen: set[tuple[int, int]] = set()
+    seen: dict[tuple[int, int], bytes] = {}
     real: list[bytes] = [b""]
     linked: list[bytes] = []
     while real or linked:
@@ -115,9 +156,10 @@ def _scan(root: bytes, holders: list[bytes]) -> Iterator[bytes]:
         files, folders = [], []
         try:
             status = os.stat(os.path.join(root, folder))  # noqa: PTH116, PTH118
-            if (status.st_dev, status.st_ino) in seen:
+            first = seen.setdefault((status.st_dev, status.st_ino), folder)
+            if first != folder:
+                twins.append((first, folder))
                 continue
-            seen.add((status.st_dev, status.st_ino))
             for entry in _visible(os.path.join(root, folder)):  # noqa: PTH118
                 if _is_folder(entry):
                     (linked if entry.is_symlink() else folders).append(prefix + entry.name)
@@ -136,10 +178,10 @@ def _scan(root: bytes, holders: list[bytes]) -> Iterator[bytes]:
 
 
 def _visible(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
-    """The entries of a folder, less those whose name begins with a dot: thumbnails, and macOS's shadow files."""
+    """The entries of a folder, less those that a machine has put there for itself."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(b"."):
+            if not is_hidden(entry.name):
                 yield entry
 
 
@@ -154,28 +196,3 @@ def _is_image(entry: os.DirEntry[bytes]) -> bool:
     """Whether a file should be an image. A link that leads nowhere counts, to be named as unreadable later."""
     _, dot, ending = entry.name.rpartition(b".")
     return bool(dot) and ending.lower().decode("latin-1") in extensions() and (entry.is_symlink() or entry.is_file())
-
-
-def _class_numbers(holders: list[bytes], class_root: bytes, root: bytes) -> dict[bytes, int]:
-    """Class folders and their labels; empty unless all images lie in folders directly below, two at least."""
-    if any(not holder or b"/" in holder for holder in holders):
-        return {}
-    classes = holders
-    if class_root != root:
-        classes = [entry.name for entry in _visible(class_root) if _is_folder(entry) and _holds_image(entry.path)]
-    if len(classes) < 2:
-        return {}
-    unknown = sorted(set(holders) - set(classes))
-    if unknown:
-        raise InputError(
-            f"{printable(root)} holds the class folder {printable(unknown[0])!r}, "
-            f"which {printable(class_root)} lacks: the two must have the same classes"
-        )
-    return {name: number for number, name in enumerate(sorted(classes))}
-
-
-def _holds_image(folder: bytes) -> bool:
-    try:
-        return any(not _is_folder(entry) and _is_image(entry) for entry in _visible(folder))
-    except OSError:  # it cannot be listed, and training leaves it out too
-        return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from efficient_mae.data.sources.choice import ANY, DataChoice
 from efficient_mae.data.sources.registry import Source, open_held_out, open_source
 from efficient_mae.data.sources.subset import Subset
 from efficient_mae.errors import InputError
@@ -27,26 +28,30 @@ class LabelledData:
     classes: tuple[str, ...]
 
 
-def open_labelled(spec: str, held_out: str | None = None) -> LabelledData:
+def open_labelled(spec: str, held_out: str | None = None, choice: DataChoice = ANY) -> LabelledData:
     """Open and check labelled data.
 
     Args:
         spec: what `open_source` takes.
         held_out: the same, for held-out images elsewhere: its held-out part if it has one, else all of it.
-            Classes go by their names. None takes the held-out part of `spec`.
+            None takes the held-out part of `spec`. Classes go by their names either way.
+        choice: where the data leave one.
 
     Raises:
         InputError: no such data or no held-out part; images without a label, labels outside the classes' range,
             a single class, or a class in the held-out part that the training part lacks.
     """
-    train = open_source(spec, "train")
+    train = open_source(spec, "train", choice)
     classes = _classes(train, "data", spec)
     present = set(_checked_labels(train, "data", spec).tolist())
     if len(present) < 2:
         only = classes[next(iter(present))]
         raise InputError(f"data={spec}: all {len(train)} images are of one class, {only!r}; give two at least")
     setting, where = ("data", spec) if held_out is None else ("val_data", held_out)
-    test = open_source(spec, "test") if held_out is None else open_held_out(held_out)[0]
+    if held_out is None:
+        test = open_source(spec, "test", choice)
+    else:
+        test = open_held_out(held_out, choice.elsewhere(held_out))[0]
     names = _classes(test, setting, where)
     used = np.unique(_checked_labels(test, setting, where)).tolist()
     number = {name: label for label, name in enumerate(classes)}
@@ -69,10 +74,7 @@ def labels_of(source: Source) -> Int64[np.ndarray, " N"]:
 
 def _classes(source: Source, setting: str, spec: str) -> tuple[str, ...]:
     if source.classes is None:
-        raise InputError(
-            f"{setting}={spec}: has no labels; give a folder with a subfolder per class, two at least, or another "
-            "labelled source"
-        )
+        raise InputError(f"{setting}={spec}: has no labels: {source.why_unlabelled}")
     return source.classes
 
 

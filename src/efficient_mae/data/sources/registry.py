@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,11 +11,15 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from efficient_mae.data.images.decode import OpenedImage
+from efficient_mae.data.sources.choice import ANY, DataChoice
 from efficient_mae.data.sources.fashion_mnist import open_full, open_sample
 from efficient_mae.data.sources.folder import open_folder
 from efficient_mae.data.sources.hub import open_hub
 from efficient_mae.data.sources.shards import open_shards
-from efficient_mae.errors import InputError, nearest
+from efficient_mae.errors import InputError, NoHeldOutPart, nearest
+
+# Endings of files that hold a folder of images, perhaps: no image of them can be read by itself, or not fast.
+_ARCHIVES = (".zip", ".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 
 
 @runtime_checkable
@@ -25,11 +30,16 @@ class Source(Protocol):
 
     Attributes:
         name: what was asked for.
-        classes: the classes' names, which labels index; None when the images are unlabelled.
+        classes: the classes' names, which labels index; None when the images are unlabelled. Parts of the same data
+            may number them differently: :func:`efficient_mae.data.open_labelled` goes by the names.
+        why_unlabelled: why they are, on one line; empty where they are not.
     """
 
     name: str
     classes: tuple[str, ...] | None
+
+    @property
+    def why_unlabelled(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -50,53 +60,69 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A source that can tell whether another one holds the same images."""
+
+    def fingerprint(self) -> str:
+        """A digest of what the images are called, wherever they lie."""
+        ...
+
+
 NAMED: dict[str, Callable[[str], Source]] = {"fashion-mnist-sample": open_sample, "fashion-mnist": open_full}
-SCHEMES: dict[str, Callable[[str, str], Source]] = {"hf": open_hub, "wds": open_shards}
+SCHEMES: dict[str, Callable[[str, str, DataChoice], Source]] = {"hf": open_hub, "wds": open_shards}
 ACCEPTED = "a folder of images, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or fashion-mnist"
 
 
-def open_source(spec: str, split: str = "train") -> Source:
+def open_source(spec: str, part: str = "train", choice: DataChoice = ANY) -> Source:
     """The images that `spec` names.
 
     Args:
         spec: a folder of images; `hf:NAME_OR_PATH` (Hugging Face datasets); `wds:PATTERN` (WebDataset shards);
             `fashion-mnist-sample` (ships with the package); `fashion-mnist`.
-        split: "train", or "test" for the held-out part.
+        part: "train", or "test" for the held-out part.
+        choice: where the data leave one.
 
     Raises:
-        InputError: there is no such thing, no image in it, or no held-out part.
+        InputError: there is no such thing, no image in it, or something to be chosen, or that can't be.
+        NoHeldOutPart: that is asked for, and there is none.
     """
-    if split not in ("train", "test"):
-        raise InputError(f"split={split!r}: must be 'train' or 'test'")
+    if part not in ("train", "test"):
+        raise InputError(f"part={part!r}: must be 'train' or 'test'")
+    choice.check(spec, part)
     if spec in NAMED:
-        return NAMED[spec](split)
+        return NAMED[spec](part)
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in SCHEMES:
         if not rest:
             raise InputError(f"{spec!r} names no data; accepted: {ACCEPTED}")
-        return SCHEMES[scheme](rest, split)
+        return SCHEMES[scheme](rest, part, choice)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return open_folder(path, split)
+        return open_folder(path, part)
     raise InputError(_why_not(spec, path))
 
 
-def open_held_out(spec: str) -> tuple[Source, str]:
+def open_held_out(spec: str, choice: DataChoice = ANY) -> tuple[Source, str]:
     """The held-out part of what `spec` names, and "test"; where there is none the images themselves, and "train".
 
     Raises:
-        InputError: there is no such thing, or no image in it.
+        InputError: as :func:`open_source`.
     """
     try:
-        return open_source(spec, "test"), "test"
-    except InputError:
-        return open_source(spec, "train"), "train"
+        return open_source(spec, "test", choice), "test"
+    except NoHeldOutPart:
+        return open_source(spec, "train", choice), "train"
 
 
 def _why_not(spec: str, path: Path) -> str:
     if path.is_file():
         scheme = {".tar": "wds", ".parquet": "hf", ".arrow": "hf"}.get(path.suffix)
         mend = f"did you mean {scheme}:{spec}?" if scheme else "give the folder that holds it"
+        if path.name.lower().endswith(_ARCHIVES):
+            folder = spec[: -len(path.suffix)]
+            how = f" (unzip -q {shlex.quote(spec)} -d {shlex.quote(folder)})" if path.suffix.lower() == ".zip" else ""
+            mend = f"unpack it{how} and give the folder"
         return f"{spec} is a file, not a folder of images: {mend}"
     scheme = re.match(r"([\w+-]{2,}):", spec)
     if scheme:

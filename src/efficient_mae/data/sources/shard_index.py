@@ -7,15 +7,16 @@ that is stale or damaged is made anew, and where none can be written there is ju
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -23,12 +24,15 @@ from jaxtyping import Int64, UInt8
 from efficient_mae.console import printable
 from efficient_mae.data.images.formats import extensions
 from efficient_mae.data.images.rasters import ARRAYS
-from efficient_mae.data.sources.names import MAX_CLASSES
+from efficient_mae.data.sources.choice import ANY, EACH, DataChoice
+from efficient_mae.data.sources.names import LABELS, is_hidden
 from efficient_mae.errors import InputError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # Of what an entry holds, and of what it means: to be raised with every change of this file that changes either.
-_VERSION = 1
+_VERSION = 2
+# Longest .cls and .json members that are looked into, in bytes.
+_LONGEST_CLASS, _LONGEST_JSON = 200, 2**20
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class ShardIndex:
         ends: where each ends in `names`.
         starts: where each image begins in the shard, in bytes.
         sizes: of the images, in bytes.
-        labels: -1 for a sample without one.
+        labels: places in `texts`, -1 for a sample without one.
+        texts: the different labels.
+        left_out: samples that hold images, but none of those asked for.
         damage: why the shard could not be read to its end; empty if it could.
     """
 
@@ -49,22 +55,31 @@ class ShardIndex:
     starts: Int64[np.ndarray, " S"]
     sizes: Int64[np.ndarray, " S"]
     labels: Int64[np.ndarray, " S"]
+    texts: np.ndarray
+    left_out: int = 0
     damage: str = ""
 
 
-def index_shard(path: Path) -> ShardIndex:
+class _Member(NamedTuple):
+    name: str
+    ending: str
+    start: int
+    size: int
+
+
+def index_shard(path: Path, choice: DataChoice = ANY) -> ShardIndex:
     """What is in a shard: from the cache, or by reading its headers. A shard that breaks off is used up to there.
 
     Raises:
-        InputError: a compressed shard.
+        InputError: a compressed shard, or a sample of several images of which none is chosen.
     """
-    key = _key(path)
+    key = _key(path, choice)
     entry = cache_folder() / f"{blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()}.npz"
     if key is not None and (found := _read(entry, key)):
         return found
-    index = _index(path)
+    index = _index(path, choice)
     # A shard that is being written is another one by now.
-    if key is not None and key == _key(path):
+    if key is not None and key == _key(path, choice):
         _write(entry, key, index)
     return index
 
@@ -75,13 +90,14 @@ def cache_folder() -> Path:
     return Path(os.path.expanduser(base)) / "efficient-mae" / "shards"  # noqa: PTH111 - Path's raises without a home
 
 
-def _key(path: Path) -> str | None:
+def _key(path: Path, choice: DataChoice) -> str | None:
     """What an entry holds for; None for a file that can't be looked at."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return f"{_VERSION} {status.st_size} {status.st_mtime_ns} {printable(str(path.absolute()))}"
+    chosen = printable(f"{choice.key!r} {choice.label!r} {path.absolute()}")
+    return f"{_VERSION} {status.st_size} {status.st_mtime_ns} {chosen}"
 
 
 def _read(entry: Path, key: str) -> ShardIndex | None:
@@ -91,7 +107,8 @@ def _read(entry: Path, key: str) -> ShardIndex | None:
             if str(arrays["key"]) != key:
                 return None
             columns = {name: arrays[name] for name in ("ends", "starts", "sizes", "labels")}
-            index = ShardIndex(names=arrays["names"], damage=str(arrays["damage"]), **columns)
+            texts, left_out, damage = arrays["texts"], int(arrays["left_out"]), str(arrays["damage"])
+            index = ShardIndex(arrays["names"], **columns, texts=texts, left_out=left_out, damage=damage)
     except Exception:  # numpy and zipfile raise whatever a damaged file leads them to
         return None
     lengths = np.diff(index.ends, prepend=0)
@@ -102,7 +119,9 @@ def _read(entry: Path, key: str) -> ShardIndex | None:
         and lengths.sum() == len(index.names)
         and (index.starts >= 0).all()
         and (index.sizes >= 0).all()
-        and ((index.labels >= -1) & (index.labels < MAX_CLASSES)).all()
+        and index.texts.dtype.kind == "U"
+        and index.texts.ndim == 1
+        and ((index.labels >= -1) & (index.labels < len(index.texts))).all()
     )
     return index if right else None
 
@@ -121,34 +140,77 @@ def _write(entry: Path, key: str, index: ShardIndex) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _index(path: Path) -> ShardIndex:
-    names, damage = bytearray(), ""
+def _index(path: Path, choice: DataChoice) -> ShardIndex:
+    names, damage, left_out = bytearray(), "", 0
     ends, starts, sizes, labels = array("q"), array("q"), array("q"), array("q")
-    # Arrays in shards are features or labels more often than images.
-    images = extensions() - ARRAYS
-    last_key, has_image, label = None, False, -1
+    texts: dict[str, int] = {}
+    wanted = choice.key and [ending.strip(" .") for ending in choice.key.lower().split(",")]
+    # Arrays in shards are features or labels more often than images, where they aren't asked for.
+    endings = extensions() - (ARRAYS if not wanted or choice.key == EACH else set())
     try:
         with path.open("rb") as file:
-            for name, start, size in _members(file, path):
-                key, ending = _split_name(name)
-                if key != last_key:
-                    last_key, has_image, label = key, False, -1
-                if ending == "cls":
-                    label = _read_label(file, start, size)
-                    if has_image:
-                        labels[-1] = label
-                elif not has_image and ending.rpartition(".")[2] in images:
-                    has_image = True
-                    names += name.encode("utf-8", "surrogateescape")
-                    for column, value in ((ends, len(names)), (starts, start), (sizes, size), (labels, label)):
+            for sample in _samples(_members(file, path), whole_names=choice.key == EACH):
+                images = [one for one in sample if one.ending.rpartition(".")[2] in endings]
+                if wanted and choice.key != EACH and images:
+                    images = [one for ending in wanted for one in images if one.ending == ending][:1]
+                    left_out += not images
+                if len(images) > 1:
+                    raise InputError(_several(path, images))
+                for image in images:
+                    text = _read_label(file, sample, choice.label)
+                    names += _encoded(image.name)
+                    label = -1 if text is None else texts.setdefault(text, len(texts))
+                    for column, value in zip((ends, starts, sizes, labels), (len(names), *image[2:], label)):
                         column.append(value)
     except InputError:
         raise
     except Exception as error:  # a damaged header makes tarfile raise ValueError, OverflowError and others too
         reason = (error.strerror if isinstance(error, OSError) else None) or printable(" ".join(str(error).split()))
         damage = reason or type(error).__name__
-    columns = (np.frombuffer(column, np.int64) for column in (ends, starts, sizes, labels))
-    return ShardIndex(np.frombuffer(names, np.uint8), *columns, damage=damage)
+    return ShardIndex(
+        np.frombuffer(names, np.uint8),
+        *(np.frombuffer(column, np.int64) for column in (ends, starts, sizes, labels)),
+        texts=np.array(list(texts), dtype=np.str_),
+        left_out=left_out,
+        damage=damage,
+    )
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _several(path: Path, images: list[_Member]) -> str:
+    named = " and ".join(printable(one.name) for one in images[:2])
+    keys = " or ".join(f"--key {printable(one.ending)}" for one in images)
+    return f"{path}: {named} are images of one sample: give {keys}, or --key '{EACH}' to take each as a sample"
+
+
+def _samples(members: Iterable[tuple[str, int, int]], whole_names: bool) -> Iterator[list[_Member]]:
+    """Members that stand together and share their name up to its ending, those that a machine made left out.
+
+    Args:
+        whole_names: an ending begins at the last dot of a name, and not where :func:`_split_name` has it.
+    """
+    held: list[_Member] = []
+    stem = ""
+    try:
+        for name, start, size in members:
+            if any(is_hidden(part) for part in _encoded(name).split(b"/")):
+                continue
+            begin, ending = _split_name(name, whole_names)
+            # Nothing is lost where a sample is there twice.
+            if held and (begin != stem or any(one.ending == ending for one in held)):
+                yield held
+                held = []
+            stem = begin
+            held.append(_Member(name, ending, start, size))
+    except Exception:  # what comes before the damage is used
+        if held:
+            yield held
+        raise
+    if held:
+        yield held
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
@@ -176,15 +238,36 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
             raise tarfile.ReadError(f"damaged or cut short at byte {tar.offset:,}")
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """A member's sample and its ending, as WebDataset has it: the ending begins at the file name's first dot."""
+def _split_name(name: str, whole_names: bool) -> tuple[str, str]:
+    """A member's sample and its ending.
+
+    As WebDataset has it, the ending begins at the file name's first dot; but numbers between dots, as in
+    `scan.0001.jpg` and `2020.01.05.cls`, are of the name.
+    """
     folder, slash, file = name.rpartition("/")
-    stem, _, ending = file.partition(".")
-    return folder + slash + stem, ending.lower()
+    parts = file.split(".")
+    inner = range(1, len(parts) - 1)
+    last = max((place for place in inner if whole_names or parts[place].isdecimal()), default=0) + 1
+    return folder + slash + ".".join(parts[:last]), ".".join(parts[last:]).lower()
 
 
-def _read_label(file: BinaryIO, start: int, size: int) -> int:
-    """The class in a .cls member, -1 if it holds none."""
-    file.seek(start)
-    text = file.read(min(size, 20)).strip()
-    return int(text) if text.isdigit() and int(text) < MAX_CLASSES else -1
+def _read_label(file: BinaryIO, sample: list[_Member], entry: str | None) -> str | None:
+    """What a sample's .cls member says, or an entry of its .json member; None if neither says anything."""
+    members = {one.ending: one for one in sample}
+    if entry is None and "cls" in members:
+        return _content(file, members["cls"], _LONGEST_CLASS).decode("utf-8", "backslashreplace").strip() or None
+    if "json" in members:
+        try:
+            held = json.loads(_content(file, members["json"], _LONGEST_JSON))
+        except (ValueError, RecursionError):
+            return None
+        values = [held[name] for name in ([entry] if entry else LABELS) if name in held] if type(held) is dict else []
+        if values and isinstance(values[0], str | int):
+            return str(values[0]).strip() or None
+    return None
+
+
+def _content(file: BinaryIO, member: _Member, longest: int) -> bytes:
+    """Of a member; nothing of one that is longer than it should be."""
+    file.seek(member.start)
+    return file.read(member.size) if member.size <= longest else b""

@@ -7,6 +7,7 @@ by its place in its file. Nothing is ever unpacked to disk, so a member's path i
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
@@ -17,44 +18,66 @@ from PIL import Image
 
 from efficient_mae.console import printable
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, open_image
-from efficient_mae.data.sources.folder import split_folder
-from efficient_mae.data.sources.names import PackedNames, numbered_classes
+from efficient_mae.data.sources.choice import ANY, DataChoice
+from efficient_mae.data.sources.folder import find_parts
+from efficient_mae.data.sources.names import LABELS, PackedNames, classes_of
 from efficient_mae.data.sources.shard_index import index_shard
-from efficient_mae.errors import InputError
+from efficient_mae.errors import InputError, NoHeldOutPart
 
 
 class ShardSource:
     """The images in tar shards, in the order in which they stand there.
 
-    A sample is a run of members that share their path up to the first dot of the file name; its image is the first
-    member with an image's extension, its label the integer in the member called `.cls`.
+    A sample is a run of members that share their path up to the first dot of the file name, or the last number
+    between dots; its image is the only member with an image's extension, or the one that is chosen; its label the
+    number or word in the member called `.cls`, or an entry of the one called `.json`.
 
     Attributes:
         name: what was asked for.
-        classes: the numbers "0" to the largest label; None where no sample has one.
+        classes: the numbers or words that occur; None where no sample has one.
+        why_unlabelled: why there are none; empty where there are.
         damaged_shards: (path, reason) of shards that break off or cannot be read; what comes before is used.
     """
 
-    def __init__(self, paths: list[Path], name: str) -> None:
-        """Indexes the shards; raises InputError for a compressed shard, or when no shard holds an image."""
+    def __init__(self, paths: list[Path], name: str, choice: DataChoice = ANY) -> None:
+        """Indexes the shards.
+
+        Raises:
+            InputError: a compressed shard, several images in a sample and none chosen, or no image in any shard.
+        """
         self.name = name
         self._paths = paths
-        indices = [index_shard(path) for path in paths]
+        indices = [index_shard(path, choice) for path in paths]
         self.damaged_shards = [
             (printable(str(path)), index.damage) for path, index in zip(paths, indices, strict=True) if index.damage
         ]
         if not any(len(index.ends) for index in indices):
             reasons = "".join(f"; {path}: {reason}" for path, reason in self.damaged_shards[:1])
-            raise InputError(f"{name}: no image in {len(paths)} shards{reasons}")
+            chosen = "" if choice.key is None else f" whose name ends as key={choice.key!r} has it"
+            raise InputError(f"{name}: no image in {len(paths)} shards{chosen}{reasons}")
+        if left_out := sum(index.left_out for index in indices):
+            what = f"{name}: {left_out} samples left out: they hold images, but none as key={choice.key!r} has it"
+            warnings.warn(what, stacklevel=2)
         self._names = PackedNames.joined([(index.names, index.ends) for index in indices])
         # Tensors, so that worker processes share them however they are started. The last sample of each shard, and
         # of each sample its image's place in the shard and length in bytes, and its label or -1.
         self._lasts = torch.tensor([len(index.ends) for index in indices]).cumsum(0)
-        self._starts, self._sizes, self._labels = (
+        self._starts, self._sizes = (
             torch.from_numpy(np.concatenate([getattr(index, column) for index in indices]))
-            for column in ("starts", "sizes", "labels")
+            for column in ("starts", "sizes")
         )
-        self.classes = numbered_classes(int(self._labels.max()))
+        texts = np.unique(np.concatenate([index.texts for index in indices]))
+        self.classes, numbers = classes_of(texts.tolist())
+        numbers = np.append(numbers, -1)
+        places = (np.append(numbers[np.searchsorted(texts, index.texts)], -1)[index.labels] for index in indices)
+        self._labels = torch.from_numpy(np.concatenate(list(places)))
+        self.why_unlabelled = ""
+        if self.classes is None:
+            entry = choice.label or " or ".join(LABELS)
+            what = "no .json member" if choice.label else "neither a .cls member nor a .json member"
+            self.why_unlabelled = f"its samples have {what} with an entry called {entry} (--label names another)"
+            if len(texts):
+                self.why_unlabelled = f"its {len(texts):,} different labels are no classes"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -81,6 +104,10 @@ class ShardSource:
         label = int(self._labels[index])
         return label if label >= 0 else None
 
+    def fingerprint(self) -> str:
+        """A digest of the images' names, without that of what holds them."""
+        return self._names.digest()
+
     def sample_name(self, index: int) -> str:
         return f"{printable(str(self._path(index)))}:{printable(self._names[index])}"
 
@@ -88,20 +115,22 @@ class ShardSource:
         return self._paths[int(torch.searchsorted(self._lasts, index, right=True))]
 
 
-def open_shards(pattern: str, split: str) -> ShardSource:
+def open_shards(pattern: str, part: str, choice: DataChoice = ANY) -> ShardSource:
     """The shards of a pattern: braces (`{000..007}`, `{a,b}`), globs, or a folder (all `.tar` files in it).
 
-    A folder may be split as folders of images are, `train` beside `val`, `validation` or `test`; a pattern is a
-    training part as a whole.
+    A folder may be split, `train` beside `val`, `valid`, `validation` or `test`; a pattern is a training part as a
+    whole.
 
     Raises:
-        InputError: no such file, a compressed shard, no image, or no held-out part where one is asked for.
+        InputError: no such file, a compressed shard, no image, or several in a sample and none chosen.
+        NoHeldOutPart: that is asked for, and there is none.
     """
     folder = Path(pattern).expanduser()
+    parts = find_parts(folder) if folder.is_dir() else {}
+    if part == "test" and len(parts) < 2:
+        raise NoHeldOutPart(f"wds:{pattern} has no held-out part: give a folder that holds train/*.tar and val/*.tar")
     if folder.is_dir():
-        pattern = f"{split_folder(folder, split)}/*.tar"
-    elif split != "train":
-        raise InputError(f"wds:{pattern} has no held-out part: give a folder that holds train/*.tar and val/*.tar")
+        pattern = f"{parts[part] if 'train' in parts else folder}/*.tar"
     paths: list[Path] = []
     for name in expand_braces(str(Path(pattern).expanduser())):
         # A file of just this name wins, should it hold a glob's characters.
@@ -112,7 +141,7 @@ def open_shards(pattern: str, split: str) -> ShardSource:
     missing = next((path for path in paths if not path.is_file()), None)
     if missing or not paths:
         raise InputError(f"wds:{pattern}: no such file: {missing or pattern} (shards are read from local disk)")
-    return ShardSource(paths, f"wds:{pattern}")
+    return ShardSource(paths, f"wds:{pattern}", choice)
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 from PIL import Image
@@ -30,6 +31,7 @@ class Subset:
     ) -> None:
         self.name = source.name
         self.classes = source.classes if classes is None else classes
+        self.why_unlabelled = source.why_unlabelled
         self._source, self._indices, self._labels = source, np.asarray(indices, dtype=np.int64), labels
 
     def __len__(self) -> int:
@@ -46,6 +48,11 @@ class Subset:
         if label is None or self._labels is None:
             return label
         return None if self._labels[label] < 0 else self._labels[label]
+
+    def fingerprint(self) -> str:
+        """A digest of which images these are, of which source."""
+        whole = getattr(self._source, "fingerprint", str)()
+        return blake2b(self._indices.tobytes() + whole.encode(), digest_size=16).hexdigest()
 
     def sample_name(self, index: int) -> str:
         return self._source.sample_name(int(self._indices[index]))

@@ -118,7 +118,11 @@ def replay_step(run: Run, number: int, recorded: StepFigures) -> ReplayResult:
     processes, index = run.processes, number - 1
     step = run.prepare()
     earlier = [path for path in find_checkpoints(run.out / "checkpoints") if step_of(path) <= index]
-    first = run.restore(earlier[-1]) if earlier else 0
+    first = 0
+    if earlier:
+        first = run.restore(earlier[-1])
+    else:
+        run.begin()
     if processes.is_main and first < index:
         say(f"doing steps {first + 1} to {index} of {run.out} again")
     prefetcher = DevicePrefetcher(run.batches(first), processes.device, run.config.accum_iter)

@@ -10,7 +10,7 @@ checkpoints only. Nothing is ever unpickled.
 import json
 import re
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,9 @@ from efficient_mae.engine.storage.sharded import own_shards, read_shards, save_s
 from efficient_mae.errors import InputError
 
 _FOLDER = re.compile(r"step-(\d{8,})")
+
+# Tensors that don't fit that are named before the rest is counted.
+_MOST_NAMES = 3
 
 # Beside shards, what a safetensors file has in its header.
 _HEADER = "metadata.json"
@@ -153,7 +156,7 @@ def load_checkpoint(
     """
     for name, module in {"model": model, **companions}.items():
         load_model(find_part(path, name), module)
-    _load_optimizer(find_part(path, "optimizer"), model, optimizer)
+    load_optimizer(find_part(path, "optimizer"), model, optimizer)
     return read_state(path / "state.json")
 
 
@@ -170,19 +173,36 @@ def read_state(file: Path) -> dict[str, Any]:
     return state
 
 
-def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, wanted: Container[str] | None = None
+) -> None:
+    """Load what an optimiser keeps of each parameter.
+
+    Args:
+        path: a checkpoint's file, or its folder if it is sharded.
+        model: whose parameters they are, by name.
+        wanted: names of the parameters whose state is taken; None for all.
+
+    Raises:
+        InputError: not whole.
+    """
     parameters = parameters_by_name(model)
     own: dict[str, Tensor] = {}
+
+    def named(saved: Mapping[str, Any]) -> Iterator[tuple[str, nn.Parameter, Any]]:
+        for key, value in saved.items():
+            name = key.rpartition("/")[0]
+            if wanted is None or name in wanted:
+                yield key, parameters[name], value
+
     if path.is_dir():
-        for key, saved in saved_tensors(path).items():
-            parameter = parameters[key.rpartition("/")[0]]
+        for key, parameter, saved in named(saved_tensors(path)):
             # What is kept for each of a parameter's numbers is laid out as they are.
             like = parameter.detach() if saved.shape == parameter.shape else torch.empty(saved.shape)
             own[key] = torch.zeros_like(like, dtype=saved.dtype)
         read_shards(path, own)
     else:
-        for key, tensor in _load_tensors(path).items():
-            parameter = parameters[key.rpartition("/")[0]]
+        for key, parameter, tensor in named(_load_tensors(path)):
             own[key] = place_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
     for key, tensor in own.items():
         name, _, kind = key.rpartition("/")
@@ -215,7 +235,7 @@ def load_model(path: Path, model: nn.Module) -> None:
     """Load a safetensors file, or a checkpoint's sharded part, into a model.
 
     Raises:
-        InputError: not whole, or names or shapes differ; the first that does is named.
+        InputError: not whole, or names or shapes differ; the first that do are named.
     """
     if path.is_dir():
         own = model.state_dict()
@@ -229,7 +249,7 @@ def load_tensors(tensors: dict[str, Tensor], model: nn.Module, file: Path) -> No
     """Load tensors that were read from a file into a model.
 
     Raises:
-        InputError: names or shapes differ; the first that does is named.
+        InputError: names or shapes differ; the first that do are named.
     """
     own = model.state_dict()
     check_architecture({name: tensor.shape for name, tensor in tensors.items()}, own, file)
@@ -240,18 +260,19 @@ def check_architecture(saved: Mapping[str, torch.Size], own: Mapping[str, Tensor
     """Refuse tensors that were saved of another model.
 
     Raises:
-        InputError: names or shapes differ; the first that does is named.
+        InputError: names or shapes differ; the first that do are named.
     """
+    odd = []
     for name in sorted(own.keys() | saved.keys()):
         if name not in saved:
-            raise InputError(f"{path}: weights of another architecture, without {name}")
-        if name not in own:
-            raise InputError(f"{path}: weights of another architecture, with {name}")
-        if own[name].shape != saved[name]:
-            raise InputError(
-                f"{path}: weights of another architecture, {name} is {tuple(saved[name])} "
-                f"and not {tuple(own[name].shape)}"
-            )
+            odd.append(f"without {name}")
+        elif name not in own:
+            odd.append(f"with {name}")
+        elif own[name].shape != saved[name]:
+            odd.append(f"{name} is {tuple(saved[name])} and not {tuple(own[name].shape)}")
+    if odd:
+        more = f"; and {len(odd) - _MOST_NAMES} more" if len(odd) > _MOST_NAMES else ""
+        raise InputError(f"{path}: weights of another architecture, {'; '.join(odd[:_MOST_NAMES])}{more}")
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:

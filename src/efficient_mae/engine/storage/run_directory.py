@@ -1,19 +1,27 @@
-"""A run's directory: whose it is, whether it is finished, and which images it could not read."""
+"""A run's directory: whose it is, what it was made with, and of which images it is."""
 
 import errno
 import json
 from collections.abc import Collection
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from efficient_mae import __version__
-from efficient_mae.console import say
 from efficient_mae.engine.machine.distributed import Processes
+from efficient_mae.engine.storage.checkpoint import find_checkpoints, read_state, step_of
+from efficient_mae.engine.storage.data_record import (
+    DATA,
+    DataRecord,
+    absolute,
+    is_same_place,
+    other_images,
+    read_data_record,
+)
 from efficient_mae.engine.storage.durable import PARTIAL, clear_partial, replace_file
-from efficient_mae.engine.storage.plain_files import parse_json, parse_yaml
+from efficient_mae.engine.storage.plain_files import parse_yaml
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import Settings, with_tuples
 
@@ -22,9 +30,6 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENO
 
 # The settings that a run was made with, and what it ran on last.
 SETTINGS, MACHINE = "config.yaml", "machine.json"
-
-# Share of unreadable images beyond which a run stops; a single one never stops it.
-MOST_DAMAGED = 0.01
 
 # A setting that, in the versions which did not write down the task yet, only runs of that task had.
 _TASK_BY_SETTING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "pool": "linear-probe"}
@@ -77,8 +82,8 @@ class RunRecord:
 
 
 def claim_run_directory(
-    folder: Path, task: str, config: Settings, operational: Collection[str], processes: Processes
-) -> None:
+    folder: Path, task: str, config: Settings, operational: Collection[str], processes: Processes, data: DataRecord
+) -> DataRecord:
     """Make the directory this run's, or find that it is already; one in which no step was logged is anybody's.
 
     Args:
@@ -87,28 +92,40 @@ def claim_run_directory(
         config: the settings, with everything settled.
         operational: those that may differ from the ones that the directory was made with.
         processes: of which the main one writes.
+        data: what the training images are; where the settings name others than the run was begun with, they may lie
+            elsewhere, or be spelt otherwise, but must be the same, unless `accept_changed_data` is set.
+
+    Returns:
+        What is recorded of the images, with how many there were before.
 
     Raises:
-        InputError: the directory holds something else, or a run of another task or other settings; the differences
-            are named.
+        InputError: the directory holds something else, or a run of another task, of other settings or of other
+            images; the differences are named.
     """
     file = folder / SETTINGS
-    ours = _plain(asdict(config))
+    given = asdict(config)
+    ours = _plain(given | {name: absolute(given[name]) for name in config.locations if given[name] is not None})
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out={folder}: is a file; name a directory")
     held = {path.name for path in folder.iterdir() if not path.name.startswith(PARTIAL)} if folder.exists() else set()
-    if SETTINGS in held and not held <= {SETTINGS, MACHINE}:
+    if SETTINGS in held and not held <= {SETTINGS, MACHINE, DATA}:
         record = read_settings(folder)
         if record.task not in (task, None):
             raise InputError(f"out={folder} holds a run of {record.task}, not of {task}; name another")
         theirs = record.completed(type(config))
+        before, accepts = _data_of(folder), bool(given.get("accept_changed_data"))
+        moved = accepts or (before is not None and before.names != "" and data.is_same(before))
+        passed = {*operational, "data"} if moved else set(operational)
         different = [
             f"{name} {_shown(theirs, name)} there, {_shown(ours, name)} here"
             for name in sorted(theirs.keys() | ours.keys())
-            if name not in operational and theirs.get(name) != ours.get(name)
+            if name not in passed and theirs.get(name) != ours.get(name)
+            if not (name in config.locations and is_same_place(theirs.get(name), ours.get(name)))
         ]
         if different:
             raise InputError(f"out={folder} holds a run of another configuration: {'; '.join(different)}")
+        if before is not None:
+            data = _went_on(folder, before, data, given["data"], accepts)
     elif held and SETTINGS not in held:
         raise InputError(f"out={folder} is neither empty nor a run directory; name another")
     processes.barrier()  # nobody writes before all have looked
@@ -118,10 +135,37 @@ def claim_run_directory(
             folder.mkdir(parents=True, exist_ok=True)
             clear_partial(folder)
             replace_file(file, content.encode())
+            data.write(folder)
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise
             raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
+    return data
+
+
+def _data_of(folder: Path) -> DataRecord | None:
+    """What is known of a run's images; of one of the first versions, from its last checkpoint, their number alone."""
+    record, last = read_data_record(folder), find_checkpoints(folder / "checkpoints")[-1:]
+    if record is None and last:
+        try:
+            return DataRecord(read_state(last[0] / "state.json")["num_samples"], "")
+        except (OSError, InputError):  # damaged, which its checksums will tell
+            return None
+    return record
+
+
+def _went_on(folder: Path, before: DataRecord, now: DataRecord, name: str, accepts: bool) -> DataRecord:
+    """What is recorded of the images of a run that is resumed.
+
+    Raises:
+        InputError: they are others, and that isn't accepted.
+    """
+    if before.images == now.images and before.names in ("", now.names):
+        return replace(now, before=before.before)
+    if not accepts:
+        raise other_images(name, now.images, before.images, folder)
+    steps = [step_of(one) for one in find_checkpoints(folder / "checkpoints")]
+    return before.went_on_with(now, max(steps, default=0))
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -157,70 +201,3 @@ def read_settings(folder: Path) -> RunRecord:
 def _task_of_old_settings(settings: Collection[str]) -> str | None:
     """The task of a run of the versions that didn't write it down; None if these settings are of none of theirs."""
     return next((task for name, task in _TASK_BY_SETTING.items() if name in settings), None)
-
-
-def read_damaged(file: Path) -> list[tuple[str, str]]:
-    """(name, reason) of the images that a run could not read; none if there is no file.
-
-    Raises:
-        InputError: it holds something else.
-    """
-    try:
-        pairs = parse_json(file.read_bytes(), str(file))
-    except FileNotFoundError:
-        return []
-    whole = isinstance(pairs, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs
-    )
-    if not whole:
-        raise InputError(f"{file}: doesn't hold [name, reason] of each unreadable image; remove it")
-    return [(name, reason) for name, reason in pairs]
-
-
-class DamageLog:
-    """The images that could not be read, over all processes; kept in `damaged.json`.
-
-    Args:
-        folder: of the run.
-        num_samples: images in the data set.
-        processes: that share the log.
-    """
-
-    def __init__(self, folder: Path, num_samples: int, processes: Processes):
-        self._file = folder / "damaged.json"
-        self._num_samples = num_samples
-        self._processes = processes
-        self.reasons: dict[str, str] = dict(read_damaged(self._file))
-        processes.barrier()  # nobody writes before all have read
-
-    def add(self, damaged: list[tuple[str, str]]) -> None:
-        """Add what this process came across since the last call; every process calls this at the same steps.
-
-        Raises:
-            InputError: too large a share of the images has turned out unreadable.
-        """
-        found = {name: reason for part in self._processes.gather(damaged) for name, reason in part}
-        new = found.keys() - self.reasons.keys()
-        if not new:
-            return
-        self.reasons |= found
-        if self._processes.is_main:
-            for name in sorted(new):
-                say(f"skipped {name}: {found[name]}")
-            replace_file(self._file, json.dumps(sorted(self.reasons.items()), indent=1).encode())
-        if len(self.reasons) > max(1, MOST_DAMAGED * self._num_samples):
-            raise InputError(
-                f"{len(self.reasons)} of {self._num_samples} images cannot be read, more than {MOST_DAMAGED:.0%}; "
-                f"they are named in {self._file}: mend or remove them, then give the same command again"
-            )
-
-    def summary(self, most: int = 10) -> str:
-        """One line that counts and names them; empty if there are none."""
-        if not self.reasons:
-            return ""
-        names = sorted(self.reasons)
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        return (
-            f"{len(names)} of {self._num_samples} images could not be read and others took their place: "
-            f"{', '.join(names[:most])}{more} ({self._file})"
-        )

@@ -1,0 +1,132 @@
+"""Classifiers: an encoder with a head, as fine-tuning and linear probing leave them, in timm's VisionTransformer.
+
+B images, C channels, h and w height and width in pixels, K classes.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm.models.vision_transformer as timm_vit
+
+from efficient_mae.backbones import VisionTransformer
+from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.engine.storage.checkpoint import load_model
+from efficient_mae.engine.storage.checksums import refuse_damage
+from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.errors import InputError
+from efficient_mae.interop.adapt import adapt_encoder, adapt_statistics
+from efficient_mae.interop.files import encoder_arguments, find_weights, load_own
+from efficient_mae.interop.headers import Head, ImageStatistics, file_metadata, read_own_header
+from efficient_mae.methods import backbone_of
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier.
+
+    Attributes:
+        vit: from normalised images (B, C, h, w) to logits (B, K).
+        arguments: that build its encoder (:func:`encoder_arguments`).
+        head: says what becomes of the encoder's tokens, and the classes' names.
+        statistics: of its images.
+    """
+
+    vit: timm_vit.VisionTransformer
+    arguments: dict[str, Any]
+    head: Head
+    statistics: ImageStatistics
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) of its images in pixels."""
+        return self.arguments["img_size"]
+
+    @property
+    def in_chans(self) -> int:
+        """C."""
+        return self.arguments["in_chans"]
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.arguments["patch_size"]
+
+
+def build_vit(arguments: dict[str, Any], head: Head, drop_path: float = 0.0) -> timm_vit.VisionTransformer:
+    """timm's VisionTransformer of these sizes with such a head, its weights random."""
+    return timm_vit.VisionTransformer(**arguments, **head_arguments(head), drop_path_rate=drop_path)
+
+
+def head_arguments(head: Head) -> dict[str, Any]:
+    """The arguments of timm's VisionTransformer that make its head."""
+    return {"num_classes": len(head.classes), "global_pool": head.pool, "fc_norm": head.fc_norm}
+
+
+@torch_seeded(0)
+def load_classifier(path: str | Path) -> Classifier:
+    """A trained classifier, in evaluation mode. Nothing in a file is ever run.
+
+    Args:
+        path: a run directory of fine-tuning or linear probing, one of fine-tuning's checkpoints, or an export of
+            either for timm or transformers.
+
+    Raises:
+        InputError: nothing there, something that holds no classifier, or a damaged file.
+    """
+    head, file = find_head(path), find_weights(path)
+    if head is None:
+        raise InputError(
+            f"{path}: holds no classifier; give a finished run of emae finetune or emae linear-probe (of a version "
+            "that wrote down its classes), or what emae export made of one"
+        )
+    refuse_damage(file.parent, file.name)
+    encoder = backbone_of(load_own(file))  # or it is refused
+    arguments = encoder_arguments(encoder)
+    vit = build_vit(arguments, head)
+    load_model(file, vit)
+    return Classifier(vit.eval(), arguments, head, read_own_header(file).statistics)
+
+
+def find_head(path: str | Path) -> Head | None:
+    """The head of the classifier at a path; None where there is none."""
+    try:
+        return read_own_header(find_weights(path)).head
+    except InputError:
+        return None
+
+
+def save_classifier(file: Path, classifier: Classifier) -> None:
+    """Write a classifier under timm's parameter names.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    partial = file.with_name(f".partial-{file.name}")
+    metadata = file_metadata(classifier.arguments, classifier.statistics, classifier.head)
+    save_tensors(partial, classifier.vit.state_dict(), metadata)
+    partial.replace(file)
+
+
+@torch_seeded(0)
+def adapt_classifier(
+    classifier: Classifier,
+    img_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    in_chans: int | None = None,
+    channels: str | None = None,
+) -> Classifier:
+    """A classifier for other images; see :func:`efficient_mae.interop.adapt_encoder`, whose arguments it takes.
+
+    Raises:
+        InputError: as for an encoder.
+    """
+    weights = classifier.vit.state_dict()
+    encoder = VisionTransformer(**classifier.arguments)
+    encoder.load_state_dict({name: weights.get(name, old) for name, old in encoder.state_dict().items()})
+    adapted = adapt_encoder(encoder, img_size, patch_size, in_chans, channels)
+    changed = adapted.state_dict()
+    vit = build_vit(encoder_arguments(adapted), classifier.head)
+    vit.load_state_dict({name: changed.get(name, old) for name, old in weights.items()})
+    statistics = adapt_statistics(classifier.statistics, adapted.in_chans, channels)
+    return replace(classifier, vit=vit.eval(), arguments=encoder_arguments(adapted), statistics=statistics)

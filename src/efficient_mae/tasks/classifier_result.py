@@ -1,0 +1,115 @@
+"""What the judgement of a classifier is: its figures, those of several seeds together, on disk and shown."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from efficient_mae.command import Result
+from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.plain_files import parse_json
+from efficient_mae.errors import InputError
+from efficient_mae.tasks.intervals import Interval, mean_and_interval
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierResult(Result):
+    """A classifier, and how well it does on held-out images; accuracies from 0 to 1.
+
+    Attributes:
+        data, weights, epochs, seed: as given; weights are None from scratch.
+        train_images: that it was trained on.
+        test_images: that it was judged by.
+        damaged: the reason, by name, of each held-out image that could not be read.
+        top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.evaluation.Evaluation` has them.
+        classes: their names.
+        run: directory.
+    """
+
+    data: str
+    weights: str | None
+    epochs: int
+    seed: int
+    train_images: int
+    test_images: int
+    damaged: dict[str, str] = field(default_factory=dict)  # which runs of earlier versions didn't tell
+    top1: float
+    top5: float | None = None
+    classes: list[str]
+    per_class: list[float | None]
+    confusion: list[list[int]]
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsResult(Result):
+    """What the classifiers of several seeds say together; attributes as of :class:`ClassifierResult`, and `seeds`."""
+
+    data: str
+    weights: str | None
+    epochs: int
+    train_images: int
+    test_images: int
+    damaged: dict[str, str] = field(default_factory=dict)  # which runs of earlier versions didn't tell
+    classes: list[str]
+    seeds: list[int]
+    top1: Interval
+    top5: Interval | None = None
+    run: str
+
+
+def write_result(result: ClassifierResult | SeedsResult) -> None:
+    """Into its run's directory."""
+    held = result.plain()
+    replace_file(Path(held.pop("run")) / RESULTS, json.dumps(held, indent=1).encode())
+
+
+def read_result(run: Path) -> ClassifierResult:
+    """What a finished run wrote.
+
+    Raises:
+        InputError: it is something else.
+    """
+    file = run / RESULTS
+    try:
+        return ClassifierResult(**parse_json(file.read_bytes(), str(file)), run=str(run))
+    except TypeError:
+        raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None
+
+
+def summarise(out: Path, results: list[ClassifierResult]) -> SeedsResult:
+    """Means and intervals over the seeds' results."""
+    first = results[0]
+    top5 = [one.top5 for one in results if one.top5 is not None]
+    return SeedsResult(
+        data=first.data,
+        weights=first.weights,
+        epochs=first.epochs,
+        train_images=first.train_images,
+        test_images=first.test_images,
+        damaged=first.damaged,
+        classes=first.classes,
+        seeds=[one.seed for one in results],
+        top1=mean_and_interval([one.top1 for one in results]),
+        top5=mean_and_interval(top5) if top5 else None,
+        run=str(out),
+    )
+
+
+def show_classifier(result: ClassifierResult | SeedsResult, console: Console) -> None:
+    """Print the accuracies and where the rest is."""
+    table = Table("held-out", "accuracy", title=f"{result.data}: {result.test_images:,} held-out images")
+    for name, score in (("top1", result.top1), ("top5", result.top5)):
+        if isinstance(score, Interval):
+            several = f"{score.mean:.2%} ± {score.half_width:.2%} (95 %, {len(score.values)} seeds)"
+            table.add_row(name, several)
+        elif score is not None:
+            table.add_row(name, f"{score:.2%}")
+    console.print(table)
+    run = Path(result.run)
+    picture = "" if isinstance(result, SeedsResult) else f", {run / 'confusion.png'}"
+    console.print(f"per class and more: {run / RESULTS}{picture}", markup=False)

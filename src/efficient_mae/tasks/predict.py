@@ -1,0 +1,150 @@
+"""`emae predict`: what a fine-tuned or probed classifier takes images for, as a table.
+
+B images, C channels, h and w height and width in pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from rich.console import Console
+from torch import Tensor
+
+from efficient_mae.command import Result
+from efficient_mae.console import say
+from efficient_mae.data import DataChoice, EvalTransform, Source, describe_images, normalize, open_source
+from efficient_mae.data.sources.measure import ReadingSettings
+from efficient_mae.engine.machine.distributed import autocast, find_device, resolve_precision
+from efficient_mae.errors import InputError
+from efficient_mae.interop.classifiers import Classifier, load_classifier
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt
+from efficient_mae.tasks.embed import work_settings
+from efficient_mae.tasks.rows import Rows, RowWork, check_out
+from efficient_mae.tasks.table_files import require_parquet, write_table
+
+# Rows that are written at a time.
+_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(DataChoice, ReadingSettings):
+    """Settings of `emae predict`."""
+
+    weights: Location
+    """run directory of finetune or linear-probe, or an export of one"""
+    data: Location
+    """folder of images, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample; labels aren't needed"""
+    out: Location = "predictions.csv"
+    """table to write: .csv or .parquet"""
+    part: Literal["train", "test"] = "train"
+    """of the data; data without parts are train"""
+    top: PositiveInt = 5
+    """classes that are named for each image, the likeliest first; all where there are fewer"""
+    batch_size: PositiveInt = 256
+    """images classified at a time"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    num_workers: NonNegativeInt = 1
+    """processes that read images"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictResult(Result):
+    """What was written.
+
+    Attributes:
+        out: the file.
+        images: their number.
+        classes: names, in the order of their numbers.
+        unreadable: images that were left out, each with the reason.
+        images_per_second: of this call; None where all was computed before.
+    """
+
+    out: str
+    images: int
+    classes: list[str]
+    unreadable: list[Any]
+    images_per_second: float | None
+
+
+def predict(config: PredictConfig) -> PredictResult:
+    """Write a table of images, in the source's order: `name`, `class_1` and its `probability_1`, `class_2`, ...
+
+    Killed and called again it goes on. Images that cannot be read are left out and named.
+
+    Raises:
+        InputError: weights that hold no classifier, no such data, an ending that isn't known, a file that is there
+            already or was begun with other settings, or no image that can be read.
+    """
+    out = Path(config.out)
+    check_out(out)
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"out={out}: must end in .csv or .parquet")
+    require_parquet(out, ".csv")
+    classifier = load_classifier(config.weights)
+    source = open_source(config.data, config.part, config.alone())
+    device = find_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    names, top = classifier.head.classes, min(config.top, len(classifier.head.classes))
+    work = RowWork(out, work_settings(config, classifier.vit, source, precision))
+    reading = config.reading(source, classifier.in_chans, classifier.statistics.reading)
+    say(describe_images(source, reading, classifier.img_size).text)
+    classifier.vit.to(device)
+
+    def likeliest(images: Shaped[Tensor, "B C h w"]) -> Float[Tensor, "B 2 top"]:
+        """Numbers of the classes, and their probabilities."""
+        values, numbers = _probabilities(classifier, images, precision).topk(top)
+        return torch.stack([numbers.float(), values], dim=1)
+
+    rows = work.compute(
+        source,
+        likeliest,
+        (2, top),
+        EvalTransform(classifier.img_size, reading),
+        min_size=classifier.patch_size,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        device=device,
+    )
+    table = work.folder / out.name
+    likely = [f"{what}_{place}" for place in range(1, top + 1) for what in ("class", "probability")]
+    columns = {"name": str} | {name: str if name.startswith("class") else float for name in likely}
+    write_table(table, columns, _parts(rows, source, names))
+    work.finish(table)
+    return PredictResult(
+        out=str(out),
+        images=len(rows.indices),
+        classes=list(names),
+        unreadable=rows.unreadable,
+        images_per_second=rows.images_per_second,
+    )
+
+
+def show_predict(result: PredictResult, console: Console) -> None:
+    """Print what :func:`predict` did."""
+    rate = result.images_per_second
+    speed = "" if rate is None else f", {rate:,.0f} images/s"
+    console.print(f"{result.out}: {result.images:,} images, {len(result.classes)} classes{speed}", markup=False)
+
+
+def _probabilities(classifier: Classifier, images: Shaped[Tensor, "B C h w"], precision: str) -> Float[Tensor, "B K"]:
+    statistics = classifier.statistics
+    with autocast(precision, images.device):
+        logits = classifier.vit(normalize(images, statistics.mean, statistics.std))
+    return logits.float().softmax(dim=1)
+
+
+def _parts(rows: Rows, source: Source, names: tuple[str, ...]) -> Iterator[dict[str, list[Any]]]:
+    for start in range(0, len(rows.indices), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        table: dict[str, list[Any]] = {"name": [source.sample_name(int(index)) for index in rows.indices[part]]}
+        numbers, probabilities = rows.values[part, 0].astype(int), rows.values[part, 1]
+        for place in range(numbers.shape[1]):
+            table[f"class_{place + 1}"] = [names[number] for number in numbers[:, place]]
+            table[f"probability_{place + 1}"] = probabilities[:, place].tolist()
+        yield table
