@@ -119,11 +119,14 @@ def _read_safetensors(file: Path) -> tuple[DiscreteVAEConfig | None, dict[str, T
     if header is None:
         return None, tensors
     try:
-        return DiscreteVAEConfig(**json.loads(header)[_KIND]), tensors
+        described = json.loads(header)
+        if _KIND not in described:
+            raise InputError(f"holds no tokenizer but a model; accepted: {_ACCEPTED}")
+        return DiscreteVAEConfig(**described[_KIND]), tensors
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{file}: holds no tokenizer but a model; accepted: {_ACCEPTED}") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(f"{file}: its header doesn't describe a tokenizer of efficient-mae") from None
 
 
 class _Record:
