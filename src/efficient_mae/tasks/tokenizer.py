@@ -1,10 +1,11 @@
 """Training a tokenizer: a small discrete VAE on images of one's own. Letters: B images, C channels, K words."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -220,8 +221,8 @@ class TokenizerRun(Run):
     def begin(self) -> None:
         self.schedule.step = 0
 
-    def restore(self, folder: Any) -> int:
-        self.schedule.step = super().restore(folder)
+    def restore(self, folder: Path, accepted: Collection[int] = ()) -> int:
+        self.schedule.step = super().restore(folder, accepted)
         return self.schedule.step
 
     def after_step(self) -> None:
