@@ -47,7 +47,7 @@ def test_the_relaxation_is_pytorchs(vae: DiscreteVAE, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:  # F.gumbel_softmax draws exponentially distributed numbers, and takes logs
         patch.setattr(torch.Tensor, "exponential_", lambda self: self.copy_((-noise).exp()))
         mixture = F.gumbel_softmax(logits, tau=temperature, dim=1)
-    directions = F.normalize(vae.encoder["words"].weight, dim=1)
+    directions = F.normalize(vae.encoder.words.weight, dim=1)
     drawn = (vae.decoder(torch.einsum("bkhw,kd->bdhw", mixture, directions)) + 1) / 2
     torch.testing.assert_close(out.pixels, drawn, rtol=1e-4, atol=1e-5)
 
@@ -90,7 +90,7 @@ def test_the_digest_is_of_what_tokens_follow_from(vae: DiscreteVAE):
         vae.decoder[-1].bias += 1
     assert vae.digest == before  # another picture of the same tokens
     with torch.no_grad():
-        vae.encoder["words"].weight[3, 4] += 1e-3
+        vae.encoder.words.weight[3, 4] += 1e-3
     assert vae.digest != before
 
 

@@ -51,8 +51,6 @@ class Tokenizer(nn.Module, ABC):
 class LogitTokenizer(Tokenizer):
     """A tokenizer whose token is the word that its `encoder` prefers."""
 
-    encoder: nn.Module
-
     def __init__(self, in_chans: int, vocab_size: int, stride: int):
         super().__init__()
         self.in_chans, self.vocab_size, self.stride = in_chans, vocab_size, stride
@@ -72,7 +70,7 @@ class LogitTokenizer(Tokenizer):
     @property
     def digest(self) -> str:
         digest = hashlib.sha256(type(self).__name__.encode())
-        for name, tensor in sorted(self.encoder.state_dict().items()):
+        for name, tensor in sorted(self.get_submodule("encoder").state_dict().items()):
             digest.update(f"{name} {list(tensor.shape)}".encode())
             digest.update(tensor.float().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()

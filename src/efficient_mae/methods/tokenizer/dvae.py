@@ -94,15 +94,13 @@ class DiscreteVAE(LogitTokenizer):
         super().__init__(config.in_chans, config.vocab_size, config.stride)
         self.config = config
         down, up = [config.in_chans, *config.widths], [*config.widths[::-1], *config.widths[:1]]
-        self.encoder = nn.ModuleDict({
-            "layers": nn.Sequential(
-                *(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.ReLU()) for a, b in pairwise(down)),
-                *(_Block(config.width) for _ in range(config.num_blocks)),
-                nn.GroupNorm(1, config.width),
-                nn.Conv2d(config.width, CODE_SIZE, 1),
-            ),
-            "words": _Words(config.vocab_size),
-        })  # fmt: skip
+        layers = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.ReLU()) for a, b in pairwise(down)),
+            *(_Block(config.width) for _ in range(config.num_blocks)),
+            nn.GroupNorm(1, config.width),
+            nn.Conv2d(config.width, CODE_SIZE, 1),
+        )
+        self.encoder = _Encoder(layers, _Words(config.vocab_size))
         self.decoder = nn.Sequential(
             nn.Conv2d(CODE_SIZE, config.width, 1),
             *(_Block(config.width) for _ in range(config.num_blocks)),
@@ -113,12 +111,12 @@ class DiscreteVAE(LogitTokenizer):
 
     def logits(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
         self.check(pixels)
-        return self.encoder["words"](self.encoder["layers"](2 * pixels - 1))
+        return self.encoder(2 * pixels - 1)
 
     @torch.no_grad()
     def decode(self, ids: Int64[Tensor, "B H W"]) -> Float[Tensor, "B C h w"]:
         with full_precision(ids):
-            return self._draw(F.embedding(ids, self.encoder["words"].directions)).clamp(0, 1)
+            return self._draw(F.embedding(ids, self.encoder.words.directions)).clamp(0, 1)
 
     def _draw(self, codes: Float[Tensor, "B H W D"]) -> Float[Tensor, "B C h w"]:
         """Pixels of words or mixtures of them."""
@@ -144,7 +142,18 @@ class DiscreteVAE(LogitTokenizer):
         log_q = logits.log_softmax(dim=1)
         kl = (log_q.exp() * (log_q + math.log(self.vocab_size))).sum(dim=1)
         mixture = ((logits + noise) / temperature).softmax(dim=1)
-        return Relaxed(self._draw(mixture.permute(0, 2, 3, 1) @ self.encoder["words"].directions), kl)
+        return Relaxed(self._draw(mixture.permute(0, 2, 3, 1) @ self.encoder.words.directions), kl)
+
+
+class _Encoder(nn.Module):
+    """From pixels to preferences: a direction for each square, and the words that it is compared with."""
+
+    def __init__(self, layers: nn.Sequential, words: "_Words"):
+        super().__init__()
+        self.layers, self.words = layers, words
+
+    def forward(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+        return self.words(self.layers(pixels))
 
 
 class _Words(nn.Module):
