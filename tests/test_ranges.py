@@ -55,7 +55,7 @@ def inside(leaf: Any) -> Iterator[float]:
     """Numbers that its bounds admit, those exactly on a closed bound among them."""
     kind, *bounds = get_args(leaf)
     closed = [next(iter(dataclasses.asdict(bound).values())) for bound in bounds if isinstance(bound, Ge | Le)]
-    yield from (kind(value) for value in (*closed, 0.5 if kind is float else 1))
+    yield from (kind(value) for value in (*closed, 0.5 if kind is float else max(1, *closed, 1)))
 
 
 def outside(leaf: Any) -> Iterator[float]:

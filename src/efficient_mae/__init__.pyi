@@ -16,6 +16,7 @@ from .functions import (
     replay,
     report,
     study,
+    tokenizer,
 )
 from .interop import adapt_encoder, from_hf, from_mae_checkpoint, load, to_hf, to_timm
 from .masking import (
@@ -63,4 +64,5 @@ __all__ = [
     "study",
     "to_hf",
     "to_timm",
+    "tokenizer",
 ]

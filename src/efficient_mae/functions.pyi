@@ -8,6 +8,7 @@ from efficient_mae.bench.step_result import StepResult
 from efficient_mae.demo import DemoResult
 from efficient_mae.engine.faults.replay import ReplayResult
 from efficient_mae.report.command import PretrainResult, ReportResult
+from efficient_mae.report.tokenizer import TokenizerResult
 from efficient_mae.study.command import StudyList, StudyResult
 from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
 from efficient_mae.tasks.embed import EmbedResult
@@ -27,6 +28,9 @@ def linear_probe(**settings: Any) -> ClassifierResult | SeedsResult:
 
 def finetune(**settings: Any) -> ClassifierResult | SeedsResult:
     """`emae finetune`: train an encoder and a head with labels, and judge them."""
+
+def tokenizer(**settings: Any) -> TokenizerResult:
+    """`emae tokenizer`: train the tokenizer whose words BEiT and CAE learn."""
 
 def reconstruct(**settings: Any) -> ReconstructResult:
     """`emae reconstruct`: picture what a model makes of an image."""

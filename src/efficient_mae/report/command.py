@@ -7,9 +7,11 @@ from rich.console import Console
 
 from efficient_mae.command import Result
 from efficient_mae.engine.machine.launcher import place
+from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.ranges import Location, Settings
 from efficient_mae.report.report import write_report
+from efficient_mae.report.tokenizer import write_tokenizer_report
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.registry import RunResult
@@ -20,7 +22,7 @@ class ReportConfig(Settings):
     """Settings of `emae report`."""
 
     run: Location
-    """run directory, of pre-training"""
+    """run directory, of pre-training or of a tokenizer"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,9 @@ def report(config: ReportConfig) -> ReportResult:
     Raises:
         InputError: not a run directory, or one without weights.
     """
-    return ReportResult(report=str(write_report(Path(config.run))))
+    run = Path(config.run)
+    write = write_tokenizer_report if read_settings(run).task == "tokenizer" else write_report
+    return ReportResult(report=str(write(run)))
 
 
 def show_report(result: ReportResult, console: Console) -> None:

@@ -134,6 +134,24 @@ def cost_bars(gmacs: float, mae_gmacs: float, label: str) -> Figure:
     return figure
 
 
+def words_figure(counts: Sequence[int]) -> Figure:
+    """How often each word of a vocabulary occurs.
+
+    Args:
+        counts: of the words that occur, the most frequent first.
+    """
+    figure, (ax,) = _figure(2.2, 1)
+    shares = np.array(counts) / sum(counts)
+    ax.plot(
+        np.arange(1, len(shares) + 1), shares, color=_BLUE, linewidth=1.8, marker="o" if len(shares) == 1 else None
+    )
+    ax.set_yscale("log")
+    ax.set_xlim(left=0)
+    ax.set_xlabel("words in use, the most frequent first", color=_SOFT_INK)
+    ax.set_ylabel("share of the tokens", color=_SOFT_INK)
+    return figure
+
+
 def svg_data_uri(figure: Figure) -> str:
     """The figure as an SVG image that a page holds in itself."""
     return data_uri(svg(figure), "image/svg+xml")

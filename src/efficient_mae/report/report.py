@@ -1,20 +1,16 @@
 """A run's report: one page that needs nothing beside itself."""
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from efficient_mae import __version__
 from efficient_mae.bench.flops import Cost, model_cost
 from efficient_mae.data import DataChoice, EvalTransform, UnreadableImage, normalize, open_held_out
 from efficient_mae.data.sources.choice import ANY
@@ -34,6 +30,7 @@ from efficient_mae.report.curves import (
     svg_data_uri,
 )
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
+from efficient_mae.report.page import panels_of, render
 from efficient_mae.report.run_files import RunFiles, read_run
 from efficient_mae.tasks.panels import draw_panel
 
@@ -41,8 +38,6 @@ from efficient_mae.tasks.panels import draw_panel
 PROFILE_IMAGES = 256
 PROFILE_MASKS = 2
 _BATCH = 32
-# Panels of earlier epochs: each may be two megabytes.
-_EARLIER_PANELS = 2
 
 
 @dataclass(frozen=True)
@@ -118,23 +113,13 @@ def render_report(
         samples: images; None leaves out what needs them.
         missing: why there is no model or there are no samples.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     try:
         cost, plain = model_cost(config), model_cost(config.baseline())
     except InputError:  # a grid of so few patches that MAE's ratio leaves none visible
         cost = plain = None
-    return environment.get_template("report.html").render(
-        name=run.folder.resolve().name,
-        dumps=json.dumps,
-        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-        run=run,
+    return render(
+        "report.html",
+        run,
         config=config,
         split=samples.split if samples else None,
         missing=missing,
@@ -179,10 +164,7 @@ def _panels(
 ) -> list[tuple[str, str]]:
     """(what it is, data URI) of the last panel and a few earlier ones, newest first; drawn now if there is none."""
     if run.panels:
-        *earlier, last = run.panels
-        spread = np.unique(np.linspace(0, len(earlier) - 1, _EARLIER_PANELS).round().astype(int)) if earlier else []
-        chosen = [last, *(earlier[index] for index in reversed(spread))]
-        return [(_epoch_of(panel), data_uri(panel.read_bytes(), "image/png")) for panel in chosen]
+        return panels_of(run)
     if model is None or samples is None:
         return []
     spread = np.unique(np.linspace(0, len(samples.pixels) - 1, 6).round().astype(int))
@@ -190,11 +172,6 @@ def _panels(
     plan = model.plan(len(images), generator=torch.Generator().manual_seed(0))
     figure = draw_panel(model, images, plan, statistics, title="the run's last checkpoint")
     return [] if figure is None else [("the run's last checkpoint", data_uri(png(figure), "image/png"))]
-
-
-def _epoch_of(panel: Path) -> str:
-    number = panel.stem.rsplit("-", 1)[-1]
-    return f"after epoch {int(number)}" if number.isdigit() else panel.stem
 
 
 def _difficulty(config: MethodConfig, model: Method | None, samples: Samples | None) -> dict[str, Any] | None:

@@ -129,3 +129,14 @@ register(
         help="train an encoder and a head with labels, and judge them",
     )
 )
+register(
+    Task(
+        name="tokenizer",
+        settings="tasks.tokenizer:TokenizerConfig",
+        maker="tasks.tokenizer:make_tokenizer_run",
+        function="report.tokenizer:tokenizer_and_report",
+        display="report.tokenizer:show_tokenizer",
+        help="train the tokenizer whose words BEiT and CAE learn",
+        replays_alone=True,
+    )
+)

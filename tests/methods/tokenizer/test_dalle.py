@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import FlavaConfig, FlavaForPreTraining, FlavaImageCodebook, FlavaImageCodebookConfig
 
 from efficient_mae.errors import InputError
-from efficient_mae.methods.tokenizer import DiscreteVAE, DiscreteVAEConfig, load_tokenizer
+from efficient_mae.methods.tokenizer import DalleEncoder, load_tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "dalle_encoder.safetensors"
 
@@ -31,7 +31,7 @@ def test_the_published_implementations_logits_and_ids(golden, weights, suffix: s
     file = tmp_path / f"encoder{suffix}"
     save_file(weights, file) if suffix == ".safetensors" else torch.save(weights, file)
     tokenizer = load_tokenizer(file)
-    assert isinstance(tokenizer, DiscreteVAE)
+    assert isinstance(tokenizer, DalleEncoder)
     images = golden["input.raw"].float()
     assert (tokenizer.in_chans, tokenizer.vocab_size, tokenizer.stride) == (3, 128, 8)
     torch.testing.assert_close(tokenizer.logits(images), golden["out.logits"], rtol=0, atol=1e-6)
@@ -97,7 +97,7 @@ def test_one_digest_for_one_set_of_weights(weights, tmp_path: Path):
 def test_it_costs_what_the_paper_adds():
     """Table 3: BEiT-B 18.8, and 44.9 with the tokenizer."""
     with torch.device("meta"):
-        tokenizer, images = DiscreteVAE(DiscreteVAEConfig()), torch.empty(1, 3, 112, 112)
+        tokenizer, images = DalleEncoder(), torch.empty(1, 3, 112, 112)
     with FlopCounterMode(display=False) as counter:
         assert tokenizer.encode(images).shape == (1, 14, 14)
     assert counter.get_total_flops() / 2e9 == pytest.approx(44.9 - 18.8, rel=0.005)
@@ -106,4 +106,4 @@ def test_it_costs_what_the_paper_adds():
 @pytest.mark.parametrize(("shape", "said"), [((1, 1, 16, 16), "takes 3"), ((1, 3, 20, 16), "20 x 16 pixels")])
 def test_images_that_it_does_not_take(shape: tuple[int, ...], said: str):
     with pytest.raises(InputError, match=said):
-        DiscreteVAE(DiscreteVAEConfig(width=4)).encode(torch.zeros(shape))
+        DalleEncoder(width=4).encode(torch.zeros(shape))

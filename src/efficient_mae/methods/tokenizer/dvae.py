@@ -1,16 +1,13 @@
-"""A discrete variational autoencoder in the architecture of DALL-E's (Ramesh et al. 2021), of any size.
+"""A small discrete variational autoencoder, to be trained on one's own images (Ramesh et al. 2021, Sec. 2.1).
 
-Its published encoder is `DiscreteVAEConfig()`: 256 wide, 8,192 words, a token for 8 x 8 pixels. B images, C channels,
-h x w pixels, H x W tokens of an image, K words of the vocabulary.
+An encoder prefers words, a decoder draws them. In training a word is chosen at random, by the Gumbel-softmax
+relaxation (Jang et al. 2017; Maddison et al. 2017), so that the choice has a gradient. B images, C channels, h x w
+pixels, H x W tokens of an image, K words of the vocabulary, D dimensions of its words.
 """
 
-import hashlib
-import json
 import math
-from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -20,35 +17,57 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
-from efficient_mae.methods.tokenizer.base import Tokenizer
+from efficient_mae.methods.tokenizer.base import LogitTokenizer, full_precision
 from efficient_mae.ranges import PositiveInt, Settings
 
-# Pixels are seen in this span of the numbers from 0 to 1.
-_LOWEST, _SPAN = 0.1, 0.8
+# Dimensions of the space in which words are directions, and the scale of preferences that training begins with.
+CODE_SIZE, _SCALE = 32, 10.0
+
+# Channels of the largest maps at least.
+_NARROWEST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteVAEConfig(Settings):
-    """What such a tokenizer is made of; what its file records.
-
-    Attributes:
-        width: channels of the first group of blocks; each group has twice as many as the one before.
-        num_groups: between two of which the sides are halved.
-        num_blocks: of a group.
-        code_size: of the vector that the decoder keeps of each word; None where there is no decoder.
-    """
+class DiscreteVAESettings(Settings):
+    """What can be chosen of such a tokenizer; each is a flag."""
 
     in_chans: PositiveInt = 3
-    vocab_size: Annotated[int, Ge(2)] = 8192
-    width: Annotated[int, Ge(4)] = 256
-    num_groups: Annotated[int, Ge(1), Le(8)] = 4
-    num_blocks: Annotated[int, Ge(1), Le(16)] = 2
-    code_size: PositiveInt | None = None
+    """channels that images are converted to: 1 grey, 3 RGB, 4 RGBA"""
+    vocab_size: Annotated[int, Ge(2), Le(65536)] = 8192
+    """words of the vocabulary"""
+    stride: Annotated[int, Ge(2), Le(64)] = 8
+    """pixels along each side of a token's square: 2, 4, 8, 16, 32 or 64"""
+    width: Annotated[int, Ge(8)] = 128
+    """channels where there is a pixel a token; half as many where there are twice as many along a side, and so on"""
+    num_blocks: Annotated[int, Ge(0), Le(64)] = 2
+    """residual blocks of the encoder, and of the decoder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVAEConfig(DiscreteVAESettings):
+    """What such a tokenizer is made of; what its file records.
+
+    Raises:
+        InputError: a stride that is no power of two.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride & (self.stride - 1):
+            raise InputError(f"stride={self.stride}: must be 2, 4, 8, 16, 32 or 64")
+
+    @classmethod
+    def of(cls, settings: DiscreteVAESettings) -> "DiscreteVAEConfig":
+        """As chosen."""
+        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls)})
 
     @property
     def widths(self) -> list[int]:
-        """Of each group."""
-        return [self.width * 2**group for group in range(self.num_groups)]
+        """Channels after each halving of the sides."""
+        halvings = self.stride.bit_length() - 1
+        return [
+            max(self.width >> (halvings - number), min(self.width, _NARROWEST)) for number in range(1, halvings + 1)
+        ]
 
 
 @dataclass(frozen=True)
@@ -64,137 +83,105 @@ class Relaxed:
     kl: Float[Tensor, "B H W"]
 
 
-class DiscreteVAE(Tokenizer):
-    """Words that an encoder chooses and, where there is a decoder, draws."""
+class DiscreteVAE(LogitTokenizer):
+    """Words that an encoder prefers, and a decoder that draws them.
+
+    Each word is a direction in a space of a few dimensions, and preferred the more the nearer the encoder's is to it
+    (as in ViT-VQGAN, Yu et al. 2022): so no word is preferred for its own sake, and a vocabulary comes to use.
+    """
 
     def __init__(self, config: DiscreteVAEConfig):
-        super().__init__()
+        super().__init__(config.in_chans, config.vocab_size, config.stride)
         self.config = config
-        self.in_chans, self.vocab_size, self.stride = config.in_chans, config.vocab_size, 2 ** (config.num_groups - 1)
-        self.encoder = _encoder(config)
-        self.decoder = None if config.code_size is None else _Decoder(config, config.code_size)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                nn.init.zeros_(module.bias)
+        down, up = [config.in_chans, *config.widths], [*config.widths[::-1], *config.widths[:1]]
+        layers = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.ReLU()) for a, b in pairwise(down)),
+            *(_Block(config.width) for _ in range(config.num_blocks)),
+            nn.GroupNorm(1, config.width),
+            nn.Conv2d(config.width, CODE_SIZE, 1),
+        )
+        self.encoder = _Encoder(layers, _Words(config.vocab_size))
+        self.decoder = nn.Sequential(
+            nn.Conv2d(CODE_SIZE, config.width, 1),
+            *(_Block(config.width) for _ in range(config.num_blocks)),
+            *(nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(a, b, 4, 2, 1)) for a, b in pairwise(up)),
+            nn.ReLU(),
+            nn.Conv2d(up[-1], config.in_chans, 1),
+        )
 
     def logits(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
-        """How much each word is to be preferred; arguments and errors as of :meth:`encode`."""
-        _, channels, height, width = pixels.shape
-        if channels != self.in_chans:
-            raise InputError(f"images of {channels} channels: the tokenizer takes {self.in_chans}")
-        if height % self.stride or width % self.stride:
-            raise InputError(
-                f"images of {height} x {width} pixels: a token is of {self.stride} x {self.stride}, so give multiples"
-            )
-        return self.encoder(pixels * _SPAN + _LOWEST)
+        self.check(pixels)
+        return self.encoder(2 * pixels - 1)
 
     @torch.no_grad()
-    def encode(self, pixels: Float[Tensor, "B C h w"]) -> Int64[Tensor, "B H W"]:
-        with nullcontext() if pixels.is_meta else torch.autocast(pixels.device.type, enabled=False):
-            return self.logits(pixels.to(next(self.encoder.parameters()).dtype)).argmax(dim=1)
+    def decode(self, ids: Int64[Tensor, "B H W"]) -> Float[Tensor, "B C h w"]:
+        with full_precision(ids):
+            return self._draw(F.embedding(ids, self.encoder.words.directions)).clamp(0, 1)
 
-    @torch.no_grad()
-    def decode(self, ids: Int64[Tensor, "B H W"]) -> Float[Tensor, "B C h w"] | None:
-        if self.decoder is None:
-            return None
-        with nullcontext() if ids.is_meta else torch.autocast(ids.device.type, enabled=False):
-            return self.decoder(F.embedding(ids, self.decoder.codes).permute(0, 3, 1, 2)).clamp(0, 1)
+    def _draw(self, codes: Float[Tensor, "B H W D"]) -> Float[Tensor, "B C h w"]:
+        """Pixels of words or mixtures of them."""
+        return (self.decoder(codes.permute(0, 3, 1, 2)) + 1) / 2
 
     def forward(
         self,
         pixels: Float[Tensor, "B C h w"],
-        noise: Callable[[torch.Size], Float[Tensor, "B K H W"]],
-        temperature: Float[Tensor, ""],
+        noise: Float[Tensor, "B K H W"],
+        temperature: float,
     ) -> Relaxed:
-        """Choose words at random, each by a mixture of all that a choice can be differentiated through.
+        """Choose words at random, each as a mixture of all.
 
         Args:
-            noise: makes Gumbel-distributed numbers of a shape.
-            temperature: of the mixture: near 0 it is one word (Jang et al. 2017, Eq. 2).
+            pixels: from 0 to 1.
+            noise: numbers of the standard Gumbel distribution.
+            temperature: near 0, a mixture is one word.
 
         Raises:
-            ValueError: there is no decoder.
+            InputError: other channels, or sides that are no multiples of the stride.
         """
-        if self.decoder is None:
-            raise ValueError("a tokenizer without a decoder has nothing to be trained by")
         logits = self.logits(pixels).float()
         log_q = logits.log_softmax(dim=1)
         kl = (log_q.exp() * (log_q + math.log(self.vocab_size))).sum(dim=1)
-        mixture = ((logits + noise(logits.shape)) / temperature).softmax(dim=1)
-        return Relaxed(self.decoder(torch.einsum("bkhw,kd->bdhw", mixture, self.decoder.codes)), kl)
+        mixture = ((logits + noise) / temperature).softmax(dim=1)
+        return Relaxed(self._draw(mixture.permute(0, 2, 3, 1) @ self.encoder.words.directions), kl)
+
+
+class _Encoder(nn.Module):
+    """From pixels to preferences: a direction for each square, and the words that it is compared with."""
+
+    def __init__(self, layers: nn.Sequential, words: "_Words"):
+        super().__init__()
+        self.layers, self.words = layers, words
+
+    def forward(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+        return self.words(self.layers(pixels))
+
+
+class _Words(nn.Module):
+    """A direction for each word, and how much one that is met exactly is preferred to one at a right angle to it."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(vocab_size, CODE_SIZE))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_SCALE)))
 
     @property
-    def digest(self) -> str:
-        held = {**asdict(self.config), "code_size": None}
-        digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode())
-        for name, tensor in sorted(self.encoder.state_dict().items()):
-            digest.update(name.encode() + tensor.float().contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()
+    def directions(self) -> Float[Tensor, "K D"]:
+        """Of length 1."""
+        return F.normalize(self.weight, dim=1)
+
+    def forward(self, codes: Float[Tensor, "B D H W"]) -> Float[Tensor, "B K H W"]:
+        """How much each word is preferred."""
+        return self.log_scale.exp() * F.conv2d(F.normalize(codes, dim=1), self.directions[:, :, None, None])
 
 
 class _Block(nn.Module):
-    """A residual branch in a bottleneck, with a small weight that is the same for all blocks."""
+    """A residual branch of two convolutions."""
 
-    def __init__(self, before: int, width: int, gain: float):
+    def __init__(self, width: int):
         super().__init__()
-        inner = width // 4
-        self.gain = gain
-        self.id_path = nn.Identity() if before == width else nn.Conv2d(before, width, 1)
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, (a, b, kernel) in enumerate(
-            [(before, inner, 3), (inner, inner, 3), (inner, inner, 3), (inner, width, 1)], start=1
-        ):
-            layers[f"relu_{number}"] = nn.ReLU()
-            layers[f"conv_{number}"] = nn.Conv2d(a, b, kernel, padding=kernel // 2)
-        self.res_path = nn.Sequential(layers)
+        self.branch = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.id_path(x) + self.gain * self.res_path(x)
-
-
-def _groups(before: int, widths: list[int], num_blocks: int, between: nn.Module) -> OrderedDict[str, nn.Module]:
-    """Groups of blocks, with something between two of them."""
-    gain = 1 / (len(widths) * num_blocks) ** 2
-    groups: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, width in enumerate(widths, start=1):
-        blocks = OrderedDict[str, nn.Module](
-            (f"block_{place + 1}", _Block(width if place else before, width, gain)) for place in range(num_blocks)
-        )
-        groups[f"group_{number}"] = nn.Sequential(blocks)
-        if number < len(widths):
-            groups[f"between_{number}"] = between
-        before = width
-    return groups
-
-
-def _encoder(config: DiscreteVAEConfig) -> nn.Sequential:
-    """From pixels to logits."""
-    widths = config.widths
-    return nn.Sequential(
-        OrderedDict(
-            input=nn.Conv2d(config.in_chans, widths[0], 7, padding=3),
-            **_groups(widths[0], widths, config.num_blocks, nn.MaxPool2d(2)),
-            relu=nn.ReLU(),
-            output=nn.Conv2d(widths[-1], config.vocab_size, 1),
-        )
-    )
-
-
-class _Decoder(nn.Module):
-    """From words' vectors to pixels: the encoder's groups the other way round."""
-
-    def __init__(self, config: DiscreteVAEConfig, code_size: int):
-        super().__init__()
-        self.codes = nn.Parameter(torch.randn(config.vocab_size, code_size))
-        widths = config.widths[::-1]
-        self.draw = nn.Sequential(
-            OrderedDict(
-                **_groups(code_size, widths, config.num_blocks, nn.Upsample(scale_factor=2)),
-                relu=nn.ReLU(),
-                output=nn.Conv2d(widths[-1], config.in_chans, 1),
-            )
-        )
-
-    def forward(self, codes: Float[Tensor, "B D H W"]) -> Float[Tensor, "B C h w"]:
-        return 0.5 + self.draw(codes)
+        return x + self.branch(x)

@@ -10,17 +10,19 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
 from efficient_mae.methods.tokenizer.base import Tokenizer
+from efficient_mae.methods.tokenizer.dalle import DalleEncoder
 from efficient_mae.methods.tokenizer.dvae import DiscreteVAE, DiscreteVAEConfig
 
 # In a run's directory.
@@ -80,17 +82,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     file = _find(Path(path).expanduser())
     config, tensors = _read_safetensors(file) if file.suffix == ".safetensors" else (None, _unpickled(file))
-    if config is None:
-        tensors = _renamed(tensors)
     try:
+        build = partial(DiscreteVAE, config) if config else _dalle_encoder(tensors := _renamed(tensors))
         with torch.device("meta"):  # built first, what a header describes could fill the memory
-            empty = DiscreteVAE(config or _config_of(tensors))
-            _check(tensors, empty, file)
+            _check(tensors, build())
     except InputError as error:
-        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+        raise InputError(f"{file}: {error}") from None
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError):  # the last of sizes that overflow
         raise InputError(f"{file}: of another layout than a tokenizer's; accepted: {_ACCEPTED}") from None
-    tokenizer = DiscreteVAE(empty.config)
+    tokenizer = build()
     tokenizer.load_state_dict(tensors)
     return tokenizer.eval().requires_grad_(False)
 
@@ -119,11 +119,14 @@ def _read_safetensors(file: Path) -> tuple[DiscreteVAEConfig | None, dict[str, T
     if header is None:
         return None, tensors
     try:
-        return DiscreteVAEConfig(**json.loads(header)[_KIND]), tensors
+        described = json.loads(header)
+        if _KIND not in described:
+            raise InputError(f"holds no tokenizer but a model; accepted: {_ACCEPTED}")
+        return DiscreteVAEConfig(**described[_KIND]), tensors
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{file}: holds no tokenizer but a model; accepted: {_ACCEPTED}") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(f"{file}: its header doesn't describe a tokenizer of efficient-mae") from None
 
 
 class _Record:
@@ -193,24 +196,26 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _config_of(tensors: Mapping[str, Tensor]) -> DiscreteVAEConfig:
-    """What an encoder is made of, by its tensors' shapes.
+def _dalle_encoder(tensors: Mapping[str, Tensor]) -> Callable[[], DalleEncoder]:
+    """Builds an encoder of these tensors' shapes.
 
     Raises:
-        KeyError, IndexError, ValueError: of another architecture.
+        KeyError, IndexError, ValueError: they are of another architecture.
     """
     width, in_chans = tensors["encoder.input.weight"].shape[:2]
-    blocks = [match for name in tensors if (match := re.match(r"encoder\.group_(\d+)\.block_(\d+)\.", name))]
-    return DiscreteVAEConfig(
+    blocks = [int(match[1]) for name in tensors if (match := re.match(r"encoder\.group_1\.block_(\d+)\.", name))]
+    if not 0 < max(blocks) <= len(tensors):  # a block has tensors: others would be built for nothing
+        raise ValueError
+    return partial(
+        DalleEncoder,
         in_chans=in_chans,
         vocab_size=len(tensors["encoder.output.weight"]),
         width=width,
-        num_groups=max(int(match[1]) for match in blocks),
-        num_blocks=max(int(match[2]) for match in blocks),
+        num_blocks=max(blocks),
     )
 
 
-def _check(tensors: Mapping[str, Tensor], empty: DiscreteVAE, file: Path) -> None:
+def _check(tensors: Mapping[str, Tensor], empty: nn.Module) -> None:
     """Refuse tensors of another architecture; the first that differs is named."""
     own = empty.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
@@ -220,4 +225,4 @@ def _check(tensors: Mapping[str, Tensor], empty: DiscreteVAE, file: Path) -> Non
             what = f"{name} is {tuple(tensors[name].shape)} and not {tuple(own[name].shape)}"
         else:
             continue
-        raise InputError(f"{file}: weights of another architecture, {what}")
+        raise InputError(f"weights of another architecture, {what}")
