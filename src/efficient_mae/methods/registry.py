@@ -51,7 +51,8 @@ def create_model(name: str, **settings: Any) -> Method:
     """A model by name, with random weights from torch's global generator.
 
     Args:
-        name: ``{method}_vit_{tiny,small,base,large,huge}_patch{P}``.
+        name: ``{method}_vit_{tiny,small,base,large,huge}_patch{P}``, of SimMIM also
+            ``simmim_{swin,swinv2}_{tiny,small,base,large,huge}_window{W}``.
         settings: those of the method. Of ``mae_...`` the fields of :class:`efficient_mae.methods.mae.MAESettings`,
             which says what each is: `img_size` (pixels, one number or (height, width)), `in_chans`, `mask_ratio`,
             `gamma`, `beta` (pixels at patch size 16), `norm_pix_loss`, `decoder_depth`, ...

@@ -33,7 +33,8 @@ class ModelChoice(MethodSettings):
     _declared = cast(Any, None)  # of a class that `of` made: what it was made of (no annotation: it is no field)
 
     model: str = "mae_vit_base_patch16"
-    """{method}_vit_{tiny,small,base,large,huge}_patch{P}"""
+    """{method}_vit_{tiny,small,base,large,huge}_patch{P}; methods that take a Swin:
+    {method}_{swin,swinv2}_{tiny,small,base,large,huge}_window{W}"""
 
     @classmethod
     def of(cls, model: str) -> Any:
