@@ -1,6 +1,6 @@
 """What an encoder is to methods, files and tasks.
 
-B images, C channels, h x w pixels, H x W patches, H' x W' places of the last features, D width.
+B images, C channels, h x w pixels, H x W patches, rows x columns places of the last features, D width.
 """
 
 from abc import ABC, abstractmethod
@@ -67,7 +67,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward_masked(
         self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
-    ) -> Float[Tensor, "B H' W' D"]:
+    ) -> Float[Tensor, "B rows columns D"]:
         """Normalised features of images of which a mask token stands in place of each masked patch.
 
         Args:
@@ -86,6 +86,10 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: it has no such, or images of a shape that this encoder does not take.
         """
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed, beside those of one dimension."""
+        return set()
 
     @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -132,7 +136,7 @@ class SparseBackbone(Backbone):
 
 
 def hide(
-    patches: Float[Tensor, "B N dim"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
-) -> Float[Tensor, "B N dim"]:
+    patches: Float[Tensor, "B *places dim"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 dim"]
+) -> Float[Tensor, "B *places dim"]:
     """Embedded patches with a mask token in place of the masked ones."""
-    return torch.where(mask.flatten(1)[..., None], mask_token, patches)
+    return torch.where(mask.view(*patches.shape[:-1], 1), mask_token, patches)

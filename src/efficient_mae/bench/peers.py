@@ -40,6 +40,8 @@ def peer_contenders(config: MethodConfig, batch_size: int, device: torch.device,
         InputError: there is none.
     """
     config = config.baseline()
+    if not isinstance(config, MAEConfig):
+        raise _none(config)
     batch = TrainBatch(images_of(config, batch_size), torch.arange(batch_size), None, []).to(device)
     contenders = []
     for name, make in _peers(config).items():
@@ -48,16 +50,18 @@ def peer_contenders(config: MethodConfig, batch_size: int, device: torch.device,
         step = training_step(model.to(device).train(), PeerLoss(image_statistics(config)), device, precision)
         contenders.append(Contender(name, _gmacs(name, config), step, [batch]))
     if not contenders:
-        raise InputError(
-            f"peers=true: no other implementation of {config.method} is installed; pip install 'efficient-mae[hub]'"
-        )
+        raise _none(config)
     return contenders
 
 
-def _peers(config: MethodConfig) -> dict[str, Callable[[], nn.Module]]:
+def _none(config: MethodConfig) -> InputError:
+    return InputError(
+        f"peers=true: no other implementation of {config.method} is installed; pip install 'efficient-mae[hub]'"
+    )
+
+
+def _peers(config: MAEConfig) -> dict[str, Callable[[], nn.Module]]:
     peers: dict[str, Callable[[], nn.Module]] = {}
-    if not isinstance(config, MAEConfig):
-        return peers
     if find_spec("transformers"):
         peers[f"transformers ViTMAE {MAE_MASK_RATIO:.2f}"] = lambda: to_hf(MaskedAutoencoder(config))
     if find_spec("stable_pretraining"):
@@ -84,6 +88,6 @@ def _stable(method: str, config: MAEConfig) -> nn.Module:
     return getattr(theirs, method)(encoder, **settings)
 
 
-def _gmacs(name: str, config: MethodConfig) -> float:
+def _gmacs(name: str, config: MAEConfig) -> float:
     """As the paper counts MAE, which is what these compute; CrossMAE's decoder is another, and isn't counted."""
     return float("nan") if "CrossMAE" in name else config.paper_gmacs()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficient_mae.methods import Method
+
 # The global batch for which base learning rates are stated (MAE, Table 8; Sec. 5.1).
 BASE_BATCH_SIZE = 256
 
@@ -18,9 +20,10 @@ def build_adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float
     and norms are, and a run must go on as it began.
     """
     decayed, plain = [], []
+    exempt = model.no_weight_decay() if isinstance(model, Method) else set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim > 1 and not name.endswith("token")
+            matrix = parameter.ndim > 1 and not name.endswith("token") and name not in exempt
             (decayed if matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return adamw(groups, betas)

@@ -8,7 +8,7 @@ from efficient_mae.masking.blockwise import blockwise_mask_from_noise, check_blo
 from efficient_mae.masking.difficulty import METRICS, difficulty
 from efficient_mae.masking.loss import difficulty_flatten_loss
 from efficient_mae.masking.p2dist import p2dist, p2dist_exact
-from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking
+from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking, unit_mask_from_noise
 from efficient_mae.masking.schedules import SCHEDULES, check_schedule
 from efficient_mae.masking.settings import MaskSettings
 from efficient_mae.masking.targets import flatten_weights, select_targets
@@ -30,4 +30,5 @@ __all__ = [
     "p2dist_exact",
     "random_masking",
     "select_targets",
+    "unit_mask_from_noise",
 ]

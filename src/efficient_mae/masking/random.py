@@ -51,6 +51,32 @@ def mask_from_noise(
     return mask.view(-1, height, width)
 
 
+def unit_mask_from_noise(
+    noise: Float[Tensor, "B N"], grid_size: tuple[int, int], unit: int, mask_ratio: float
+) -> Bool[Tensor, "B H W"]:
+    """The same, of square units of several patches: all of a unit's patches are hidden, or none (SimMIM, Sec. 3.2).
+
+    Args:
+        noise: random numbers, at least one a unit; those beyond are of no use.
+        grid_size: (H, W) in patches.
+        unit: side of a unit, in patches.
+        mask_ratio: share of units to hide; see :func:`num_visible` for the rounding.
+
+    Returns:
+        True = masked.
+
+    Raises:
+        InputError: units that do not fill the grid, or a ratio that leaves none visible or none masked.
+    """
+    height, width = grid_size
+    check_range("unit", unit, PositiveInt)
+    if height % unit or width % unit:
+        raise InputError(f"unit={unit}: does not divide the grid of {height} x {width} patches")
+    units = height // unit, width // unit
+    mask = mask_from_noise(noise[:, : units[0] * units[1]], units, mask_ratio)
+    return mask.repeat_interleave(unit, 1).repeat_interleave(unit, 2)
+
+
 def random_masking(
     batch_size: int,
     grid_size: tuple[int, int],

@@ -127,11 +127,15 @@ class MethodConfig(MethodSettings):
         method: with which the names of its models begin.
         painted: what pictures fill hidden patches with, a sentence; empty where these are plain pixels.
         added: settings that the first versions did not write; a file without them has their defaults.
+        families: of encoders that the method takes, by the word that names of its models have for them.
+        family: of this model's encoder, among :data:`BACKBONES`.
     """
 
     method = ""  # no annotations: they are no fields
     painted = ""
     added = frozenset[str]()
+    families = ("vit",)
+    family = "vit"
 
     img_size: tuple[PositiveInt, PositiveInt] = field()
     depth: PositiveInt = field()
@@ -151,7 +155,7 @@ class MethodConfig(MethodSettings):
         Raises:
             InputError: an unknown name, or a number out of its range.
         """
-        size, patch_size = parse_name(name, name.partition("_")[0])
+        size, patch_size = parse_name(name, name.partition("_")[0], cls.families)
         chosen = {one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)}
         return cls(**chosen | {
             "img_size": as_pair(settings.img_size),
@@ -185,11 +189,6 @@ class MethodConfig(MethodSettings):
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
     @property
-    def family(self) -> str:
-        """Of the encoder, among :data:`BACKBONES`."""
-        return "vit"
-
-    @property
     def backbone(self) -> dict[str, Any]:
         """The arguments that build the encoder, as timm names them too."""
         return {name: getattr(self, name) for name in BACKBONES[self.family].ARGUMENTS}
@@ -218,9 +217,9 @@ class MethodConfig(MethodSettings):
         """Tokens and patches of an image, mean over a plan of its own, by what they are."""
         return {}
 
-    def paper_gmacs(self, images: int = 256, seed: int = 0) -> float:
-        """Multiply-accumulates of one image's forward pass, 1e9, as :meth:`published` counts them."""
-        raise NotImplementedError
+    def paper_gmacs(self, images: int = 256, seed: int = 0) -> float | None:
+        """Multiply-accumulates of one image's forward pass, 1e9, where :meth:`published` counts otherwise."""
+        return None
 
     @classmethod
     def published(cls) -> tuple[PublishedCost, ...]:
@@ -267,8 +266,22 @@ class Method(nn.Module, ABC):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.backbone.set_grad_checkpointing(enable)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the backbone's parameters that are never decayed, beside biases, norms and tokens."""
+        return {BACKBONE + name for name in self.backbone.no_weight_decay()}
+
     def after_step(self) -> None:
         """Called when a training step is done, also one that was skipped, with the weights as they were."""
+
+    @torch.no_grad()
+    def reconstruct(self, images: Float[Tensor, "B C h w"], mask: Any = None) -> Float[Tensor, "B C h w"] | None:
+        """:meth:`paint` of what the model makes of images.
+
+        Args:
+            images: normalised images.
+            mask: as for a forward pass.
+        """
+        return self.paint(images, self(images, mask))
 
     def paint(self, images: Float[Tensor, "B C h w"], out: Any) -> Float[Tensor, "B C h w"] | None:
         """The images as the model fills them in; None if it predicts no pixels."""

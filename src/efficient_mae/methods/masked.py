@@ -106,7 +106,9 @@ class MaskedMethod(Method):
         return cast(MaskedPlanner, self.config.planner()).plan(mask)
 
     @abstractmethod
-    def learn(self, images: Float[Tensor, "B C h w"], latent: Float[Tensor, "B H' W' D"], plan: MaskedPlan) -> Output:
+    def learn(
+        self, images: Float[Tensor, "B C h w"], latent: Float[Tensor, "B rows columns D"], plan: MaskedPlan
+    ) -> Output:
         """From the features of images with hidden patches to the loss.
 
         Args:

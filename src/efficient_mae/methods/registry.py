@@ -8,6 +8,7 @@ from efficient_mae.errors import InputError, did_you_mean, nearest
 from efficient_mae.methods.base import Method
 from efficient_mae.methods.mae.model import MaskedAutoencoder
 from efficient_mae.methods.maskfeat import MaskFeat
+from efficient_mae.methods.simmim import SimMIM
 
 METHODS: dict[str, type[Method]] = {}
 
@@ -26,6 +27,7 @@ def register(method: type[Method]) -> None:
 
 register(MaskedAutoencoder)
 register(MaskFeat)
+register(SimMIM)
 
 
 def method_of(model: str) -> type[Method]:
@@ -37,7 +39,7 @@ def method_of(model: str) -> type[Method]:
     name = model.partition("_")[0]
     if name not in METHODS:
         name = nearest(name, METHODS) or next(iter(METHODS))
-        parse_name(model, name)  # raises: it isn't one of these either
+        parse_name(model, name, METHODS[name].Config.families)  # raises: it isn't one of these either
     return METHODS[name]
 
 

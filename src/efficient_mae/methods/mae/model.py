@@ -171,20 +171,13 @@ class MaskedAutoencoder(Method):
             target = (target - mean) / std
         return target
 
-    @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"] | MaskLayout | None = None
-    ) -> Float[Tensor, "B C h w"]:
+    def paint(self, images: Float[Tensor, "B C h w"], out: MAEOutput) -> Float[Tensor, "B C h w"]:
         """The images with their predicted patches filled in.
 
         Visible pixels are kept; masked patches that the decoder leaves out are 0, the mean colour of a normalised
         image. Under norm_pix_loss the prediction has no scale of its own, and each patch is de-normalised by the
         mean and standard deviation of its true pixels.
         """
-        return self.paint(images, self(images, mask))
-
-    def paint(self, images: Float[Tensor, "B C h w"], out: MAEOutput) -> Float[Tensor, "B C h w"]:
-        """:meth:`reconstruct` from an output that is at hand."""
         size, (rows, columns) = self.config.patch_size, self.config.grid_size
         prediction = out.prediction.to(images.dtype)
         if self.config.norm_pix_loss:
