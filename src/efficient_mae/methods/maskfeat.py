@@ -6,7 +6,6 @@ B images, C channels, h x w pixels, H x W patches of P x P pixels, T hidden patc
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
