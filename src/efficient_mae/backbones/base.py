@@ -21,7 +21,8 @@ class Backbone(nn.Module, ABC):
         family: the word that stands for it in models' names and in files.
         ARGUMENTS: names of what it is built by.
         timm_class: timm's, which takes the same state dict.
-        pools: what an image's feature can be: `avg`, the mean over all places, and `token`, the class token's.
+        pools: what an image's feature can be: `avg`, the mean over all places, and `token`, the class token's. The
+            last is what a linear probe takes unless it is told.
         img_size: (height, width) in pixels.
         in_chans: C.
         patch_size: in pixels.

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficient_mae.backbones import SIZES, VisionTransformer
+from efficient_mae.backbones import SIZES, Backbone, VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
+from efficient_mae.interop import simmim_files
+from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
 # Suffixes of files that torch.save writes.
@@ -43,6 +45,8 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
             encoder alone, which :func:`efficient_mae.load` takes.
     """
     model = read_mae_checkpoint(Path(path))
+    if isinstance(model, Method) and not isinstance(model, MaskedAutoencoder):
+        raise InputError(f"{path}: holds a model of {model.config.method}; efficient_mae.load takes it")
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(
             f"{path}: holds an encoder alone; efficient_mae.load takes it, or give a file with the decoder"
@@ -51,8 +55,8 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
 
 
 @torch_seeded(0)
-def read_mae_checkpoint(file: Path) -> MaskedAutoencoder | VisionTransformer:
-    """As :func:`from_mae_checkpoint`; the encoder alone if the file holds no decoder.
+def read_mae_checkpoint(file: Path) -> Method | Backbone:
+    """As :func:`from_mae_checkpoint`; the encoder alone if the file holds no decoder; and SimMIM's files.
 
     Of a fine-tuned file the head is left out; where it has `fc_norm` in place of `norm`, that is the encoder's
     last norm.
@@ -70,6 +74,8 @@ def read_mae_checkpoint(file: Path) -> MaskedAutoencoder | VisionTransformer:
     # A view of one number can claim any shape, and a model of that shape would fill the memory.
     if any(value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
         raise InputError(f"{file}: its tensors are larger than the file, so it isn't a checkpoint of MAE")
+    if simmim_files.is_simmim(weights):
+        return simmim_files.read_simmim(file, weights)
     whole = "mask_token" in weights
     if not whole:
         if "norm.weight" not in weights:

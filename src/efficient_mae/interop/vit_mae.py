@@ -1,7 +1,6 @@
-"""transformers' ViTMAE, both ways, encoder and decoder."""
+"""transformers' ViTMAE, both ways, encoder and decoder; and folders in its layout, of ViTMAE and Swin."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,40 +11,47 @@ from efficient_mae.backbones.vit import LAYER_NORM_EPS
 from efficient_mae.data import crop_share, default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
+from efficient_mae.interop import hf_swin
 from efficient_mae.interop.files import ImageStatistics, encoder_of
+from efficient_mae.interop.hf_parts import LARGEST_EPS, quiet, read_json, require_transformers, square_side
 from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
+from efficient_mae.methods.simmim import SimMIM
 
 if TYPE_CHECKING:
-    from transformers import ViTMAEForPreTraining
+    from transformers import SwinForMaskedImageModeling, ViTMAEForPreTraining
+
+# transformers' classes of whole models, by the model_type of their folders.
+_CLASSES = {"vit_mae": "ViTMAEForPreTraining", "swin": "SwinForMaskedImageModeling"}
 
 # Points that P2Dist looks at (Algorithm 1), which transformers knows nothing of.
 _K = 8
 
-# An epsilon up to this changes features by less than float32 does; transformers' own models have 1e-12.
-_LARGEST_EPS = 1e-5
-
 
 @torch_seeded(0)
-def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining":
-    """transformers' ViTMAEForPreTraining with the model's weights: the same loss for the same mask where beta is None
-    and gamma 0; transformers has neither, reconstructs every masked patch and weights them alike.
+def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining | SwinForMaskedImageModeling":
+    """transformers' model with the weights of this one: the same loss for the same mask.
+
+    Of MAE that is ViTMAEForPreTraining, where beta is None and gamma 0: transformers has neither, reconstructs every
+    masked patch and weights them alike. Of SimMIM it is SwinForMaskedImageModeling.
 
     Args:
-        model: with its decoder; its weights are copied.
+        model: whole; its weights are copied.
 
     Raises:
-        InputError: an encoder alone, images that aren't square, or no transformers installed.
+        InputError: an encoder alone, a method that transformers hasn't, images that aren't square, or no transformers
+            installed.
     """
-    transformers = _transformers()
+    transformers = require_transformers()
+    if isinstance(model, SimMIM):
+        return hf_swin.to_hf(model)
     if isinstance(model, Backbone):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
         )
     if not isinstance(model, MaskedAutoencoder):
-        raise InputError(f"a model of {model.config.method}, and transformers' ViTMAEForPreTraining is MAE's alone")
+        raise InputError(f"a model of {model.config.method}, and transformers has models of mae and simmim alone")
     config = model.config
     height, width = config.img_size
     if height != width:
@@ -80,17 +86,21 @@ def to_hf(model: Method | Backbone) -> "ViTMAEForPreTraining":
 
 
 @torch_seeded(0)
-def from_hf(hf: "ViTMAEForPreTraining", gamma: float = 0.0, beta: float | None = None) -> MaskedAutoencoder:
-    """The model with the weights of transformers' ViTMAE; mask ratio and norm_pix_loss are its config's.
+def from_hf(
+    hf: "ViTMAEForPreTraining | SwinForMaskedImageModeling", gamma: float = 0.0, beta: float | None = None
+) -> MaskedAutoencoder | SimMIM:
+    """The model with the weights of transformers' ViTMAE, whose mask ratio and norm_pix_loss it has, or Swin.
 
     Args:
         hf: its weights are copied.
-        gamma: exponent of the Difficulty-Flatten Loss; 0 weights all patches alike, as transformers does.
-        beta: the decoder leaves out patches of larger P2Dist: pixels at patch size 16; None leaves out none.
+        gamma: of MAE, exponent of the Difficulty-Flatten Loss; 0 weights all patches alike, as transformers does.
+        beta: of MAE, the decoder leaves out patches of larger P2Dist: pixels at patch size 16; None leaves out none.
 
     Raises:
-        InputError: an architecture that differs from MAE's in more than its sizes; the setting is named.
+        InputError: an architecture that differs from the method's in more than its sizes; the setting is named.
     """
+    if hf.config.model_type == "swin":
+        return hf_swin.from_hf(cast(Any, hf))
     config = _our_config(hf.config, gamma, beta)
     weights = hf.state_dict()
     model = MaskedAutoencoder(config).to(hf.dtype)
@@ -108,12 +118,12 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
     for name, (needed, given) in must_be.items():
         if given != needed:
             raise InputError(f"{name}={given}: a ViTMAE of another architecture; MAE's has {needed}")
-    if theirs.layer_norm_eps > _LARGEST_EPS:
+    if theirs.layer_norm_eps > LARGEST_EPS:
         raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a ViTMAE of another architecture; MAE's has 1e-6")
-    side = _side(theirs, "image_size")
+    side = square_side(theirs, "image_size")
     return MAEConfig(
         img_size=(side, side),
-        patch_size=_side(theirs, "patch_size"),
+        patch_size=square_side(theirs, "patch_size"),
         in_chans=theirs.num_channels,
         embed_dim=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
@@ -127,14 +137,6 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
         k=_K,
         norm_pix_loss=theirs.norm_pix_loss,
     )
-
-
-def _side(config: Any, name: str) -> int:
-    value = getattr(config, name)
-    sides = {value} if isinstance(value, int) else set(value)
-    if len(sides) != 1:
-        raise InputError(f"{name}={value}: transformers' ViTMAE works for squares only")
-    return sides.pop()
 
 
 def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
@@ -170,22 +172,25 @@ def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
 
 def is_hf_folder(path: Path) -> bool:
     """Whether a path is a folder in transformers' layout, of whatever model."""
-    return "model_type" in _read_json(path / "config.json")
+    return "model_type" in read_json(path / "config.json")
 
 
-def load_hf_folder(folder: Path) -> MaskedAutoencoder | Backbone:
-    """The ViTMAE in a folder of transformers' layout; the encoder alone if it holds no decoder. Runs no code in it.
+def load_hf_folder(folder: Path) -> Method | Backbone:
+    """The ViTMAE, or the Swin with its mask token, in a folder of transformers' layout; runs no code in it.
+
+    Of a ViTMAE the encoder alone if it holds no decoder.
 
     Raises:
         InputError: another model, weights that don't fit its config or aren't safetensors, no transformers installed.
     """
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind != "vit_mae":
-        raise InputError(f"{folder}: a transformers folder of model_type {kind!r}; only vit_mae can be read")
-    transformers = _transformers()
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in _CLASSES:
+        known = " and ".join(_CLASSES)
+        raise InputError(f"{folder}: a transformers folder of model_type {kind!r}; only {known} can be read")
+    transformers = require_transformers()
     try:
         with quiet(transformers):
-            hf, info = transformers.ViTMAEForPreTraining.from_pretrained(
+            hf, info = getattr(transformers, _CLASSES[kind]).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     # Files made by others fail in as many ways as there are checks in transformers.
@@ -210,8 +215,8 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     Raises:
         InputError: they aren't one number for each of the model's channels.
     """
-    in_chans = _read_json(folder / "config.json").get("num_channels", 3)
-    values = _read_json(folder / "preprocessor_config.json")
+    in_chans = read_json(folder / "config.json").get("num_channels", 3)
+    values = read_json(folder / "preprocessor_config.json")
     default = default_mean_std(in_chans)
     mean, std = values.get("image_mean", default[0]), values.get("image_std", default[1])
     try:
@@ -226,14 +231,14 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     return statistics
 
 
-def save_hf(folder: Path, model: MaskedAutoencoder, statistics: ImageStatistics) -> None:
-    """Write a folder that `ViTMAEForPreTraining`, `AutoModel` and `AutoImageProcessor.from_pretrained` load.
+def save_hf(folder: Path, model: MaskedAutoencoder | SimMIM, statistics: ImageStatistics) -> None:
+    """Write a folder that the class of :func:`to_hf`, `AutoModel` and `AutoImageProcessor.from_pretrained` load.
 
     Raises:
         InputError: as :func:`to_hf`.
         OSError: the disk is full or not writable.
     """
-    transformers = _transformers()
+    transformers = require_transformers()
     height, width = model.config.img_size
     with quiet(transformers):
         to_hf(model).save_pretrained(folder)
@@ -248,35 +253,3 @@ def save_hf(folder: Path, model: MaskedAutoencoder, statistics: ImageStatistics)
         ).save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         share(file)
-
-
-@contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
-    """Without transformers' progress bars and loading reports, which would mix with our own lines."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise InputError("transformers isn't installed; pip install 'efficient-mae[hub]'") from None
-    return transformers
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is no such file or it is something else."""
-    try:
-        content = parse_json(file.read_bytes(), str(file))
-    except (OSError, InputError):
-        return {}
-    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

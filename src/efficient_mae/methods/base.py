@@ -127,6 +127,7 @@ class MethodConfig(MethodSettings):
         method: with which the names of its models begin.
         painted: what pictures fill hidden patches with, a sentence; empty where these are plain pixels.
         added: settings that the first versions did not write; a file without them has their defaults.
+        error: what each term of the loss is before it is weighted, as pictures say it.
         families: of encoders that the method takes, by the word that names of its models have for them.
         family: of this model's encoder, among :data:`BACKBONES`.
     """
@@ -134,6 +135,7 @@ class MethodConfig(MethodSettings):
     method = ""  # no annotations: they are no fields
     painted = ""
     added = frozenset[str]()
+    error = "mean squared error"
     families = ("vit",)
     family = "vit"
 

@@ -26,8 +26,8 @@ def register(method: type[Method]) -> None:
 
 
 register(MaskedAutoencoder)
-register(MaskFeat)
 register(SimMIM)
+register(MaskFeat)
 
 
 def method_of(model: str) -> type[Method]:

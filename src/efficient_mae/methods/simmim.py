@@ -1,7 +1,7 @@
 """SimMIM (Xie et al. 2022): raw pixels of hidden units, from a mask token in their place, by a head of one layer.
 
-B images, C channels, h x w pixels, H x W patches, T hidden patches of the batch, rows x columns places of the encoder's
-last features, D their width.
+B images, C channels, h x w pixels, H x W patches, T hidden patches of the batch, rows x columns places of the
+encoder's last features, D their width.
 """
 
 from dataclasses import dataclass, field
@@ -48,6 +48,7 @@ class SimMIMConfig(MethodConfig, SimMIMSettings):
     """
 
     method = "simmim"
+    error = "mean absolute error"
     families = ("swin", "swinv2", "vit")
 
     family: str = field()

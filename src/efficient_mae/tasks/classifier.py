@@ -135,6 +135,7 @@ class ClassifierRun(Run, Generic[Config]):
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
         encoder, statistics = starting_encoder(config)
+        config = self.settle(config, encoder)
         self.data, self.img_size, self.patch_size = data, encoder.img_size, encoder.patch_size
         self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
         self.statistics = statistics.read_by(self.reading)
@@ -147,6 +148,10 @@ class ClassifierRun(Run, Generic[Config]):
     def make(cls, config: Config, processes: Processes) -> "ClassifierRun":
         """A run on the data that the settings name."""
         return cls(config, open_labelled(config.data, config.val_data), processes)
+
+    def settle(self, config: Config, encoder: Backbone) -> Config:
+        """Settle what depends on the encoder; raises InputError where it cannot be."""
+        return config
 
     @abstractmethod
     def build_model(self, config: Config, encoder: Backbone, num_classes: int) -> nn.Module:

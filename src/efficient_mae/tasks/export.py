@@ -215,7 +215,7 @@ def _check(form: Format, folder: Path, model: Method | Backbone) -> float:
     return largest
 
 
-def _tokens(model: Method | Backbone, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B tokens D"]:
+def _tokens(model: Method | Backbone, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B *places D"]:
     return encoder_of(model).eval().forward_features(images)
 
 

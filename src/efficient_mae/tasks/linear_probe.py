@@ -3,7 +3,8 @@
 Letters: B images, C channels, D width, K classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -38,8 +39,8 @@ NORM_MOMENTUM = 0.1
 class LinearProbeConfig(ClassifierConfig):
     """Settings of `emae linear-probe`; the defaults are MAE's for ViT-B (He et al. 2022, Table 10)."""
 
-    pool: str = "token"
-    """feature of an image: token, its class token, or avg, the mean of its patches' tokens"""
+    pool: str | None = None
+    """feature of an image: token, its class token, or avg, the mean over its patches (null: token, of a Swin avg)"""
     epochs: PositiveInt = 90
     """passes over the data"""
     base_lr: Positive = 0.1
@@ -69,9 +70,13 @@ class LinearProbeRun(ClassifierRun[LinearProbeConfig]):
             raise InputError("parallel='fsdp': there is nothing to shard where a head alone is trained; take ddp")
         super().__init__(config, data, processes)
 
+    def settle(self, config: LinearProbeConfig, encoder: Backbone) -> LinearProbeConfig:
+        pool = config.pool or encoder.pools[-1]
+        encoder.check_pool(pool)
+        return replace(config, pool=pool)
+
     def build_model(self, config: LinearProbeConfig, encoder: Backbone, num_classes: int) -> "LinearProbe":
-        encoder.check_pool(config.pool)
-        return LinearProbe(encoder, num_classes, config.pool)
+        return LinearProbe(encoder, num_classes, cast(str, config.pool))
 
     def build_transform(self, config: LinearProbeConfig) -> PretrainTransform:
         return PretrainTransform(self.img_size, self.reading, scale=config.crop_scale, hflip=config.hflip)

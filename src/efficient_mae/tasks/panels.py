@@ -259,7 +259,7 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
         sheet.swatch(lefts[3], under, 0.22, _BAR, _LEFT_OUT)
         sheet.text(lefts[3] + 0.28, under, "beyond beta: left out", _FINE, _SOFT_INK)
     normalised = " (normalised)" if normalises and across == _CELL else ""
-    sheet.colour_bar(errors, lefts[4], under, across, "mean squared error" + normalised)
+    sheet.colour_bar(errors, lefts[4], under, across, config.error + normalised)
     for line, words in enumerate(reversed(caption)):
         sheet.text(_MARGIN, _MARGIN + line * _LINE, words, 7.5, _SOFT_INK)
     return sheet.figure
