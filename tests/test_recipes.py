@@ -11,6 +11,8 @@ from efficient_mae.recipes import recipes
 COMMAND = {
     "pretrain": "pretrain", "mae_pretrain": "pretrain", "maskfeat_pretrain": "pretrain", "demo": "pretrain",
     "finetune": "finetune", "maskfeat_finetune": "finetune",
+    "simmim_pretrain_swin": "pretrain", "simmim_pretrain_swinv2": "pretrain", "simmim_pretrain_vit": "pretrain",
+    "simmim_finetune_swin": "finetune",
 }  # fmt: skip
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
@@ -128,3 +130,33 @@ def test_maskfeat_tuning(size: str, epochs: int, warmup_epochs: int, layer_decay
     assert (found["epochs"], found["warmup_epochs"], found["layer_decay"]) == (epochs, warmup_epochs, layer_decay)
     # The configurations' 2e-3 is for 512 images, and 1e-3 for 256.
     assert (found["base_lr"], found["min_lr"], found["drop_path"], found["weight_decay"]) == (1e-3, 1e-6, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "published"),
+    [
+        ("swin_base_100", "swin_base_window6", "82.8"),
+        ("swin_base_800", "swin_base_window6", "84.0"),
+        ("swin_large_800", "swin_large_window12", "85.4"),
+        ("swinv2_huge_800", "swinv2_huge_window12", "85.7"),
+        ("vit_base16_800", "vit_base_patch16", "83.8"),
+    ],
+)
+def test_simmim_pretraining(name: str, model: str, published: str):
+    found, head = settings(f"simmim_pretrain_{name}"), recipes()[f"simmim_pretrain_{name}"].read_text()
+    assert found["model"] == f"simmim_{model}" and found["epochs"] == int(name.rpartition("_")[2])
+    # Stated for 512 images.
+    assert found["base_lr"] * 512 / 256 == pytest.approx(2e-4 if found["epochs"] == 100 else 1e-4)
+    assert (found["weight_decay"], found["betas"], found["clip_grad"]) == (0.05, (0.9, 0.999), 5.0)
+    assert (found["warmup_epochs"], found["crop_scale"]) == (10, (0.67, 1.0))
+    assert (found["mask_ratio"], found["mask_unit"]) == (0.6, 32)
+    assert found["img_size"] == (224 if model.startswith("vit") else 192)
+    assert f"{published} % top-1 on ImageNet-1k after fine-tuning" in head
+
+
+@pytest.mark.parametrize(("size", "layer_decay", "drop_path"), [("base", 0.8, 0.1), ("large", 0.7, 0.2)])
+def test_simmim_tuning(size: str, layer_decay: float, drop_path: float):
+    found = settings(f"simmim_finetune_swin_{size}")
+    assert (found["epochs"], found["warmup_epochs"], found["img_size"]) == (100, 20, 224)
+    assert found["base_lr"] * 512 / 256 == pytest.approx(1.25e-3)
+    assert (found["layer_decay"], found["drop_path"]) == (layer_decay, drop_path)

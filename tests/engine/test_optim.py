@@ -5,6 +5,17 @@ import efficient_mae as emae
 from efficient_mae.engine.optim import build_adamw, learning_rate
 
 
+@pytest.mark.parametrize("kind", ["swin", "swinv2"])
+def test_relative_positions_are_not_decayed(kind: str):
+    settings = {"img_size": 16, "mask_unit": 8, "depth": (1, 1)}
+    model = emae.create_model(f"simmim_{kind}_tiny_window4", **settings)
+    decayed = build_adamw(model, weight_decay=0.05).param_groups[0]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(parameter)].rpartition(".")[0].rpartition(".")[2] for parameter in decayed["params"]}
+    assert decayed["weight_decay"] == 0.05
+    assert found == {"proj", "qkv", "fc1", "fc2", "reduction", "0"}  # of the embedding, blocks, merging and head
+
+
 def test_no_decay_on_biases_norms_and_tokens():
     model = emae.create_model("mae_vit_tiny_patch8", img_size=32, depth=1, decoder_depth=1)
     optimizer = build_adamw(model, weight_decay=0.05)

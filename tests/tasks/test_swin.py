@@ -8,6 +8,9 @@ import torch
 
 import efficient_mae as emae
 from efficient_mae.cli import main
+from efficient_mae.tasks.pretrain import pretrain
+from efficient_mae.tasks.pretrain_config import PretrainConfig
+from tests.processes import spawn
 from tests.tasks.conftest import assert_same_result, flags, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
@@ -59,6 +62,22 @@ def test_however_it_is_cut_the_run_is_the_same(
         assert main(command) == 1
     assert main(command) == 0
     assert_same_result(tmp_path / "run", run)
+
+
+def _pretrain(rank: int, *configs: PretrainConfig) -> None:
+    for config in configs:
+        pretrain(config)
+
+
+def test_two_processes_do_the_same_run(run: Path, data: Path, tmp_path: Path):
+    settings = RUN | {"depth": (1, 1), "data": str(data)}
+    kinds = ("ddp", "fsdp")
+    spawn(2, _pretrain, *(PretrainConfig(**settings, out=str(tmp_path / kind), parallel=kind) for kind in kinds))
+    for kind in kinds:
+        ours, theirs = (
+            [(row["loss"], row["grad_norm"]) for row in rows(one) if "loss" in row] for one in (tmp_path / kind, run)
+        )
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_handed_over(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
