@@ -120,4 +120,4 @@ def test_the_papers_gflops_within_a_percent_and_a_half(flops: FlopsResult):
     assert {row.table for row in rows} == {"1", "3", "4"}
     for row in rows:
         assert row.counted == pytest.approx(row.paper, rel=0.015), row
-        assert row.computed is None or row.computed < row.counted
+        assert row.computed is None or row.computed <= row.counted

@@ -188,7 +188,6 @@ def test_parts_and_processes_give_the_gradients_of_the_global_batch():
 def test_its_cost_is_the_papers(size: str, gmacs: float):
     with torch.device("meta"):
         config = emae.create_model(f"maskfeat_vit_{size}_patch16").config
-    assert config.paper_gmacs() == pytest.approx(gmacs, rel=0.01)
     assert count_gmacs(config, 8) == pytest.approx(gmacs, rel=0.01)
     (published,) = (cost for cost in MaskFeatConfig.published() if cost.model == f"maskfeat_vit_{size}_patch16")
     assert (published.table, published.mask_ratio, published.gmacs) == ("3", 0.4, gmacs)

@@ -6,7 +6,6 @@ B images, C channels, h x w pixels, H x W patches of P x P pixels, T hidden patc
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,7 +17,6 @@ from efficient_mae.masking import blockwise_mask_from_noise, check_blocks, num_h
 from efficient_mae.masking.loss import weighted_error_sum
 from efficient_mae.methods.base import MethodConfig, MethodSettings, Output, PublishedCost
 from efficient_mae.methods.hog import BINS, draw_hog, hog_targets
-from efficient_mae.methods.mae.costs import stack_macs
 from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner
 from efficient_mae.ranges import PositiveInt, Ratio
 
@@ -43,11 +41,11 @@ class MaskFeatConfig(MethodConfig, MaskFeatSettings):
     painted = "Reconstruction: the predicted histograms of gradients, as lines along the edges that they stand for."
 
     def make_backbone(self) -> Backbone:
-        """The encoder, whose positions are learned."""
+        """The encoder, whose positions are learned, from the sine-cosine table on."""
         encoder = VisionTransformer(**self.backbone)
-        position = torch.empty_like(encoder.pos_embed)
+        table = encoder.pos_embed
         del encoder.pos_embed
-        encoder.pos_embed = nn.Parameter(nn.init.trunc_normal_(position, std=0.02))
+        encoder.pos_embed = nn.Parameter(table)
         return encoder
 
     def planner(self, unit: int | None = None) -> MaskedPlanner:
@@ -66,14 +64,6 @@ class MaskFeatConfig(MethodConfig, MaskFeatSettings):
         """Of the encoder, its class token among them, and the patches that are predicted."""
         images, patches = len(plan.mask), plan.mask[0].numel()
         return {"encoder_tokens": 1 + patches, "predicted_patches": len(plan.ids_hidden) / images}
-
-    def paper_gmacs(self, images: int = 256, seed: int = 0) -> float:
-        """All patches are embedded, go through the encoder with a class token, and through the head."""
-        patches, width = self.grid_size[0] * self.grid_size[1], self.embed_dim
-        numbers = self.in_chans * self.patch_size**2 + self.histograms
-        return (
-            patches * numbers * width + stack_macs(self.depth, width, torch.tensor([1.0 + patches]).double())
-        ) / 1e9
 
     @property
     def histograms(self) -> int:
