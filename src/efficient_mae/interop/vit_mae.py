@@ -37,7 +37,8 @@ def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
         model: with its decoder; its weights are copied.
 
     Raises:
-        InputError: an encoder alone, images that aren't square, or no transformers installed.
+        InputError: an encoder alone, another decoder than MAE's, images that aren't square, or no transformers
+            installed.
     """
     transformers = _transformers()
     if isinstance(model, VisionTransformer):
@@ -47,6 +48,11 @@ def to_hf(model: Method | VisionTransformer) -> "ViTMAEForPreTraining":
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(f"a model of {model.config.method}, and transformers' ViTMAEForPreTraining is MAE's alone")
     config = model.config
+    if config.decoder != "self":
+        raise InputError(
+            f"decoder={config.decoder}: transformers' ViTMAEForPreTraining has MAE's decoder, self, alone; "
+            "hand over the encoder, as timm's"
+        )
     height, width = config.img_size
     if height != width:
         raise InputError(f"img_size={height}x{width}: transformers' ViTMAE takes square images only; timm takes any")
