@@ -76,7 +76,7 @@ def farthest_targets(
         noise: one number a patch, in row-major order; equal ones by index.
         count: of patches.
 
-    Source: furthest-point sampling of PR-MIM (arXiv 2411.15746), by the distance between patches' centres.
+    Source: furthest-point sampling, with which PR-MIM (arXiv 2411.15746) chooses; docs/readings.md.
     """
     patches = noise.shape[1]
     cells = torch.cartesian_prod(*(torch.arange(side, device=noise.device) for side in candidates.shape[1:]))
