@@ -1,6 +1,8 @@
 """Other libraries' implementations of a method, which `emae bench step --peers` times beside ours."""
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -46,7 +48,8 @@ def peer_contenders(
     batch = TrainBatch(images_of(config, batch_size), torch.arange(batch_size), None, []).to(device)
     contenders, peers = [], [*_peers(config).items()]
     for name, make in peers if number is None else peers[number : number + 1]:
-        with torch_seeded(0):
+        # stable-pretraining tells on stdout what it does; there --json has one document and nothing else.
+        with torch_seeded(0), redirect_stdout(sys.stderr):
             model = make()
         step = training_step(model.to(device).train(), PeerLoss(image_statistics(config)), device, precision)
         contenders.append(Contender(name, _gmacs(name, config), step, [batch]))
