@@ -3,13 +3,17 @@
 import re
 
 import pytest
+import torch
 
 from efficient_mae.backbones.sizes import parse_name
+from efficient_mae.bench.flops import count_gmacs
 from efficient_mae.cli import build_parser
+from efficient_mae.methods import create_model
 from efficient_mae.recipes import recipes
 
 COMMAND = {
-    "pretrain": "pretrain", "mae_pretrain": "pretrain", "maskfeat_pretrain": "pretrain", "demo": "pretrain",
+    "pretrain": "pretrain", "mae_pretrain": "pretrain", "cross_pretrain": "pretrain", "demo": "pretrain",
+    "maskfeat_pretrain": "pretrain",
     "finetune": "finetune", "maskfeat_finetune": "finetune",
     "simmim_pretrain_swin": "pretrain", "simmim_pretrain_swinv2": "pretrain", "simmim_pretrain_vit": "pretrain",
     "simmim_finetune_swin": "finetune",
@@ -21,7 +25,7 @@ PRETRAINING = [
     for prefix in ("", "mae_")
     for size in ("base16", "large16", "huge14")
     for epochs in (200, 800, 1600)
-]
+] + [f"cross_pretrain_{size}_800" for size in ("base16", "large16", "huge14")]
 TUNING = [f"{task}_{size}" for task in ("finetune", "linear_probe") for size in ("base", "large", "huge")]
 
 
@@ -53,6 +57,18 @@ def test_pretraining(name: str):
     assert (found["base_lr"], found["weight_decay"], found["decoder_depth"]) == (1.5e-4, 0.05, 8)
     method = found["mask_ratio"], found["gamma"], found["beta"]
     assert method == ((0.75, 0, None) if name.startswith("mae") else (0.85, 0.6, 26))
+    assert (found["decoder"], found["targets"]) == ("cross" if name.startswith("cross") else "self", "p2dist")
+
+
+@pytest.mark.parametrize("size", ["base16", "large16", "huge14"])
+def test_a_cross_decoders_head_says_what_it_computes(size: str):
+    found, head = settings(f"cross_pretrain_{size}_800"), recipes()[f"cross_pretrain_{size}_800"].read_text()
+    with torch.device("meta"):
+        costs = [
+            count_gmacs(create_model(found["model"], decoder=decoder).config, 256) for decoder in ("cross", "self")
+        ]
+    said = re.search(r"computes ([\d.]+) GMACs \(([\d.]+) with the paper's decoder\)", head)
+    assert said and [float(number) for number in said.groups()] == pytest.approx(costs, rel=0.01)
 
 
 # Top-1 after fine-tuning: Table 3, and of 200 epochs Tables 2, 4 and 9.

@@ -74,6 +74,29 @@ def test_what_is_computed_is_the_papers_count_less_what_nobody_reads(
     assert count_gmacs(config, images) == pytest.approx(paper - float(skipped) / 1e9, rel=1e-3)
 
 
+@pytest.mark.parametrize("depths", [FEW, {"depth": 3, "decoder_depth": 1}])
+@pytest.mark.parametrize(("name", "ratio"), [("mae_vit_base_patch16", 0.85), ("mae_vit_large_patch16", 0.75)])
+def test_what_a_cross_decoder_computes(name: str, ratio: float, depths: dict[str, int]):
+    """Counted by hand, from its linear maps and its attention."""
+    config, images = config_of(name, mask_ratio=ratio, decoder="cross", **depths), 64
+    predicted = float(config_layout(config, images).parts[0].tokens.lengths.double().mean())
+    encoded, outer, inner, pixels = 1 + int(196 * (1 - ratio)), config.embed_dim, config.decoder_embed_dim, 768
+    encoder = (encoded - 1) * pixels * outer + config.depth * (12 * outer**2 * encoded + 2 * outer * encoded**2)
+    sums = config.decoder_depth * config.depth * encoded * outer
+    # Keys and values; then query, projection, MLP and the scores of each predicted patch.
+    block = 2 * encoded * outer * inner + predicted * (10 * inner**2 + 2 * encoded * inner)
+    # In the first block a hidden patch has the same query in every image.
+    shared = (predicted - 196 / images) * inner**2
+    whole = encoder + sums + config.decoder_depth * block - shared + predicted * inner * pixels
+    assert count_gmacs(config, images) == pytest.approx(whole / 1e9, rel=1e-4)
+    # As the paper counts, every patch is embedded and nothing is shared.
+    assert config.paper_gmacs(images) == pytest.approx(
+        (whole + shared + (196 - encoded + 1) * pixels * outer) / 1e9, rel=1e-4
+    )
+    tokens = model_cost(config, images).tokens
+    assert tokens["decoder_tokens"] == tokens["predicted_patches"] and tokens["encoder_tokens"] == encoded
+
+
 def config_layout(config: MAEConfig, images: int) -> MaskLayout:
     noise = torch.rand(images, 196 if config.patch_size == 16 else 256, generator=torch.Generator().manual_seed(0))
     return config.planner()(noise)

@@ -38,6 +38,7 @@ def test_every_method_is_timed_in_every_round(tmp_path: Path):
         if row.gmacs is not None:  # three passes' worth, at two FLOPs a multiply-accumulate
             assert row.tflops == pytest.approx(row.images_per_second * row.gmacs * 6 / 1000, rel=0.05, abs=2e-4)
     assert methods["Efficient MAE 0.85"].gmacs < methods["MAE 0.85"].gmacs < reference.gmacs
+    assert methods["Efficient MAE cross 0.85"].gmacs < methods["Efficient MAE 0.85"].gmacs
     assert result.p2dist_share > 0 and result.masks_share > 0
     assert json.loads((out / "step.json").read_text()) == result.plain()
     assert Image.open(out / "step.png").width > 600

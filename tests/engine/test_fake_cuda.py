@@ -28,6 +28,8 @@ METHODS = {
     "curriculum": {"schedule": "curriculum"},
     "normalise": {"schedule": "normalise"},
     "one decoder block": {"decoder_depth": 1},
+    "cross": {"decoder": "cross"},
+    "farthest": {"targets": "farthest", "prediction_ratio": 0.5, "beta": None},
     "odd heads": {"decoder_embed_dim": 60, "decoder_num_heads": 5},
 }
 

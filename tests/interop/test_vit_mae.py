@@ -87,6 +87,10 @@ def test_what_transformers_cannot_hold(model):
         emae.to_hf(model)
     with pytest.raises(ValueError, match="an encoder alone"):
         emae.to_hf(emae.adapt_encoder(model))
+    with torch.device("meta"):
+        crossed = emae.create_model("mae_vit_tiny_patch8", img_size=32, depth=1, decoder="cross")
+    with pytest.raises(ValueError, match="decoder=cross: transformers' ViTMAEForPreTraining has MAE's decoder, self"):
+        emae.to_hf(crossed)
 
 
 @pytest.mark.parametrize(

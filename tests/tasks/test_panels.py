@@ -109,6 +109,13 @@ def test_six_rows_at_most_and_no_legend_where_nothing_is_left_out():
     assert any("beta none" in line for line in words)
 
 
+def test_a_share_of_the_hidden_patches_is_called_so():
+    figure, layout = panel_of(small_model(beta=None, targets="random", prediction_ratio=0.5))
+    words = [text.get_text() for text in figure.texts]
+    assert len(layout.ids_predict) == 2 * 28 and "left out" in words and "beyond beta: left out" not in words
+    assert any("Mask ratio 0.85, targets random 0.5, gamma 0.6" in line for line in words)
+
+
 def test_beta_scales_with_the_patch():
     assert small_model().config.beta_in_pixels(4) == 6.5
     assert small_model(beta=None).config.beta_in_pixels(4) is None

@@ -29,13 +29,18 @@ from efficient_mae.ranges import PositiveInt, check_range
 LAYER_NORM_EPS = 1e-6
 
 
+def check_heads(num_heads: int, dim: int) -> None:
+    """Raise InputError unless the heads divide the width."""
+    if dim % num_heads:
+        raise InputError(f"num_heads={num_heads} does not divide the width {dim}")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over dense (B, N, D) or packed (S, D) tokens."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
-        if dim % num_heads:
-            raise InputError(f"num_heads={num_heads} does not divide the width {dim}")
+        check_heads(num_heads, dim)
         self.num_heads = num_heads
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
@@ -82,6 +87,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block.
 
+    Args:
+        attn: in place of self-attention, for blocks that are entered otherwise.
+
     Attributes:
         entries: methods by which it is entered beside `__call__`, passing by its hooks.
     """
@@ -95,15 +103,17 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         init_values: float | None = None,
         drop_path: float = 0.0,
+        attn: nn.Module | None = None,
     ):
         """
         Args:
             init_values: with which layer scale begins; None leaves it out.
             drop_path: share of the images for which each branch is skipped in training.
+            attn: None stands for self-attention.
         """
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
+        self.attn: Any = Attention(dim, num_heads) if attn is None else attn
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls1, self.ls2 = (LayerScale(dim, init_values) if init_values else nn.Identity() for _ in range(2))
@@ -193,17 +203,32 @@ class VisionTransformer(SparseBackbone):
         self, images: Float[Tensor, "B C h w"], ids_keep: Int64[Tensor, "B V"] | None = None
     ) -> Float[Tensor, "B tokens D"]:
         """Normalised features of the class token and of the patches `ids_keep` (None: of all, as timm gives)."""
+        return self.norm(self.run_blocks(self.embed(images, ids_keep)))
+
+    # Loosely typed: the autoencoder below returns more than features.
+    forward: Callable[..., Any] = forward_features
+
+    def forward_every(
+        self, images: Float[Tensor, "B C h w"], ids_keep: Int64[Tensor, "B V"] | None = None
+    ) -> Float[Tensor, "depth B tokens D"]:
+        """The same features after every block, all normalised by the final norm, as timm gives intermediate ones."""
+        return self.norm(self.run_blocks(self.embed(images, ids_keep), every=True))
+
+    def embed(
+        self, images: Float[Tensor, "B C h w"], ids_keep: Int64[Tensor, "B V"] | None = None
+    ) -> Float[Tensor, "B tokens D"]:
+        """The class token and the patches, each with its position: what the blocks begin with."""
         self.check_images(images)
         position = self.pos_embed[0, 1:]
         x = self.patch_embed(images, ids_keep)
-        return self._encode(x + (position if ids_keep is None else position[ids_keep]))
+        return self._tokens(x + (position if ids_keep is None else position[ids_keep]))
 
     def forward_masked(
         self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B H W"], mask_token: Float[Tensor, "1 1 D"]
     ) -> Float[Tensor, "B H W D"]:
         self.check_images(images)
         x = hide(self.patch_embed(images), mask, mask_token) + self.pos_embed[0, 1:]
-        return self._encode(x)[:, 1:].unflatten(1, self.grid_size)
+        return self.norm(self.run_blocks(self._tokens(x)))[:, 1:].unflatten(1, self.grid_size)
 
     def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
         self.check_pool(pool)
@@ -217,18 +242,17 @@ class VisionTransformer(SparseBackbone):
         fitted = resample_abs_pos_embed(weights["pos_embed"], new_size=list(self.grid_size), old_size=list(grid_size))
         weights["pos_embed"] = fitted
 
-    def _encode(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B tokens D"]:
+    def _tokens(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B tokens D"]:
         cls_token = (self.cls_token + self.pos_embed[0, 0]).expand(len(patches), 1, -1)
-        return self.norm(self.run_blocks(torch.cat([cls_token, patches], dim=1)))
+        return torch.cat([cls_token, patches], dim=1)
 
-    # Loosely typed: the autoencoder below returns more than features.
-    forward: Callable[..., Any] = forward_features
-
-    def run_blocks(self, x: Float[Tensor, "B tokens D"]) -> Float[Tensor, "B tokens D"]:
-        """One block after another."""
+    def run_blocks(self, x: Float[Tensor, "B tokens D"], every: bool = False) -> Float[Tensor, "*depth B tokens D"]:
+        """One block after another: the last one's output, or every one's."""
+        outputs = []
         for block in self.blocks:
             x = self.run_block(block, x)
-        return x
+            outputs += [x] if every else []
+        return torch.stack(outputs) if every else x
 
     def run_block(self, function: Callable[..., Tensor], *arguments) -> Tensor:
         """Call a block, recomputing it in the backward pass if so set."""

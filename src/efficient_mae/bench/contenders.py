@@ -5,12 +5,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from efficient_mae.bench.flops import count_gmacs
 from efficient_mae.data import TrainBatch, default_mean_std
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.loop import Objective, Step
 from efficient_mae.engine.machine.cuda_graphs import graph_blocks
 from efficient_mae.engine.machine.distributed import ALONE, autocast
@@ -20,7 +22,7 @@ from efficient_mae.engine.optim import build_adamw
 from efficient_mae.errors import InputError
 from efficient_mae.flat import Flat
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.methods import Method, MethodConfig
+from efficient_mae.methods import METHODS, Method, MethodConfig
 from efficient_mae.tasks.pretrain import MethodObjective
 
 # Batches of a contender: their packed lengths differ, as they do in training.
@@ -73,26 +75,52 @@ class Contender:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How this project's models are run.
+
+    Attributes:
+        compile: their blocks.
+        cuda_graphs: replay the encoder's blocks.
+        grad_checkpointing: recompute activations.
+    """
+
+    compile: bool = False
+    cuda_graphs: bool = False
+    grad_checkpointing: bool = False
+
+
 def own_contenders(
-    model: Method, batch_size: int, device: torch.device, precision: str, compile: bool, cuda_graphs: bool = False
+    config: MethodConfig, batch_size: int, device: torch.device, precision: str, how: How, number: int | None = None
 ) -> list[Contender]:
-    """The variants of a method, which share one model and optimiser: they differ in their masks alone.
+    """The variants of a method, or the one of a number (none if there are fewer).
+
+    Those whose weights have the same names and shapes share a model and optimiser: they differ in their masks alone.
 
     Raises:
         InputError: what cannot be a CUDA graph is to be one.
     """
-    model.to(device).train()
-    if compile:
+    variants, steps, found = [*config.variants().items()], dict[Any, Step](), list[Contender]()
+    for name, variant in variants if number is None else variants[number : number + 1]:
+        with torch.device("meta"):
+            shapes = tuple((key, tensor.shape) for key, tensor in METHODS[variant.method](variant).named_parameters())
+        if shapes not in steps:
+            steps[shapes] = _own_step(variant, device, precision, how)
+        found.append(Contender(name, count_gmacs(variant), steps[shapes], _batches(variant, batch_size, device)))
+    return found
+
+
+def _own_step(config: MethodConfig, device: torch.device, precision: str, how: How) -> Step:
+    with torch_seeded(0):
+        model = METHODS[config.method](config).to(device).train()
+    model.set_grad_checkpointing(how.grad_checkpointing)
+    if how.compile:
         compile_blocks(model)
-    if cuda_graphs and model.config.draws:
+    if how.cuda_graphs and config.draws:
         raise InputError("cuda_graphs=true: a CUDA graph has no drop path; give drop_path=0 or cuda_graphs=false")
-    if cuda_graphs:
+    if how.cuda_graphs:
         graph_blocks(model.backbone, accumulates=False)
-    step = training_step(model, MethodObjective(image_statistics(model.config)), device, precision)
-    return [
-        Contender(name, count_gmacs(variant), step, _batches(variant, batch_size, device))
-        for name, variant in model.config.variants().items()
-    ]
+    return training_step(model, MethodObjective(image_statistics(config)), device, precision)
 
 
 def model_step(model: Method, batch_size: int, device: torch.device, precision: str) -> tuple[Step, list[TrainBatch]]:

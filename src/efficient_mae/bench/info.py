@@ -69,6 +69,8 @@ def show_info(result: InfoResult, console: Console) -> None:
     height, width = model["img_size"]
     patches = (height // model["patch_size"]) * (width // model["patch_size"])
     objective = {name: model[name] for name in ("mask_ratio", "beta", "gamma") if name in model}
+    for name, usual in (("targets", "p2dist"), ("prediction_ratio", None), ("decoder", "self")):
+        objective |= {name: model[name]} if model.get(name, usual) != usual else {}
     decoder = f"{cost['decoder_parameters'] / 1e6:.1f} M parameters"
     if "decoder_depth" in model:
         decoder = (

@@ -1,7 +1,10 @@
 """Other libraries' implementations of a method, which `emae bench step --peers` times beside ours."""
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +18,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, to_hf
 from efficient_mae.methods import MethodConfig
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
-from efficient_mae.methods.mae.config import MAE_MASK_RATIO
+from efficient_mae.methods.mae.config import EFFICIENT_RATIOS, MAE_MASK_RATIO
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,26 @@ class PeerLoss:
         return model(normalize(batch.images, self.statistics.mean, self.statistics.std)).loss
 
 
-def peer_contenders(config: MethodConfig, batch_size: int, device: torch.device, precision: str) -> list[Contender]:
-    """Other implementations that are installed, at MAE's mask ratio, with the same optimiser.
+def peer_contenders(
+    config: MethodConfig, batch_size: int, device: torch.device, precision: str, number: int | None = None
+) -> list[Contender]:
+    """Other implementations that are installed, with the same optimiser, or the one of a number (none if fewer).
 
     Raises:
-        InputError: there is none.
+        InputError: there is none at all.
     """
     config = config.baseline()
     if not isinstance(config, MAEConfig):
         raise _none(config)
     batch = TrainBatch(images_of(config, batch_size), torch.arange(batch_size), None, []).to(device)
-    contenders = []
-    for name, make in _peers(config).items():
-        with torch_seeded(0):
+    contenders, peers = [], [*_peers(config).items()]
+    for name, make in peers if number is None else peers[number : number + 1]:
+        # stable-pretraining tells on stdout what it does; there --json has one document and nothing else.
+        with torch_seeded(0), redirect_stdout(sys.stderr):
             model = make()
         step = training_step(model.to(device).train(), PeerLoss(image_statistics(config)), device, precision)
         contenders.append(Contender(name, _gmacs(name, config), step, [batch]))
-    if not contenders:
+    if not peers:
         raise _none(config)
     return contenders
 
@@ -66,7 +72,8 @@ def _peers(config: MAEConfig) -> dict[str, Callable[[], nn.Module]]:
         peers[f"transformers ViTMAE {MAE_MASK_RATIO:.2f}"] = lambda: to_hf(MaskedAutoencoder(config))
     if find_spec("stable_pretraining"):
         peers[f"stable-pretraining MAE {MAE_MASK_RATIO:.2f}"] = lambda: _stable("MAE", config)
-        peers[f"stable-pretraining CrossMAE {MAE_MASK_RATIO:.2f}"] = lambda: _stable("CrossMAE", config)
+        for one in (config, replace(config, mask_ratio=EFFICIENT_RATIOS[0])):
+            peers[f"stable-pretraining CrossMAE {one.mask_ratio:.2f}"] = partial(_stable, "CrossMAE", one)
     return peers
 
 

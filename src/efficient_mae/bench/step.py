@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from efficient_mae.backbones.kernels.linear import linear
-from efficient_mae.bench.contenders import Contender, own_contenders, seconds_of
+from efficient_mae.bench.contenders import Contender, How, own_contenders, seconds_of
 from efficient_mae.bench.peaks import device_peak, host_peaks
 from efficient_mae.bench.peers import peer_contenders
 from efficient_mae.bench.step_result import MethodSpeed, StepResult, write_step
 from efficient_mae.console import say
-from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.memory import is_out_of_memory
@@ -127,15 +126,14 @@ def _contenders(
     config: BenchStepConfig, batch_size: int, device: torch.device, precision: str, number: int | None = None
 ) -> list[Contender]:
     """All of them, or the one of this number (none if there are fewer)."""
-    with torch_seeded(0):
-        model = build_model(config)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    own, how = len(model.config.variants()), (batch_size, device, precision, config.compile, config.cuda_graphs)
-    if number is not None and number < own:
-        return own_contenders(model, *how)[number : number + 1]
-    found = [] if number is not None else own_contenders(model, *how)
-    peers = peer_contenders(model.config, batch_size, device, precision) if config.peers else []
-    return found + (peers if number is None else peers[number - own : number - own + 1])
+    with torch.device("meta"):
+        model = build_model(config).config
+    how = How(compile=config.compile, cuda_graphs=config.cuda_graphs, grad_checkpointing=config.grad_checkpointing)
+    own, where = len(model.variants()), (batch_size, device, precision)
+    found = own_contenders(model, *where, how, number)
+    if config.peers and (number is None or number >= own):
+        found += peer_contenders(model, *where, None if number is None else number - own)
+    return found
 
 
 def host_contender(config: BenchStepConfig, batch_size: int, precision: str, number: int) -> Contender | None:

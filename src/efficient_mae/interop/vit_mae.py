@@ -53,8 +53,8 @@ def to_hf(
         model: whole; its weights are copied.
 
     Raises:
-        InputError: an encoder alone, a method that transformers hasn't, images that aren't square, or no transformers
-            installed.
+        InputError: an encoder alone, a method that transformers hasn't, another decoder than MAE's, images that
+            aren't square, or no transformers installed.
     """
     transformers = transformers_library()
     if isinstance(model, BEiT):
@@ -70,6 +70,11 @@ def to_hf(
             f"a model of {model.config.method}, and transformers has models of mae, beit and simmim alone"
         )
     config = model.config
+    if config.decoder != "self":
+        raise InputError(
+            f"decoder={config.decoder}: transformers' ViTMAEForPreTraining has MAE's decoder, self, alone; "
+            "hand over the encoder, as timm's"
+        )
     height, width = config.img_size
     if height != width:
         raise InputError(f"img_size={height}x{width}: transformers' ViTMAE takes square images only; timm takes any")

@@ -11,15 +11,17 @@ from efficient_mae.masking.p2dist import p2dist, p2dist_exact
 from efficient_mae.masking.random import mask_from_noise, num_visible, random_masking, unit_mask_from_noise
 from efficient_mae.masking.schedules import SCHEDULES, check_schedule
 from efficient_mae.masking.settings import MaskSettings
-from efficient_mae.masking.targets import flatten_weights, select_targets
+from efficient_mae.masking.targets import TARGETS, check_targets, flatten_weights, select_targets
 
 __all__ = [
     "METRICS",
     "SCHEDULES",
+    "TARGETS",
     "MaskSettings",
     "blockwise_mask_from_noise",
     "check_blocks",
     "check_schedule",
+    "check_targets",
     "difficulty",
     "difficulty_flatten_loss",
     "flatten_weights",

@@ -4,10 +4,93 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from efficient_mae.errors import InputError
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, check_range
 
 # The patch size for which the paper states beta (Sec. 5.1); Table 3's ViT-H/14 cost shows that it scales.
 BETA_PATCH_SIZE = 16
+
+# What is reconstructed: what beta leaves, as in the paper; or a share of the hidden patches, chosen at random or by
+# furthest-point sampling.
+TARGETS = ("p2dist", "random", "farthest")
+
+
+def check_targets(
+    targets: str, prediction_ratio: float | None, beta: float | None, schedule: str, num_hidden: int
+) -> None:
+    """Raise InputError for targets that don't exist, or that the other settings don't go with."""
+    if targets not in TARGETS:
+        raise InputError(f"targets={targets!r}: must be one of {', '.join(TARGETS)}")
+    if targets == "p2dist":
+        if prediction_ratio is not None:
+            raise InputError(
+                f"prediction_ratio={prediction_ratio}: targets=p2dist goes by beta; give targets random or farthest"
+            )
+        return
+    if prediction_ratio is None:
+        raise InputError(f"targets={targets}: needs prediction_ratio, the share of the hidden patches to reconstruct")
+    if beta is not None:
+        raise InputError(f"beta={beta}: targets={targets} goes by prediction_ratio alone; give beta null")
+    if schedule == "curriculum":
+        raise InputError(f"schedule=curriculum: begins with the easiest patches; give targets p2dist, not {targets}")
+    if num_targets(num_hidden, prediction_ratio) == 0:
+        raise InputError(
+            f"prediction_ratio={prediction_ratio}: reconstructs none of {num_hidden} hidden patches; "
+            f"take at least {1 / num_hidden:.3g}"
+        )
+
+
+def num_targets(num_hidden: int, prediction_ratio: float) -> int:
+    """Patches that a share of the hidden ones is, to the nearest."""
+    return round(num_hidden * prediction_ratio)
+
+
+def random_targets(
+    candidates: Bool[Tensor, "B H W"], noise: Float[Tensor, "B N"], count: int
+) -> Bool[Tensor, "B H W"]:
+    """In each image the candidates of the smallest noise, so many of them, or all where there are fewer.
+
+    Where a mask hides the patches of the largest noise (:func:`efficient_mae.masking.mask_from_noise`), the same
+    numbers serve again: given which patches are hidden, the order of their noise is a random one.
+
+    Args:
+        candidates: that may be chosen, hidden patches.
+        noise: one number a patch, in row-major order; equal ones by index.
+        count: of patches.
+    """
+    order = torch.where(candidates.flatten(1), noise, torch.inf).argsort(dim=1, stable=True)
+    chosen = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, order[:, :count], True)
+    return chosen.view_as(candidates) & candidates
+
+
+def farthest_targets(
+    candidates: Bool[Tensor, "B H W"], noise: Float[Tensor, "B N"], count: int
+) -> Bool[Tensor, "B H W"]:
+    """In each image so many candidates, each as far as can be from those before it, or all where there are fewer.
+
+    The first is the candidate of the largest noise, which also decides between equally far ones; they are many on a
+    grid.
+
+    Args:
+        candidates: that may be chosen, hidden patches.
+        noise: one number a patch, in row-major order; equal ones by index.
+        count: of patches.
+
+    Source: furthest-point sampling, with which PR-MIM (arXiv 2411.15746) chooses; docs/readings.md.
+    """
+    patches = noise.shape[1]
+    cells = torch.cartesian_prod(*(torch.arange(side, device=noise.device) for side in candidates.shape[1:]))
+    squared = (cells[:, None] - cells).square().sum(dim=2)  # (N, N)
+    rank = noise.argsort(dim=1, stable=True).argsort(dim=1)
+    # Whole numbers, so that the same is chosen everywhere; beyond the largest distance nothing is chosen yet.
+    nearest = squared.new_full(noise.shape, int(squared.max()) + 1)
+    left = candidates.flatten(1).clone()
+    for _ in range(min(count, patches)):
+        nearest = nearest.where(left, -1)
+        one = (nearest * patches + rank).argmax(dim=1)  # (B,)
+        left.scatter_(1, one[:, None], False)
+        nearest = nearest.minimum(squared[one])
+    return candidates & ~left.view_as(candidates)
 
 
 def select_targets(

@@ -180,15 +180,15 @@ class CAE(TokenMethod):
 
     def __init__(self, config: CAEConfig):
         super().__init__(config)
-        width, heads, scale = config.embed_dim, config.num_heads, {"init_values": config.layer_scale}
+        width, heads, scale = config.embed_dim, config.num_heads, config.layer_scale
         first, second = self.backbone.pos_embed.chunk(2, dim=-1)
         self.backbone.pos_embed = torch.cat([second, first], dim=-1)  # the row comes first; in MAE the column does
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         rates = drop_path_rates(config.drop_path, config.regressor_depth)
-        self.regressor_blocks = nn.ModuleList(RegressorBlock(width, heads, **scale, drop_path=rate) for rate in rates)
+        self.regressor_blocks = nn.ModuleList(RegressorBlock(width, heads, scale, rate) for rate in rates)
         self.regressor_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
         rates = drop_path_rates(config.drop_path, config.decoder_depth)
-        self.decoder_blocks = nn.ModuleList(Block(width, heads, **scale, drop_path=rate) for rate in rates)
+        self.decoder_blocks = nn.ModuleList(Block(width, heads, init_values=scale, drop_path=rate) for rate in rates)
         self.decoder_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.lm_head = Linear(width, config.vocab_size)
         for module in (self.regressor_blocks, self.decoder_blocks, self.lm_head):

@@ -72,7 +72,7 @@ def loss_by_difficulty(
     """
     check_range("masks", masks, PositiveInt)
     config: Any = model.config
-    planner = replace(config, beta=None, difficulty="p2dist", schedule="flatten").planner()
+    planner = replace(config.with_every_target(), difficulty="p2dist", schedule="flatten").planner()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     distances: list[Tensor] = []

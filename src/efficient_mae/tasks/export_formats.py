@@ -104,8 +104,8 @@ def _transformers_outputs(folder: Path, model: MaskedAutoencoder, images: Tensor
     rows, columns = model.config.grid_size
     order = torch.arange(rows * columns, dtype=torch.float32).expand(len(images), -1)
     tokens = encoder(images, noise=order).last_hidden_state
-    # transformers has neither beta nor gamma: compared is the model without them.
-    plain = MaskedAutoencoder(dataclasses.replace(model.config, beta=None, gamma=0.0)).eval()
+    # transformers predicts every hidden patch and weights them alike: compared is the model that does so too.
+    plain = MaskedAutoencoder(dataclasses.replace(model.config.with_every_target(), gamma=0.0)).eval()
     plain.load_state_dict(model.state_dict())
     noise = torch.rand(order.shape, generator=torch.Generator().manual_seed(0))
     theirs = whole(images, noise=noise)

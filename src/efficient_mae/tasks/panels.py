@@ -140,12 +140,12 @@ def _caption(config: MethodConfig, masked: float, predicted: float) -> tuple[str
         if config.norm_pix_loss
         else "plain pixels, nothing taken from the hidden patches"
     )
-    beta = "none" if config.beta is None else f"{config.beta:g}"
+    targets = config.targets_in_words()
     if config.beta is not None and config.patch_size != BETA_PATCH_SIZE:
-        beta += f" ({config.beta_in_pixels(config.patch_size):g} px at this patch size)"
+        targets += f" ({config.beta_in_pixels(config.patch_size):g} px at this patch size)"
     return (
         f"Reconstruction: {pixels}.",
-        f"Mask ratio {config.mask_ratio:g}, beta {beta}, gamma {config.gamma:g}: "
+        f"Mask ratio {config.mask_ratio:g}, {targets}, gamma {config.gamma:g}: "
         f"{masked:g} of {rows * columns} patches hidden, {round(predicted, 1):g} predicted an image.",
     )
 
@@ -257,7 +257,8 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
     sheet.colour_bar(distances, lefts[2], under, across, "" if metric == "visible_neighbours" else "pixels")
     if masked != predicted:
         sheet.swatch(lefts[3], under, 0.22, _BAR, _LEFT_OUT)
-        sheet.text(lefts[3] + 0.28, under, "beyond beta: left out", _FINE, _SOFT_INK)
+        why = "left out" if getattr(config, "beta", None) is None else "beyond beta: left out"
+        sheet.text(lefts[3] + 0.28, under, why, _FINE, _SOFT_INK)
     normalised = " (normalised)" if normalises and across == _CELL else ""
     sheet.colour_bar(errors, lefts[4], under, across, config.measured + normalised)
     for line, words in enumerate(reversed(caption)):

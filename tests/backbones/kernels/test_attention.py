@@ -12,9 +12,10 @@ from efficient_mae.flat import Flat
 from tests.operators import Operators
 
 # Several sequences of one length beside single ones; queries are fewer than keys, as in the last decoder block, where
-# an image may have none.
+# an image may have none, or more, as in cross-attention.
 KEYS = torch.tensor([3, 3, 5, 6, 9, 9, 9, 40])
 QUERIES = torch.tensor([1, 2, 4, 0, 7, 7, 5, 40])
+MORE = torch.tensor([0, 9, 9, 20, 50, 50, 50, 60])
 HEADS, CHANNELS = 2, 8
 
 
@@ -42,7 +43,7 @@ def one_at_a_time(q, k, v, query_lengths, key_lengths) -> torch.Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("query_lengths", [KEYS, QUERIES], ids=["all", "targets"])
+@pytest.mark.parametrize("query_lengths", [KEYS, QUERIES, MORE], ids=["all", "targets", "more"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_packed_is_one_sequence_at_a_time(form, dtype: torch.dtype, tolerance: float, query_lengths: torch.Tensor):
     rows = [packed(query_lengths, dtype, 0), packed(KEYS, dtype, 1), packed(KEYS, dtype, 2)]
@@ -131,8 +132,34 @@ def test_a_gpu_has_a_packed_kernel_for_some_widths_of_a_head(
     assert (taken, grouped_attention._qualname in seen.names) == (["varlen"] * is_packed, not is_packed)
 
 
+def test_a_gpus_window_leaves_out_no_key_where_queries_are_more(monkeypatch: pytest.MonkeyPatch):
+    """Windows lie where the last query has the last key, and queries are up to 60."""
+    windows = []
+
+    def varlen(q: torch.Tensor, *_: object, window_size: tuple[int, int]) -> torch.Tensor:
+        windows.append(window_size)
+        return torch.empty_like(q)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    sequences, totals = (Sequences.of(MORE, 60), Sequences.of(KEYS, 40)), (int(MORE.sum()), int(KEYS.sum()))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k = (torch.empty(total, 2, 8, dtype=torch.bfloat16, device="cuda") for total in totals)
+        packed_attention(q, k, k, *sequences)
+    assert all(side >= 60 for side in windows[0])
+
+
+def test_no_query_at_all_gives_keys_and_values_a_gradient_of_zero():
+    """A gradient that is not there would keep other processes waiting for it."""
+    none = torch.zeros_like(KEYS)
+    rows = [packed(lengths, torch.float32, 0) for lengths in (none, KEYS, KEYS)]
+    out = packed_attention(*rows, Sequences.of(none, 64), Sequences.of(KEYS, 64))
+    assert out.shape == rows[0].shape
+    for row, gradient in zip(rows, torch.autograd.grad(out.sum(), rows)):
+        assert gradient.shape == row.shape and not gradient.any()
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("query_lengths", [KEYS, QUERIES], ids=["all", "targets"])
+@pytest.mark.parametrize("query_lengths", [KEYS, QUERIES, MORE], ids=["all", "targets", "more"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_on_a_gpu(dtype: torch.dtype, query_lengths: torch.Tensor):
     exact = [packed(query_lengths, torch.float64, 0), packed(KEYS, torch.float64, 1), packed(KEYS, torch.float64, 2)]

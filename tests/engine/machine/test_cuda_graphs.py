@@ -15,11 +15,12 @@ from tests.processes import spawn
 IMAGES = torch.linspace(-1, 1, 4 * 24 * 24).view(4, 1, 24, 24)
 
 
-def small_model() -> MaskedAutoencoder:
+def small_model(decoder: str = "self") -> MaskedAutoencoder:
     torch.manual_seed(0)
     return emae.create_model(
-        "mae_vit_tiny_patch4", img_size=24, in_chans=1, depth=2, decoder_depth=2, decoder_embed_dim=32, beta=20.0
-    )
+        "mae_vit_tiny_patch4", img_size=24, in_chans=1, depth=2, decoder_depth=2, decoder_embed_dim=32, beta=20.0,
+        decoder=decoder,
+    )  # fmt: skip
 
 
 def test_what_is_not_trained_runs_as_it_is_and_a_copy_is_plain(monkeypatch: pytest.MonkeyPatch):
@@ -37,6 +38,7 @@ def test_what_is_not_trained_runs_as_it_is_and_a_copy_is_plain(monkeypatch: pyte
     changed = other.backbone(IMAGES)  # with a gradient, by its own blocks
     assert not torch.allclose(changed, expected)
     torch.testing.assert_close(copy.deepcopy(model.backbone)(IMAGES), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.backbone.forward_every(IMAGES)[-1], expected, rtol=0, atol=0)
 
 
 class Doubler(_Graph):
@@ -64,17 +66,18 @@ def test_a_second_forward_pass_before_the_backward_pass_is_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("accumulates", [False, True], ids=["one micro-batch", "three"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_training_is_the_same_to_the_bit(compiled: bool, accumulates: bool):
-    spawn(1, _compare, compiled, accumulates)
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_training_is_the_same_to_the_bit(decoder: str, compiled: bool, accumulates: bool):
+    spawn(1, _compare, decoder, compiled, accumulates)
 
 
-def _compare(_: int, compiled: bool, accumulates: bool) -> None:
+def _compare(_: int, decoder: str, compiled: bool, accumulates: bool) -> None:
     """Steps that begin with 4 images and with 3, some with a micro-batch of another number, and looks at features."""
     steps = [(4, 3, 4), (3, 4), (4, 4)] if accumulates else [(4,), (3,), (4,)]
     found = []
     for graphed in (False, True):
         torch._dynamo.reset()
-        model = small_model().cuda()
+        model = small_model(decoder).cuda()
         if compiled:
             compile_blocks(model)
         if graphed:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efficient_mae.backbones.kernels.sequences import Sequences
 from efficient_mae.flat import Flat
-from efficient_mae.methods.mae import DecoderLayout, MaskLayout, build_layout
+from efficient_mae.methods.mae import CrossLayout, DecoderLayout, MaskLayout, build_layout
 
 
 @st.composite
@@ -97,9 +97,35 @@ def test_it_is_the_layout_that_is_written_down_token_by_token(batch: dict[str, T
     assert all(part_size is None or len(part) >= min(part_size, len(masks)) for part in parts)
     for found, images in zip(layout.parts, parts):
         check_part(found, [masks[image] for image in images], [predicted[image] for image in images])
+    crossed = build_layout(**batch, part_size=part_size, decoder="cross")
+    assert torch.equal(crossed.ids_predict, layout.ids_predict) and len(crossed.parts) == len(parts)
+    for found, images in zip(crossed.parts, parts):
+        check_cross_part(found, [masks[image] for image in images], [predicted[image] for image in images])
 
 
-def tensors(value: MaskLayout | DecoderLayout | Sequences) -> list[Tensor | int]:
+def check_cross_part(found: CrossLayout, mask: list[list[bool]], predicted: list[list[bool]]) -> None:
+    """Against sequences that are written down token by token; a token is (image, patch)."""
+    patches, images = len(mask[0]), range(len(mask))
+    hidden = [[(image, patch) for patch in range(patches) if predicted[image][patch]] for image in images]
+    order = sorted(images, key=lambda image: (len(hidden[image]), image))
+    packed = [token for image in order for token in hidden[image]]
+    in_order = [token for tokens in hidden for token in tokens]
+    encoded = 1 + mask[0].count(False)
+
+    assert found.num_images == len(mask) and found.order_images.tolist() == order
+    assert found.ids_predict.tolist() == [image * patches + patch for image, patch in in_order]
+    assert found.sources.tolist() == [patch for _, patch in packed]
+    assert found.order_predict.tolist() == [packed.index(token) for token in in_order]
+    for sequences, lengths, longest in (
+        (found.tokens, [len(hidden[image]) for image in order], patches),
+        (found.encoded, [encoded] * len(mask), encoded),
+    ):
+        assert (sequences.lengths.tolist(), sequences.cu_seqlens.tolist()) == lengths_and_bounds(lengths)
+        assert sequences.max_seqlen == longest and sequences.cu_seqlens.dtype == torch.int32
+        assert sequences.lengths.device.type == "cpu"
+
+
+def tensors(value: MaskLayout | DecoderLayout | CrossLayout | Sequences) -> list[Tensor | int]:
     """All that a layout holds, in order."""
     held = []
     for field in fields(value):
@@ -109,9 +135,9 @@ def tensors(value: MaskLayout | DecoderLayout | Sequences) -> list[Tensor | int]
 
 
 @settings(deadline=None, max_examples=50)
-@given(batches(), st.integers(1, 3))
-def test_it_is_the_same_after_a_journey(batch: dict[str, Tensor], part_size: int):
-    layout = build_layout(**batch, part_size=part_size)
+@given(batches(), st.integers(1, 3), st.sampled_from(["self", "cross"]))
+def test_it_is_the_same_after_a_journey(batch: dict[str, Tensor], part_size: int, decoder: str):
+    layout = build_layout(**batch, part_size=part_size, decoder=decoder)
     journeys = {
         "pickle": pickle.loads(pickle.dumps(layout)),
         "flat": Flat.of(layout).value,
@@ -128,19 +154,19 @@ def test_it_is_the_same_after_a_journey(batch: dict[str, Tensor], part_size: int
 
 
 @settings(deadline=None, max_examples=20)
-@given(batches(), st.integers(1, 3))
-def test_lengths_stay_on_the_host(batch: dict[str, Tensor], part_size: int):
-    layout = build_layout(**batch, part_size=part_size)
+@given(batches(), st.integers(1, 3), st.sampled_from(["self", "cross"]))
+def test_lengths_stay_on_the_host(batch: dict[str, Tensor], part_size: int, decoder: str):
+    layout = build_layout(**batch, part_size=part_size, decoder=decoder)
     there = layout.to("meta")
     assert there.to("meta") is there
     for ours, theirs in zip(tensors(there), tensors(layout), strict=True):
         if isinstance(theirs, Tensor):
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     for moved, part in zip(there.parts, layout.parts, strict=True):
-        for name in ("tokens", "targets"):
+        for name in ("tokens", "targets" if decoder == "self" else "encoded"):
             ours, theirs = getattr(moved, name), getattr(part, name)
             assert ours.cu_seqlens.is_meta and torch.equal(ours.lengths, theirs.lengths)
-    assert all(one.is_meta for one in (there.mask, there.weights, there.ids_keep, there.parts[-1].rows_predict))
+    assert all(one.is_meta for one in (there.mask, there.weights, there.ids_keep, there.parts[-1].order_predict))
 
 
 def test_images_with_other_numbers_of_visible_patches_are_refused():

@@ -45,7 +45,16 @@ def images_of(number: int = IMAGES, seed: int = 0) -> Tensor:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("part_size", [None, 1])
-@pytest.mark.parametrize("settings", [{}, {"decoder_depth": 1, "norm_pix_loss": False}, {"schedule": "normalise"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"decoder_depth": 1, "norm_pix_loss": False},
+        {"schedule": "normalise"},
+        {"decoder": "cross"},
+        {"decoder": "cross", "decoder_depth": 1},
+    ],
+)
 def test_a_batch_without_a_target_has_a_loss_and_gradients_of_zero(settings: dict, part_size, precision):
     model = model_of(**settings)
     layout = model.config.planner(part_size).plan(masks(False))
@@ -68,9 +77,10 @@ def test_a_picture_without_a_target_keeps_what_is_visible():
     assert torch.equal(picture, images_of().masked_fill(hidden, 0))
 
 
+@pytest.mark.parametrize("decoder", ["self", "cross"])
 @pytest.mark.parametrize("part_size", [None, 1, 3])
-def test_images_without_a_target_change_nothing_for_the_others(part_size):
-    model = model_of().double()
+def test_images_without_a_target_change_nothing_for_the_others(part_size, decoder: str):
+    model = model_of(decoder=decoder).double()
     few, mask = images_of().double(), masks(True)
     more = torch.cat([images_of(2, seed=1).double(), few, images_of(1, seed=2).double()])
     mixed = torch.cat([masks(False, 2), mask, masks(False, 1)])
@@ -82,8 +92,9 @@ def test_images_without_a_target_change_nothing_for_the_others(part_size):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_take_nothing_too():
-    model, compiled = model_of(), model_of()
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_compiled_blocks_take_nothing_too(decoder: str):
+    model, compiled = model_of(decoder=decoder), model_of(decoder=decoder)
     compile_blocks(compiled)
     for targets in (True, False, True):
         losses = [one(images_of(), masks(targets)).loss for one in (model, compiled)]

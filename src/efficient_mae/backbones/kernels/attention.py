@@ -64,17 +64,17 @@ def packed_attention(
     keys: Sequences,
 ) -> Float[Tensor, "Sq h d"]:
     """Attention of each sequence's queries to the same sequence's keys, and to no others."""
-    if not len(q):
-        return q  # no kernel need be asked what it makes of nothing
+    if not len(q):  # no kernel need be asked what it makes of nothing; the gradients are zeros, also those of k and v
+        return q + k[:0] + v[:0]
     if _has_packed_kernel(q):
         from torch.nn.attention.varlen import varlen_attn
 
         # A window as wide as the longest sequence leaves nothing out, but cuDNN takes no window. From 2.14 on PyTorch
         # prefers cuDNN to FlashAttention on Hopper and Blackwell, and plans anew, for tens of milliseconds, at every
         # new number of rows (MHAParams in aten/src/ATen/native/cudnn/MHA.cpp).
-        window = (keys.max_seqlen, keys.max_seqlen)
+        widest = max(queries.max_seqlen, keys.max_seqlen)
         lengths = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
-        return varlen_attn(q, k, v, *lengths, window_size=window)  # pyright: ignore[reportReturnType]
+        return varlen_attn(q, k, v, *lengths, window_size=(widest, widest))  # pyright: ignore[reportReturnType]
     return grouped_attention(q, k, v, queries.lengths, keys.lengths, keys.max_seqlen)[0]
 
 

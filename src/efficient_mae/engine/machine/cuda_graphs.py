@@ -7,6 +7,7 @@ otherwise.
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,17 +48,20 @@ class _GraphedBlocks:
         self._pool = torch.cuda.graph_pool_handle()  # no two are between their forward and their backward pass
         self._stream: torch.cuda.Stream | None = None  # of all that share the pool
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, every: bool = False) -> Tensor:
+        plain = partial(self._plain, every=every)
         if not (torch.is_grad_enabled() and self._backbone.training and x.requires_grad):
-            return self._plain(x)
-        key = (x.shape, x.dtype, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+            return plain(x)
+        key = (x.shape, x.dtype, every, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         if key not in self._graphs:
             parameters = [p for p in self._backbone.blocks.parameters() if p.requires_grad]
             if any(p.grad is not None for p in parameters):  # they belong to the stream that training runs on
-                return self._plain(x)
+                return plain(x)
             self._stream = self._stream or torch.cuda.Stream(x.device)
             with torch.cuda.device(x.device):
-                self._graphs[key] = _Graph(self._plain, x, parameters, self._pool, self._stream, self._accumulates)
+                shape = (len(self._backbone.blocks), *x.shape) if every else x.shape
+                settings = parameters, self._pool, self._stream, self._accumulates
+                self._graphs[key] = _Graph(plain, x, x.new_zeros(shape), *settings)
         graph = self._graphs[key]
         return _Replay.apply(graph, x, *graph.parameters)  # pyright: ignore[reportReturnType]
 
@@ -74,6 +78,7 @@ class _Graph:
         self,
         function: Callable[[Tensor], Tensor],
         x: Tensor,
+        grad_y: Tensor,
         parameters: list[nn.Parameter],
         pool: Any,
         stream: torch.cuda.Stream,
@@ -81,7 +86,7 @@ class _Graph:
     ):
         self.parameters, self.accumulates, self.passes = parameters, accumulates, 0
         self.x = x.detach().clone().requires_grad_()
-        self.grad_y = torch.zeros_like(x)
+        self.grad_y = grad_y
         wanted = [self.x, *parameters]
         # Batches are being pinned by another thread meanwhile.
         capture = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}

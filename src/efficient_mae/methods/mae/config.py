@@ -11,11 +11,11 @@ from torch import Tensor
 
 from efficient_mae.backbones.sizes import DECODER_HEAD_DIM, parse_name
 from efficient_mae.errors import InputError
-from efficient_mae.masking import MaskSettings, check_schedule, difficulty, num_visible
+from efficient_mae.masking import MaskSettings, check_schedule, check_targets, difficulty, num_visible
 from efficient_mae.masking.targets import BETA_PATCH_SIZE, select_targets
 from efficient_mae.methods.base import MethodConfig, MethodSettings, PublishedCost
-from efficient_mae.methods.mae.costs import PUBLISHED, stack_macs
-from efficient_mae.methods.mae.layout import MaskLayout
+from efficient_mae.methods.mae.costs import PUBLISHED, cross_stack_macs, stack_macs
+from efficient_mae.methods.mae.layout import DECODERS, MaskLayout
 from efficient_mae.methods.mae.planner import MaskPlanner
 from efficient_mae.ranges import PositiveInt
 
@@ -30,6 +30,9 @@ _PART_NUMBERS = {"cpu": 16 * 196 * 512, "cuda": 256 * 196 * 512}
 class MAESettings(MethodSettings, MaskSettings):
     """What can be chosen of a model of a given name; see :func:`efficient_mae.create_model`."""
 
+    decoder: str = "self"
+    """what predicted patches attend to: self, each other and the visible ones, as in the paper; or cross, the visible
+    ones alone, in weighted sums of all encoder blocks' outputs"""
     decoder_depth: PositiveInt = 8
     """decoder blocks"""
     decoder_embed_dim: PositiveInt | None = None
@@ -45,7 +48,7 @@ class MAEConfig(MethodConfig, MAESettings):
     """Everything that a model is made of; what a checkpoint records."""
 
     method = "mae"
-    added = frozenset({"difficulty", "schedule"})
+    added = frozenset({"decoder", "difficulty", "prediction_ratio", "schedule", "targets"})
 
     decoder_embed_dim: PositiveInt = field()
     decoder_num_heads: PositiveInt = field()
@@ -65,16 +68,16 @@ class MAEConfig(MethodConfig, MAESettings):
         return math.ceil(_PART_NUMBERS[device.type] / (rows * columns * self.decoder_embed_dim))
 
     def variants(self) -> Mapping[str, "MAEConfig"]:
-        """MAE's and Efficient MAE's masks for one and the same model."""
+        """MAE's and Efficient MAE's masks for one and the same model; then the other decoder's."""
         mae = self.baseline()
         compared = {f"MAE {MAE_MASK_RATIO:.2f}": mae, "MAE 0.85": replace(mae, mask_ratio=0.85)}
         for ratio in EFFICIENT_RATIOS:
-            compared[f"Efficient MAE {ratio:.2f}"] = replace(self, mask_ratio=ratio)
-        return compared
+            compared[f"Efficient MAE {ratio:.2f}"] = replace(self, mask_ratio=ratio, decoder="self")
+        return compared | {"Efficient MAE cross 0.85": replace(self, mask_ratio=0.85, decoder="cross")}
 
     def baseline(self) -> "MAEConfig":
         """The same model trained as plain MAE: mask ratio 0.75, every masked patch predicted, all weighted alike."""
-        return replace(self, mask_ratio=MAE_MASK_RATIO, beta=None, gamma=0.0)
+        return replace(self.with_every_target(), mask_ratio=MAE_MASK_RATIO, gamma=0.0, decoder="self")
 
     def tokens(self, plan: MaskLayout) -> dict[str, float]:
         """Of the encoder (its class token among them) and of the decoder, and the patches that this predicts."""
@@ -88,7 +91,7 @@ class MAEConfig(MethodConfig, MAESettings):
     def paper_gmacs(self, images: int = 256, seed: int = 0) -> float:
         """Every patch is embedded, and every token goes through all of the decoder and its head.
 
-        Source: the conventions of docs/readings.md, which reproduce Tables 1, 3 and 4.
+        Source: the conventions of docs/readings.md, which reproduce Tables 1, 3 and 4; of a cross decoder in kind.
         """
         patches = self.grid_size[0] * self.grid_size[1]
         layout = self.planner()(torch.rand(images, patches, generator=torch.Generator().manual_seed(seed)))
@@ -97,7 +100,11 @@ class MAEConfig(MethodConfig, MAESettings):
         width, decoder_width = self.embed_dim, self.decoder_embed_dim
         pixels = self.in_chans * self.patch_size**2
         encoder = patches * pixels * width + stack_macs(self.depth, width, torch.tensor([encoded]).double())
-        decoder = encoded * width * decoder_width + stack_macs(self.decoder_depth, decoder_width, decoded)
+        if self.decoder == "cross":
+            summed = self.decoder_depth * self.depth * encoded * width
+            decoder = summed + cross_stack_macs(self.decoder_depth, decoder_width, width, decoded, encoded)
+        else:
+            decoder = encoded * width * decoder_width + stack_macs(self.decoder_depth, decoder_width, decoded)
         return (encoder + decoder + float(decoded.mean()) * decoder_width * pixels) / 1e9
 
     @classmethod
@@ -107,13 +114,16 @@ class MAEConfig(MethodConfig, MAESettings):
 
     def planner(self, unit: int | None = None) -> MaskPlanner:
         """Makes this model's masks, laid out for parts of so many images; None for all at once."""
-        return MaskPlanner(self.grid_size, self.patch_size, self, unit)
+        return MaskPlanner(self.grid_size, self.patch_size, self, unit, self.decoder)
 
 
 def check_objective(config: MAEConfig) -> None:
     """Refuse at once what could only fail later, or never learn anything."""
     rows, columns = config.grid_size
-    num_visible(rows * columns, config.mask_ratio)
+    hidden = rows * columns - num_visible(rows * columns, config.mask_ratio)
+    check_targets(config.targets, config.prediction_ratio, config.beta, config.schedule, hidden)
+    if config.decoder not in DECODERS:
+        raise InputError(f"decoder={config.decoder!r}: must be one of {', '.join(DECODERS)}")
     check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)
     if config.norm_pix_loss and config.patch_size**2 * config.in_chans == 1:
         raise InputError("norm_pix_loss=True: a patch of a single number has no variance; take norm_pix_loss=False")

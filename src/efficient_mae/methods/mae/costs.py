@@ -11,6 +11,14 @@ def stack_macs(depth: int, width: int, tokens: Float64[Tensor, " images"]) -> fl
     return depth * float((12 * width**2 * tokens + 2 * width * tokens.square()).mean())
 
 
+def cross_stack_macs(
+    depth: int, width: int, feature_width: int, tokens: Float64[Tensor, " images"], encoded: int
+) -> float:
+    """The same of blocks in which these tokens attend to so many encoded ones alone, whose features are wider."""
+    macs = 10 * width**2 * tokens + 2 * width * encoded * tokens + 2 * width * feature_width * encoded
+    return depth * float(macs.mean())
+
+
 _MAE, _EFFICIENT = {"beta": None, "gamma": 0.0}, {"beta": 26.0, "gamma": 0.6}
 
 # (table, size and patch size, mask ratio, Efficient MAE or MAE, the paper's GFLOPs). Table 4's columns DF and DM are

@@ -50,6 +50,34 @@ class DecoderLayout:
 
 
 @dataclass(frozen=True)
+class CrossLayout:
+    """The packed sequences of some images for a decoder in which predicted patches attend to encoded tokens alone.
+
+    A sequence is an image's predicted patches in row-major order; the shortest comes first.
+
+    Attributes:
+        ids_predict: the T predicted patches, as indices into these images' patches, ascending.
+        tokens: the sequences.
+        encoded: the images' sequences of 1 + V encoded tokens, in the same order.
+        order_images: the image of each sequence.
+        sources: of each packed row, its patch.
+        order_predict: the packed row of each of `ids_predict`.
+    """
+
+    ids_predict: Int64[Tensor, " T"]
+    tokens: Sequences
+    encoded: Sequences
+    order_images: Int64[Tensor, " B"]
+    sources: Int64[Tensor, " T"]
+    order_predict: Int64[Tensor, " T"]
+
+    @property
+    def num_images(self) -> int:
+        """How many images these are."""
+        return len(self.tokens.lengths)
+
+
+@dataclass(frozen=True)
 class MaskLayout:
     """A batch's masks, their difficulties, and the packed decoder sequences that follow from them.
 
@@ -69,7 +97,7 @@ class MaskLayout:
     ids_keep: Int64[Tensor, "B V"]
     ids_predict: Int64[Tensor, " T"]
     weights: Float[Tensor, " T"]
-    parts: tuple[DecoderLayout, ...]
+    parts: tuple[DecoderLayout, ...] | tuple[CrossLayout, ...]
 
     @property
     def images(self) -> Int64[Tensor, " T"]:
@@ -88,12 +116,14 @@ def build_layout(
     predicted: Bool[Tensor, "B H W"],
     weights: Float[Tensor, "B H W"],
     part_size: int | None = None,
+    decoder: str = "self",
 ) -> MaskLayout:
     """Lay out a batch whose masks, difficulties, targets and their weights are known.
 
     Args:
         part_size: cut the batch into as many parts of this many images as it fills, so that none is smaller; None
             leaves it whole.
+        decoder: one of :data:`DECODERS`.
 
     Raises:
         InputError: images with different numbers of visible patches.
@@ -117,26 +147,20 @@ def build_layout(
         ids_keep=ids_keep,
         ids_predict=ids_predict,
         weights=weights[predicted],
-        parts=tuple(_decoder_layout(*pair) for pair in pairs),
+        parts=tuple(DECODERS[decoder](*pair) for pair in pairs),
     )
 
 
 def _decoder_layout(ids_keep: Int64[Tensor, "B V"], predicted: Bool[Tensor, "B N"]) -> DecoderLayout:
     """Pack the sequences of some images."""
     device, patches = predicted.device, predicted.shape[1]
-    ids_predict = predicted.flatten().nonzero()[:, 0]
     encoded = 1 + ids_keep.shape[1]
-    predictions, order = predicted.sum(dim=1).sort(stable=True)
-    targets = Sequences.of(predictions, patches)
+    ids_predict, predictions, order, order_predict = _pack_targets(predicted)
     tokens = Sequences.of(predictions + encoded, patches + 1)
-    # First row of each image's sequence, and of its targets among themselves.
-    first, first_target = torch.empty_like(order), torch.empty_like(order)
+    place, first = torch.empty_like(order), torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=device)
     first[order] = tokens.cu_seqlens[:-1].long()
-    first_target[order] = targets.cu_seqlens[:-1].long()
-    image = ids_predict // patches
-    rank = (predicted.cumsum(dim=1) - 1).flatten()[ids_predict]
-    rows = first[image] + encoded + rank
-    order_predict = first_target[image] + rank
+    rows = order_predict + encoded * (place[ids_predict // patches] + 1)
     rows_encoded = (first[:, None] + torch.arange(encoded, device=device)).flatten()
     sources = rows.new_empty(len(rows_encoded) + len(rows))
     sources[rows_encoded] = torch.arange(len(rows_encoded), device=device)
@@ -144,10 +168,41 @@ def _decoder_layout(ids_keep: Int64[Tensor, "B V"], predicted: Bool[Tensor, "B N
     return DecoderLayout(
         ids_predict=ids_predict,
         tokens=tokens,
-        targets=targets,
+        targets=Sequences.of(predictions, patches),
         positions_encoded=torch.nn.functional.pad(ids_keep + 1, (1, 0)).flatten(),
         sources=sources,
         rows_encoded=rows_encoded,
         rows_predict=torch.empty_like(rows).index_copy_(0, order_predict, rows),
         order_predict=order_predict,
     )
+
+
+def _cross_layout(ids_keep: Int64[Tensor, "B V"], predicted: Bool[Tensor, "B N"]) -> CrossLayout:
+    """Pack the predicted patches of some images."""
+    patches, encoded = predicted.shape[1], 1 + ids_keep.shape[1]
+    ids_predict, predictions, order, order_predict = _pack_targets(predicted)
+    return CrossLayout(
+        ids_predict=ids_predict,
+        tokens=Sequences.of(predictions, patches),
+        encoded=Sequences.of(torch.full_like(order, encoded), encoded),
+        order_images=order,
+        sources=torch.empty_like(ids_predict).index_copy_(0, order_predict, ids_predict % patches),
+        order_predict=order_predict,
+    )
+
+
+def _pack_targets(
+    predicted: Bool[Tensor, "B N"],
+) -> tuple[Int64[Tensor, " T"], Int64[Tensor, " B"], Int64[Tensor, " B"], Int64[Tensor, " T"]]:
+    """The predicted patches; their number in each image, ascending; its image; and where each patch then lies."""
+    ids_predict = predicted.flatten().nonzero()[:, 0]
+    predictions, order = predicted.sum(dim=1).sort(stable=True)
+    first = torch.empty_like(order)
+    first[order] = predictions.cumsum(0) - predictions
+    rank = (predicted.cumsum(dim=1) - 1).flatten()[ids_predict]
+    return ids_predict, predictions, order, first[ids_predict // predicted.shape[1]] + rank
+
+
+# How sequences are packed, by what predicted patches attend to: each other and the visible ones, as in the paper, or
+# the visible ones alone.
+DECODERS = {"self": _decoder_layout, "cross": _cross_layout}

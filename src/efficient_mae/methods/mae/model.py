@@ -19,8 +19,9 @@ from efficient_mae.backbones.vit import LAYER_NORM_EPS, init_weights
 from efficient_mae.masking.loss import weighted_error_sum
 from efficient_mae.methods.base import Method, Output, check_mask
 from efficient_mae.methods.mae.config import MAEConfig, MAESettings, check_objective
+from efficient_mae.methods.mae.cross import BlockFeatures, CrossBlock
 from efficient_mae.methods.mae.decoder import DecoderBlock
-from efficient_mae.methods.mae.layout import DecoderLayout, MaskLayout
+from efficient_mae.methods.mae.layout import CrossLayout, DecoderLayout, MaskLayout
 from efficient_mae.methods.mae.packing import spread
 from efficient_mae.methods.mae.parts import decode_in_parts
 
@@ -63,7 +64,8 @@ class MaskedAutoencoder(Method):
     """A ViT encoder with MAE's decoder, the Difficulty-Flatten Loss and decoder masking.
 
     In files the encoder's parameters lie at the top under timm's names, the decoder's beside them under MAE's
-    (``decoder_embed``, ``mask_token``, ``decoder_blocks``, ``decoder_norm``, ``decoder_pred``).
+    (``decoder_embed``, ``mask_token``, ``decoder_blocks``, ``decoder_norm``, ``decoder_pred``). A decoder of
+    cross-attention has ``decoder_features`` in place of ``decoder_embed``.
     Make one with :func:`efficient_mae.create_model`.
     """
 
@@ -76,16 +78,22 @@ class MaskedAutoencoder(Method):
         super().__init__(config)
         check_objective(config)
         width = config.decoder_embed_dim
-        self.decoder_embed = Linear(config.embed_dim, width)
+        cross = config.decoder == "cross"
+        if cross:
+            self.decoder_features = BlockFeatures(config.decoder_depth, config.depth)
+        else:
+            self.decoder_embed = Linear(config.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", sincos_position_embedding(width, config.grid_size)[None])
         self.decoder_pos_embed: Tensor
+        heads = config.decoder_num_heads
         self.decoder_blocks = nn.ModuleList(
-            DecoderBlock(width, config.decoder_num_heads) for _ in range(config.decoder_depth)
+            CrossBlock(width, heads, config.embed_dim) if cross else DecoderBlock(width, heads)
+            for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.decoder_pred = Linear(width, config.patch_size**2 * config.in_chans)
-        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
+        for module in self._decoder_modules():
             module.apply(init_weights)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -97,13 +105,19 @@ class MaskedAutoencoder(Method):
     ) -> MaskLayout:
         """Masks for a batch, laid out: the given ones, or random ones from the generator; on their device.
 
+        Targets that are chosen by chance are the generator's too.
+
         Raises:
             InputError: a mask of another shape, or one that leaves an image nothing visible or nothing masked.
         """
         if mask is None:
             return cast(MaskLayout, super().plan(batch_size, generator))
         check_mask(mask, batch_size, self.config.grid_size)
-        return self.config.planner().plan(mask)
+        noise = None
+        if self.config.prediction_ratio is not None:  # targets are chosen by chance
+            device = mask.device if generator is None else generator.device
+            noise = torch.rand(mask.flatten(1).shape, generator=generator, device=device).to(mask.device)
+        return self.config.planner().plan(mask, noise=noise)
 
     def forward(
         self,
@@ -125,7 +139,7 @@ class MaskedAutoencoder(Method):
         self.backbone.check_images(images)
         layout = mask if isinstance(mask, MaskLayout) else self.plan(len(images), generator, mask)
         layout = layout.to(images.device)
-        latent, target = self.backbone.forward_features(images, layout.ids_keep), self.targets(images, layout)
+        latent, target = self.encode(images, layout), self.targets(images, layout)
         if len(layout.parts) > 1 and torch.is_grad_enabled():
             parameters = self._decoder_parameters()
             total, prediction, errors = decode_in_parts(self.decode, parameters, latent, target, layout)
@@ -136,22 +150,43 @@ class MaskedAutoencoder(Method):
             total, errors = weighted_error_sum(prediction, target, layout.weights)
         return MAEOutput(total, errors, layout, prediction, target)
 
+    def _decoder_modules(self) -> tuple[nn.Module, ...]:
+        """What :meth:`decode` uses."""
+        first = () if self.config.decoder == "cross" else (self.decoder_embed,)
+        return *first, self.decoder_blocks, self.decoder_norm, self.decoder_pred
+
     def _decoder_parameters(self) -> list[nn.Parameter]:
-        modules = (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred)
-        parameters = [self.mask_token, *(p for module in modules for p in module.parameters())]
+        parameters = [self.mask_token, *(p for module in self._decoder_modules() for p in module.parameters())]
         return [parameter for parameter in parameters if parameter.requires_grad]
 
-    def decode(self, latent: Float[Tensor, "B encoded D"], layout: DecoderLayout) -> Float[Tensor, "T X"]:
-        """Predict the layout's targets from the encoder's tokens.
+    def encode(
+        self, images: Float[Tensor, "B C h w"], layout: MaskLayout
+    ) -> Float[Tensor, "B encoded D"] | Float[Tensor, "B J encoded D"]:
+        """What the decoder is given of visible patches: the encoder's features, or those of each of its blocks."""
+        if self.config.decoder == "cross":
+            return self.decoder_features(self.backbone.forward_every(images, layout.ids_keep))
+        return self.backbone.forward_features(images, layout.ids_keep)
 
-        All token-wise work is on packed rows. The first block computes the queries, keys and values of hidden
-        patches once a position, since there they are the same in every image. The last block computes its queries
-        and its MLP, and the head its pixels, for the predicted patches only.
+    def decode(self, latent: Tensor, layout: DecoderLayout | CrossLayout) -> Float[Tensor, "T X"]:
+        """Predict the layout's targets from what :meth:`encode` gives of their images.
+
+        All token-wise work is on packed rows, and the head's is for the predicted patches only.
         """
-        position = self.decoder_pos_embed[0]
-        encoded = self.decoder_embed(latent).flatten(0, 1)
-        encoded = encoded + position.index_select(0, layout.positions_encoded)
-        hidden = self.mask_token[0] + position[1:]  # (N, E)
+        hidden = self.mask_token[0] + self.decoder_pos_embed[0, 1:]  # (N, E)
+        if isinstance(layout, CrossLayout):
+            x = self._cross_attend(latent, hidden, layout)  # (T, E)
+        else:
+            x = self._self_attend(latent, hidden, layout)
+        return self.decoder_pred(self.decoder_norm(x.index_select(0, layout.order_predict)))
+
+    def _self_attend(self, latent: Tensor, hidden: Tensor, layout: DecoderLayout) -> Float[Tensor, "T E"]:
+        """The paper's decoder: predicted and visible patches attend to each other.
+
+        The first block computes the queries, keys and values of hidden patches once a position, since there they are
+        the same in every image. The last block computes its queries and its MLP for the predicted patches only.
+        """
+        position = self.decoder_pos_embed[0].index_select(0, layout.positions_encoded)
+        encoded = self.decoder_embed(latent).flatten(0, 1) + position
         blocks = cast(list[DecoderBlock], list(self.decoder_blocks))
         if len(blocks) == 1:
             x = spread(torch.cat([encoded, hidden]), layout)  # (S, E)
@@ -160,8 +195,16 @@ class MaskedAutoencoder(Method):
         for block in blocks[1:-1]:
             x = self.backbone.run_block(block, x, layout.tokens)
         last = blocks[-1].forward_queries
-        x = self.backbone.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)  # (T, E)
-        return self.decoder_pred(self.decoder_norm(x.index_select(0, layout.order_predict)))
+        return self.backbone.run_block(last, x, layout.rows_predict, layout.targets, layout.tokens)
+
+    def _cross_attend(self, latent: Tensor, hidden: Tensor, layout: CrossLayout) -> Float[Tensor, "T E"]:
+        """Predicted patches attend to visible ones alone, whose positions are the encoder's."""
+        features = latent.transpose(0, 1).index_select(1, layout.order_images).flatten(1, 2)  # (J, S, D)
+        first, *blocks = cast(list[CrossBlock], list(self.decoder_blocks))
+        x = self.backbone.run_block(first.forward_shared, hidden, features[0], layout)
+        for block, seen in zip(blocks, features[1:], strict=True):
+            x = self.backbone.run_block(block, x, seen, layout)
+        return x
 
     def targets(self, images: Float[Tensor, "B C h w"], layout: MaskLayout) -> Float[Tensor, "T X"]:
         """The predicted patches' pixels, normalised by each patch's own statistics if norm_pix_loss."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from efficient_mae.methods.mae.layout import DecoderLayout
+from efficient_mae.methods.mae.layout import CrossLayout, DecoderLayout
 
 
 def spread(tokens: Float[Tensor, "rows D"], layout: DecoderLayout) -> Float[Tensor, "S D"]:
@@ -22,6 +22,18 @@ def spread(tokens: Float[Tensor, "rows D"], layout: DecoderLayout) -> Float[Tens
     rows = layout.rows_predict.index_select(0, layout.order_predict)
     copies = tokens.new_empty(()).expand(layout.num_images, len(tokens) - len(layout.rows_encoded))
     return _Spread.apply(tokens, layout.sources, layout.rows_encoded, rows, layout.ids_predict, copies)
+
+
+def spread_hidden(hidden: Float[Tensor, "N D"], layout: CrossLayout) -> Float[Tensor, "T D"]:
+    """The packed sequences of predicted patches alone.
+
+    Args:
+        hidden: the token of each patch where it is hidden, which is the same for all images.
+        layout: where they go.
+    """
+    copies = hidden.new_empty(()).expand(layout.num_images, len(hidden))
+    nobody = layout.sources[:0]
+    return _Spread.apply(hidden, layout.sources, nobody, layout.order_predict, layout.ids_predict, copies)
 
 
 class _Spread(torch.autograd.Function):

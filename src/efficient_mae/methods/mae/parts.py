@@ -4,7 +4,7 @@ Of MAE's activations the decoder's are the larger half at high mask ratios, for 
 lie in memory for the whole batch at once: the loss is a weighted sum over patches, so the gradient of any part of it
 is known up to a factor as soon as that part is decoded. Nothing is computed twice.
 
-B images, T predicted patches of the batch, X numbers of a patch, D the encoder's width.
+B images, T predicted patches of the batch, X numbers of a patch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from efficient_mae.masking.loss import weighted_error_sum
-from efficient_mae.methods.mae.layout import DecoderLayout, MaskLayout
+from efficient_mae.methods.mae.layout import CrossLayout, DecoderLayout, MaskLayout
 
 
 def decode_in_parts(
-    decode: Callable[[Tensor, DecoderLayout], Tensor],
+    decode: Callable[[Tensor, DecoderLayout | CrossLayout], Tensor],
     parameters: Sequence[nn.Parameter],
-    latent: Float[Tensor, "B encoded D"],
+    latent: Float[Tensor, "B ..."],
     target: Float[Tensor, "T X"],
     layout: MaskLayout,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "T X"], Float[Tensor, " T"]]:
     """The weighted sum of the predicted patches' errors, the predictions and the errors; the sum has a gradient.
 
     Args:
-        decode: predictions from the encoder's tokens of some images.
+        decode: predictions from what is known of some images, and their layout.
         parameters: that it uses and that want a gradient.
-        latent: the encoder's tokens.
+        latent: what `decode` is given of each image.
         target: of the predictions.
         layout: in parts.
     """
@@ -42,7 +42,7 @@ class _InParts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        decode: Callable[[Tensor, DecoderLayout], Tensor],
+        decode: Callable[[Tensor, DecoderLayout | CrossLayout], Tensor],
         target: Tensor,
         layout: MaskLayout,
         latent: Tensor,

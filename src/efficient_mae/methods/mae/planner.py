@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from efficient_mae.errors import InputError
 from efficient_mae.masking.difficulty import difficulty
 from efficient_mae.masking.random import mask_from_noise
 from efficient_mae.masking.schedules import (
@@ -15,7 +16,13 @@ from efficient_mae.masking.schedules import (
     sample_difficulties,
 )
 from efficient_mae.masking.settings import MaskSettings
-from efficient_mae.masking.targets import flatten_weights, select_targets
+from efficient_mae.masking.targets import (
+    farthest_targets,
+    flatten_weights,
+    num_targets,
+    random_targets,
+    select_targets,
+)
 from efficient_mae.methods.mae.layout import MaskLayout, build_layout
 
 
@@ -28,12 +35,14 @@ class MaskPlanner:
         patch_size: P, in pixels.
         settings: what is hidden and predicted, and what it weighs.
         part_size: images that the decoder takes at a time (:func:`build_layout`); None takes all.
+        decoder: for which sequences are packed.
     """
 
     grid_size: tuple[int, int]
     patch_size: int
     settings: MaskSettings = field(default_factory=MaskSettings)
     part_size: int | None = None
+    decoder: str = "self"
 
     def __call__(self, noise: Float[Tensor, "B N"], progress: Float64[Tensor, " B"] | None = None) -> MaskLayout:
         """Random masks, laid out.
@@ -42,9 +51,14 @@ class MaskPlanner:
             noise: independent numbers, one a patch.
             progress: of training when each image is seen, from 0 to 1, for the curriculum; None stands for its end.
         """
-        return self.plan(mask_from_noise(noise, self.grid_size, self.settings.mask_ratio), progress)
+        return self.plan(mask_from_noise(noise, self.grid_size, self.settings.mask_ratio), progress, noise)
 
-    def plan(self, mask: Bool[Tensor, "B H W"], progress: Float64[Tensor, " B"] | None = None) -> MaskLayout:
+    def plan(
+        self,
+        mask: Bool[Tensor, "B H W"],
+        progress: Float64[Tensor, " B"] | None = None,
+        noise: Float[Tensor, "B N"] | None = None,
+    ) -> MaskLayout:
         """Given masks, laid out.
 
         The schedule ``flatten`` weights patches by d ** -gamma; the others don't: ``threshold`` weights all alike, so
@@ -54,15 +68,17 @@ class MaskPlanner:
         Args:
             mask: True = masked.
             progress: as above.
+            noise: as above; targets that are chosen by chance need it.
 
         Raises:
-            InputError: images with different numbers of visible patches, or without a visible or a masked one.
+            InputError: images with different numbers of visible patches, or without a visible or a masked one, or no
+                noise where it is needed.
 
         Source: Secs. 3.3, 4.1 and 4.2.
         """
         given = self.settings
         measured = difficulty(mask, self.patch_size, given.difficulty, given.k)
-        predicted = select_targets(measured, self.patch_size, given.beta, mask)
+        predicted = self._targets(mask, measured, noise)
         if given.schedule == "curriculum" and progress is not None:
             present = self._difficulties(given.mask_ratio)
             thresholds = [curriculum_threshold(present, one) for one in progress.tolist()]
@@ -72,7 +88,18 @@ class MaskPlanner:
             weights = normalising_weights(mask, measured, present, norm)
         else:
             weights = flatten_weights(measured, given.gamma if given.schedule == "flatten" else 0.0)
-        return build_layout(mask, measured, predicted, weights, self.part_size)
+        return build_layout(mask, measured, predicted, weights, self.part_size, self.decoder)
+
+    def _targets(self, mask: Tensor, measured: Tensor, noise: Tensor | None) -> Bool[Tensor, "B H W"]:
+        given = self.settings
+        candidates = select_targets(measured, self.patch_size, given.beta, mask)
+        if given.prediction_ratio is None:
+            return candidates
+        if noise is None:
+            raise InputError(f"targets={given.targets}: chosen by chance; the masks need their noise")
+        choose = {"random": random_targets, "farthest": farthest_targets}[given.targets]
+        # As many patches are hidden in every image, which the layout makes sure of.
+        return choose(candidates, noise, num_targets(int(mask[0].sum()), given.prediction_ratio))
 
     def _difficulties(self, mask_ratio: float) -> Float[Tensor, " patches"]:
         given = self.settings
