@@ -18,15 +18,18 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.commands import COMMANDS
 from efficient_mae.interop import ImageStatistics
+from efficient_mae.methods.beit import BEiTConfig
+from efficient_mae.methods.cae import CAEConfig
 from efficient_mae.methods.mae import MAEConfig
 from efficient_mae.ranges import NonNegativeInt, Pixels, Positive, PositiveInt, Seed, Share, Switch, check_range
 from efficient_mae.recipes import recipe_settings, recipes
 from efficient_mae.tasks.pretrain_config import PretrainConfig
+from efficient_mae.tasks.registry import TASKS
 
 CONFIGS = {name: command.config for name, command in COMMANDS.items()}
 RECIPES = (("linear_probe", "linear-probe"), ("finetune", "finetune"), ("", "pretrain"))
 # Settings that no command takes as they are.
-FURTHER = {kind.__name__: kind for kind in (MAEConfig, PretrainConfig, ImageStatistics)}
+FURTHER = {kind.__name__: kind for kind in (MAEConfig, BEiTConfig, CAEConfig, PretrainConfig, ImageStatistics)}
 
 
 def number_fields(config: type) -> list[str]:
@@ -244,8 +247,9 @@ def test_functions_refuse_what_settings_would(call: Any, said: str):
 
 @pytest.mark.parametrize("name", recipes())
 def test_what_a_recipe_sets_is_in_range(name: str):
-    command = next(command for start, command in RECIPES if name.startswith(start))
-    CONFIGS[command](**{"data": "x", "out": "y", **recipe_settings(name)})
+    settings = recipe_settings(name)
+    command = next(command for word, command in RECIPES if word in name)
+    TASKS[command].config_of(settings.get("model"))(**{"data": "x", "out": "y", **settings})
 
 
 def test_every_path_is_a_location():
