@@ -18,6 +18,9 @@ _METADATA_KEY = "efficient_mae"
 # What the names of a classifier's own tensors begin with, as timm has them.
 HEAD = "head."
 
+# What the names of its encoder's begin with in a checkpoint of a probe, which is no classifier of timm's yet.
+PROBED = "encoder."
+
 # How a classifier makes one feature of an image's tokens, as timm says.
 POOLS = ("avg", "token")
 
