@@ -28,6 +28,9 @@ SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 # Where a checkpoint keeps its weights; of a teacher and its student the teacher, which is what such training is for.
 _WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict", "backbone", "encoder", "module")
 
+# Wrappers within wrappers; more are a file that holds itself.
+_DEEPEST = 8
+
 # What compiling and sharding put between the names of modules.
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -76,8 +79,12 @@ class StateDict:
         return "mask_token" in self.tensors and any(name.startswith("decoder_blocks.") for name in self.tensors)
 
 
-def read_state_dict(file: Path) -> StateDict:
+def read_state_dict(file: Path, img_size: tuple[int, int] | None = None) -> StateDict:
     """The weights in a file of somebody else's, `.safetensors` or what torch.save wrote.
+
+    Args:
+        file: to read.
+        img_size: in pixels, where something says it; else images are taken for squares.
 
     Raises:
         InputError: no such file, no weights, ones with code in them (which isn't run), or none of a plain ViT.
@@ -92,7 +99,7 @@ def read_state_dict(file: Path) -> StateDict:
     left_out |= {name: value.numel() for name, value in named.items() if not name.startswith(prefix)}
     own = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
     try:
-        state = StateDict(_folded(_renamed(own)), left_out, content)
+        state = StateDict(_folded(_renamed(own), img_size), left_out, content)
     except (KeyError, RuntimeError, IndexError) as error:
         raise InputError(f"{file}: weights of another architecture ({error} isn't as in a plain ViT)") from None
     return state if state.has_decoder else _encoder_alone(state)
@@ -109,20 +116,22 @@ def _encoder_alone(state: StateDict) -> StateDict:
 
 
 def _unwrapped(content: dict[str, Any], file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The state dict within, and what other weights there are."""
+    """The state dict within, whatever else its dict holds (an epoch, for one), and what other weights there are."""
     left_out: dict[str, int] = {}
-    while not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+    for _ in range(_DEEPEST):
         found = [name for name in _WRAPPERS if isinstance(content.get(name), dict)]
-        if not found:
-            raise InputError(f"{file}: holds no state dict, neither itself nor under {', '.join(_WRAPPERS)}")
+        if not found or any(name.endswith((_PATCHES, _THEIR_PATCHES)) for name in _tensors(content)):
+            break
         for other in found[1:]:
-            left_out |= {
-                f"{other}.{name}": value.numel()
-                for name, value in content[other].items()
-                if isinstance(value, Tensor)
-            }
+            left_out |= {f"{other}.{name}": value.numel() for name, value in _tensors(content[other]).items()}
         content = content[found[0]]
-    return content, left_out
+    if not (tensors := _tensors(content)):
+        raise InputError(f"{file}: holds no state dict, neither itself nor under {', '.join(_WRAPPERS)}")
+    return tensors, left_out
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _encoder_prefix(names: Iterable[str], file: Path) -> str:
@@ -161,7 +170,7 @@ def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(tensors: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Layer scale (of DINOv2) multiplied into the linear maps before it, and a class token given a position of 0
     where it has none: the same features."""
     folded = dict(tensors)
@@ -173,9 +182,17 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             folded[f"{linear}.bias"] = scale * folded[f"{linear}.bias"]
     if "cls_token" in folded and "pos_embed" in folded:
         positions = folded["pos_embed"]
-        if positions.ndim == 3 and math.isqrt(positions.shape[1]) ** 2 == positions.shape[1]:
+        patches = _patches(folded[_PATCHES], img_size, positions.shape[1])
+        if positions.ndim == 3 and positions.shape[1] == patches[0] * patches[1]:
             folded["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return folded
+
+
+def _patches(kernel: Tensor, img_size: tuple[int, int] | None, most: int) -> tuple[int, int]:
+    """Rows and columns of patches: of images of that size, or on the largest square of at most so many."""
+    if img_size is None:
+        return math.isqrt(most), math.isqrt(most)
+    return img_size[0] // kernel.shape[2], img_size[1] // kernel.shape[3]
 
 
 def encoder_arguments_of(
@@ -195,8 +212,7 @@ def encoder_arguments_of(
     weights = state.tensors
     width, in_chans, *patch = weights[_PATCHES].shape
     patches = weights["pos_embed"].shape[1] - 1
-    side = math.isqrt(patches)
-    rows, columns = (side, side) if img_size is None else (img_size[0] // patch[0], img_size[1] // patch[0])
+    rows, columns = _patches(weights[_PATCHES], img_size, patches)
     if len(patch) != 2 or patch[0] != patch[1] or rows * columns != patches:
         raise InputError(
             f"{file}: weights of another architecture, {_PATCHES} is {(width, in_chans, *patch)} and pos_embed "
