@@ -135,6 +135,11 @@ def test_so_it_is_from_python(run: Path, tmp_path: Path):
     assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs"}
 
 
+def test_they_are_adapted_to_another_number_of_channels(run: Path, tmp_path: Path):
+    result = emae.pretrain(weights=run, out=tmp_path / "b", epochs=1, in_chans=3, channels="mean")
+    assert read_settings(Path(result.run)).settings["mean"] == [0.25] * 3
+
+
 def test_with_a_model_nothing_is_the_runs(run: Path, images: Path, tmp_path: Path):
     small = flags(data=images, epochs=1, batch_size=8, **TINY)
     assert main(["pretrain", "--weights", str(run), "--out", str(tmp_path / "b"), *small]) == 0

@@ -188,7 +188,9 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
     """
     header = read_own_header(file)
     if header.method is None:
-        raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
+        raise InputError(
+            f"{file}: describes an encoder alone, and a whole model is needed; give a run of emae pretrain"
+        )
     try:
         return _method(header).Config.from_dict(header.model), header.statistics
     except InputError as error:
