@@ -7,8 +7,9 @@ from typing import Any
 from efficient_mae.console import say
 from efficient_mae.ranges import at_home
 
-# Settings that are of the one run alone.
+# Settings that are of the one run alone; and those of images, which the weights say, for these many channels.
 _OWN = ("out", "weights", "channels", "resume_optimizer", "accept_changed_data")
+_OF_IMAGES = ("mean", "std", "value_range", "bands")
 
 
 def settings_to_go_on_with(command: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,4 +33,4 @@ def settings_to_go_on_with(command: str | None, given: Mapping[str, Any]) -> dic
     if not (folder / SETTINGS).is_file() or (record := read_settings(folder)).task != "pretrain":
         return {}
     say(f"settings that aren't given are those of {folder / SETTINGS}")
-    return {name: value for name, value in record.settings.items() if name not in (*_OWN, *given)}
+    return {name: value for name, value in record.settings.items() if name not in (*_OWN, *_OF_IMAGES, *given)}

@@ -8,7 +8,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 import efficient_mae as emae
 from efficient_mae.interop import load_statistics, read_trained
@@ -55,6 +55,7 @@ def rewrite(folder: Path, **changes) -> None:
         ({"use_swiglu_ffn": True}, "use_swiglu_ffn=True"),
         ({"layer_norm_eps": 0.1}, "layer_norm_eps=0.1"),
         ({"num_attention_heads": "x"}, "num_attention_heads='x'"),
+        ({"image_size": ["a", "b"]}, r"image_size=\['a', 'b'\]: must be one number or two"),
         ({"num_attention_heads": 5}, "does not divide the width 96"),
         ({"model_type": "clip"}, "model_type 'clip'; only vit_mae, vit and dinov2 can be read"),
     ],
@@ -81,6 +82,17 @@ def test_timms_folder(scheme: str, tmp_path: Path):
     same_features(f"{scheme}{tmp_path}", vit.forward_features(PICTURES).detach())
     encoder = emae.load(f"{scheme}{tmp_path}")
     assert encoder.num_heads == 6 and load_statistics(tmp_path).mean == (0.3,) * 3
+
+
+def test_a_grid_whose_positions_and_class_token_make_a_square(tmp_path: Path):
+    """2 x 4 patches and a class token are as many as 3 x 3 patches without one."""
+    pictures = PICTURES[:, :, :16]
+    vit = timm_folder(tmp_path / "timm", img_size=[16, 32], patch_size=8, depth=1, embed_dim=96, num_heads=4)
+    model = shaken(ViTModel(ViTConfig(**SIZES | {"image_size": [16, 32]}, intermediate_size=384)))
+    model.save_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        for folder, theirs in (("timm", vit.forward_features(pictures)), ("hf", model(pictures).last_hidden_state)):
+            torch.testing.assert_close(emae.load(tmp_path / folder)(pictures), theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_timms_models_of_another_architecture(tmp_path: Path):

@@ -53,7 +53,9 @@ def test_another_size_patch_and_number_of_channels():
     assert start.new.keys() == start.left_out.keys() == {"decoder_pred.weight", "decoder_pred.bias"}
     expected = emae.adapt_encoder(old, (48, 32), in_chans=2, channels="mean").state_dict()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
-    with pytest.raises(ValueError, match="in_chans=2, but the weights are for 3 channels: .* channels=mean"):
+    with pytest.raises(
+        ValueError, match="weights=w: in_chans=2, but the weights are for 3 channels: .* channels=mean"
+    ):
         started(old, in_chans=2)
 
 
@@ -74,6 +76,10 @@ def test_what_does_not_fit_is_refused_by_name():
         started(encoder)
     with pytest.raises(ValueError, match=r"less than half: blocks.1.norm1.weight is \(192,\) there and missing here"):
         started(small_model(depth=12), depth=1)
+    broken = small_model()
+    broken.backbone.norm.bias.data[3] = float("nan")
+    with pytest.raises(ValueError, match="weights=w: norm.bias hold numbers that aren't finite"):
+        started(broken)
     heads = emae.adapt_encoder(small_model())
     heads.num_heads = 6
     with pytest.raises(ValueError, match="of 6 heads, and this model has 3"):

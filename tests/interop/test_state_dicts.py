@@ -53,6 +53,8 @@ WRAPPERS = {
         | prefixed("teacher.", weights)
     },
     "a model": lambda weights: {"model": {"backbone": weights}},
+    "an epoch beside them": lambda weights: {**weights, "epoch": 3, "args": {"lr": 0.1}},
+    "a tensor beside their dict": lambda weights: {"model": weights, "step": torch.tensor(3)},
     "compiled blocks": lambda weights: {
         name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in weights.items()
     },
@@ -124,6 +126,14 @@ def test_what_is_no_plain_vit(weights, said: str, tmp_path: Path, capsys: pytest
     assert main(["knn", "--weights", str(file), "--data", "fashion-mnist-sample"]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and str(file) in err
+
+
+def test_a_file_that_holds_itself(tmp_path: Path):
+    one, other = {}, {}
+    one["model"], other["state_dict"] = other, one
+    torch.save(one, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="weights.pth: holds no state dict"):
+        emae.load(tmp_path / "weights.pth")
 
 
 def test_statistics_of_what_says_none(tmp_path: Path):

@@ -155,6 +155,69 @@ def test_killed_it_goes_on_to_the_same_bits(weights: Path, tmp_path: Path):
     assert out.read_bytes() == (tmp_path / "alone.npy").read_bytes()
 
 
+def broken_off(monkeypatch: pytest.MonkeyPatch, given: EmbedConfig) -> None:
+    """A call that is broken off in its second batch."""
+    real, calls = module.features.embed, []
+
+    def breaking(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise InterruptedError
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(module.features, "embed", breaking)
+        embed(given)
+
+
+def test_it_goes_on_with_the_same_images_alone(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder, out = write_images(tmp_path / "plain", 20), tmp_path / "f.npy"
+    broken_off(monkeypatch, settings(weights, folder, out))
+    (folder / "000.png").rename(folder / "x.png")
+    with pytest.raises(ValueError, match="was begun otherwise: names .* there, .* here; remove it"):
+        embed(settings(weights, folder, out))
+    (folder / "x.png").rename(folder / "000.png")
+    embed(settings(weights, folder.rename(tmp_path / "moved"), out))
+    assert "going on after 8 of 20 images" in capsys.readouterr().err and len(np.load(out)) == 20
+
+
+def test_what_came_to_nothing_is_begun_anew(weights: Path, tmp_path: Path):
+    folder, out = tmp_path / "deep", tmp_path / "f.npy"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.full((20, 30), 1000, np.uint16))
+    with pytest.raises(ValueError, match="--value_range says"):
+        embed(settings(weights, folder, out))
+    embed(settings(weights, folder, out, value_range=(0.0, 4095.0)))
+    out.unlink(), out.with_suffix(".csv").unlink()
+    (folder / "a.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="none of its images can be read"):
+        embed(settings(weights, folder, out))
+    np.save(folder / "a.npy", np.full((20, 30), 9, np.uint8))
+    assert embed(settings(weights, folder, out)).images == 1
+
+
+def test_nothing_beside_it_is_overwritten(weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, beside = tmp_path / "f.npy", tmp_path / "f.csv"
+    beside.write_text("somebody's own")
+    with pytest.raises(ValueError, match=r"out=.*f.npy: .*f.csv, to be written beside it, is there already; remove"):
+        embed(settings(weights, data, out))
+    assert [path.name for path in tmp_path.iterdir()] == ["f.csv"] and beside.read_text() == "somebody's own"
+    beside.unlink()
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        real = Path.replace
+        patch.setattr(Path, "replace", lambda file, to: interrupt() if to == out else real(file, to))
+        embed(settings(weights, data, out))
+    assert beside.exists() and not out.exists()
+    embed(settings(weights, data, out))  # it was its own
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.csv", "f.npy"]
+
+
+def interrupt() -> None:
+    raise InterruptedError
+
+
 def test_what_cannot_work_is_refused(
     weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -172,9 +235,7 @@ def test_what_cannot_work_is_refused(
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pyarrow.parquet", None)
         refused("pip install 'efficient-mae[parquet]', or write .npy or .safetensors", "f.parquet")
-        patch.setattr(module.features, "embed", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            embed(settings(weights, data, tmp_path / "begun.npy"))
+    broken_off(monkeypatch, settings(weights, data, tmp_path / "begun.npy"))
     refused("was begun otherwise: pool 'mean' there, 'cls' here; remove it", "begun.npy", pool="cls")
     empty = write_images(tmp_path / "empty", 2)
     for file in empty.iterdir():

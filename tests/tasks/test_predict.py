@@ -26,7 +26,7 @@ from efficient_mae.tasks.knn import KnnConfig, knn
 from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.predict import PredictConfig, predict
 
-from .labelled import QUICK, write_labelled
+from .labelled import QUICK, stop_after_checkpoints, write_labelled
 
 CLASSES = ("blob", "stripes", "void")
 COMMON = {"num_workers": 0, "device": "cpu", "precision": "fp32"}
@@ -156,6 +156,19 @@ def test_its_encoder_is_judged_embedded_and_tuned_again(
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, start)
 
 
+@pytest.mark.parametrize("run", ["token"], indirect=True)
+def test_an_unfinished_probe_is_its_encoder(run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = run.parent / "encoder.safetensors"
+    given = dict(weights=str(weights), data=str(data), out=str(tmp_path / "run"), epochs=1, base_lr=20.0)
+    stop_after_checkpoints(monkeypatch, 1)
+    with pytest.raises(InterruptedError):
+        linear_probe(LinearProbeConfig(**given, **QUICK, checkpoint_every=1))
+    found, expected = emae.load(tmp_path / "run").state_dict(), emae.load(weights).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="holds no classifier; give a finished run"):
+        predict(PredictConfig(weights=str(tmp_path / "run"), data=str(data), out=str(tmp_path / "p.csv")))
+
+
 def test_a_classifier_adapts_as_its_encoder_does(run: Path):
     classifier = load_classifier(run)
     adapted = adapt_classifier(classifier, (24, 32), in_chans=3, channels="mean")
@@ -178,6 +191,7 @@ def test_what_is_no_classifier(run: Path, data: Path, tmp_path: Path, capsys: py
         assert what in said and len([line for line in said.splitlines() if line.startswith("emae: ")]) == 1
 
     refused("holds no classifier; give a finished run of emae finetune or emae linear-probe", weights=run.parent)
+    refused("holds no classifier; give a finished run of emae finetune or emae linear-probe", weights=tmp_path)
     refused("no such file or directory", weights="/nowhere")
     refused("must end in .csv or .parquet", out=tmp_path / "p.txt")
     with pytest.raises(ValueError, match=r"format=safetensors writes encoders.*take one of timm"):

@@ -13,9 +13,11 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import read_settings
+from efficient_mae.tasks.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.pretrain import pretrain
 
 from .conftest import TINY, assert_same_result, flags
+from .labelled import QUICK, write_labelled
 from .test_pretrain import config, stop_at_checkpoint
 
 
@@ -57,9 +59,25 @@ def test_with_the_optimizers_state(run: Path, images: Path, tmp_path: Path, monk
     pretrain(config(images, tmp_path / "b", weights=str(run), resume_optimizer=True, epochs=1))
     parameters = sum(1 for _ in emae.load(run).parameters())
     assert seen["steps"] == [20] * parameters
-    with pytest.raises(ValueError, match="holds no optimiser's state; give a run directory or a checkpoint"):
-        encoder = str(run / "encoder.safetensors")
-        pretrain(config(images, tmp_path / "c", weights=encoder, resume_optimizer=True))
+
+
+def test_the_optimizers_state_of_a_deeper_model_in_part(run: Path, images: Path, tmp_path: Path, monkeypatch):
+    deep = pretrain(config(images, tmp_path / "deep", epochs=1, depth=2))
+    seen = weights_at_first(monkeypatch)
+    pretrain(config(images, tmp_path / "b", weights=str(deep), resume_optimizer=True, epochs=1))
+    assert seen["steps"] == [5] * sum(1 for _ in emae.load(run).parameters())
+
+
+def test_the_optimizers_state_of_no_pretraining(run: Path, images: Path, tmp_path: Path):
+    """Of an encoder alone, of a classifier's run and its checkpoint, of somebody else's folder."""
+    data = write_labelled(tmp_path / "data")
+    settings = {"data": str(data), "in_chans": 1, "device": "cpu", "epochs": 1, **QUICK}
+    tuned = finetune(FinetuneConfig(**settings, weights=str(run), out=str(tmp_path / "tuned"))).run
+    emae.export(weights=run, out=tmp_path / "export")
+    for weights in (run / "encoder.safetensors", tuned, *Path(tuned).glob("checkpoints/*"), tmp_path / "export"):
+        with pytest.raises(ValueError, match="resume_optimizer: .* holds no optimiser's state of pre-training; give"):
+            pretrain(config(images, tmp_path / "c", weights=str(weights), resume_optimizer=True))
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -115,6 +133,11 @@ def test_so_it_is_from_python(run: Path, tmp_path: Path):
     result = emae.pretrain(weights=run, out=tmp_path / "b", epochs=1)
     theirs, ours = (read_settings(folder).settings for folder in (run, Path(result.run)))
     assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs"}
+
+
+def test_they_are_adapted_to_another_number_of_channels(run: Path, tmp_path: Path):
+    result = emae.pretrain(weights=run, out=tmp_path / "b", epochs=1, in_chans=3, channels="mean")
+    assert read_settings(Path(result.run)).settings["mean"] == [0.25] * 3
 
 
 def test_with_a_model_nothing_is_the_runs(run: Path, images: Path, tmp_path: Path):

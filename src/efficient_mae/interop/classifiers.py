@@ -11,13 +11,13 @@ import torch
 
 from efficient_mae.backbones import Backbone
 from efficient_mae.data.batches.generators import torch_seeded
-from efficient_mae.engine.storage.checkpoint import load_model
+from efficient_mae.engine.storage.checkpoint import load_model, read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder, adapt_statistics
 from efficient_mae.interop.files import find_weights, load_own
-from efficient_mae.interop.headers import Head, ImageStatistics, file_metadata, read_own_header
+from efficient_mae.interop.headers import PROBED, Head, ImageStatistics, file_metadata, read_own_header
 from efficient_mae.methods import backbone_of
 
 
@@ -83,8 +83,9 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         InputError: nothing there, something that holds no classifier, or a damaged file.
     """
-    head, file = find_head(path), find_weights(path)
-    if head is None:
+    head = find_head(path)
+    file = find_weights(path) if head or not Path(path).exists() else None
+    if head is None or file is None or any(name.startswith(PROBED) for name in read_header(file)[1]):
         raise InputError(
             f"{path}: holds no classifier; give a finished run of emae finetune or emae linear-probe (of a version "
             "that wrote down its classes), or what emae export made of one"

@@ -109,17 +109,21 @@ def _timm(where: str, file: Path, architecture: str, arguments: dict[str, Any], 
     if (block := _plain_block(vit)) is None:
         raise InputError(f"{where}: {architecture} is no plain ViT; what is read here has MAE's blocks")
     heads = arguments.get("num_heads", block.attn.num_heads)
-    size = arguments.get("img_size")
-    try:
-        size = None if size is None else as_pair(tuple(size) if isinstance(size, list) else size)
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: img_size={size!r}: must be one number or two") from None
+    size = _size(where, "img_size", arguments.get("img_size"))
     if not isinstance(heads, int) or heads < 1:
         raise InputError(f"{where}: num_heads={heads!r}: must be a number of at least 1")
-    state = read_state_dict(file)
+    state = read_state_dict(file, size)
     model = build(state, file, heads, size)
     in_chans = state.tensors["patch_embed.proj.weight"].shape[1]
     return Trained(model, _statistics(where, images, in_chans), state.left_out)
+
+
+def _size(where: str, name: str, size: Any) -> tuple[int, int] | None:
+    """(height, width) that a config says, in pixels."""
+    try:
+        return None if size is None else as_pair(tuple(size) if isinstance(size, list) else size)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: {name}={size!r}: must be one number or two") from None
 
 
 def _plain_block(vit: nn.Module) -> Any:
@@ -165,10 +169,10 @@ def read_hf_vit(folder: Path) -> Trained:
         raise InputError(f"{folder}: layer_norm_eps={eps!r}: a ViT of another architecture; MAE's has 1e-6")
     if not isinstance(heads, int) or heads < 1:
         raise InputError(f"{folder}: num_attention_heads={heads!r}: must be a number of at least 1")
-    size = config.get("image_size")
+    size = _size(str(folder), "image_size", config.get("image_size"))
     file = _weights_in(folder)
-    state = read_state_dict(file)
-    model = build(state, file, heads, tuple(size) if isinstance(size, list) and len(size) == 2 else None)
+    state = read_state_dict(file, size)
+    model = build(state, file, heads, size)
     return Trained(model, hf_statistics(folder), state.left_out)
 
 

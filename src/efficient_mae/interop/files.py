@@ -22,7 +22,15 @@ from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
-from efficient_mae.interop.headers import HEAD, Header, ImageStatistics, file_metadata, foreign, read_own_header
+from efficient_mae.interop.headers import (
+    HEAD,
+    PROBED,
+    Header,
+    ImageStatistics,
+    file_metadata,
+    foreign,
+    read_own_header,
+)
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
 from efficient_mae.ranges import with_tuples
 
@@ -84,16 +92,23 @@ def find_run_settings(path: str | Path) -> dict[str, Any]:
 
 
 def find_optimizer(path: str | Path) -> Path:
-    """The optimiser's file of a run's last checkpoint, or of a checkpoint; sharded, the folder in its place.
+    """The optimiser's file of a pre-training run's last checkpoint, or of a checkpoint of one; sharded, the folder in
+    its place.
 
     Raises:
         InputError: there is none, or its checksums say that it is damaged.
     """
-    checkpoint = find_weights(path).parent
-    found = find_part(checkpoint, "optimizer")
-    if not found.exists():
-        raise InputError(f"{path}: holds no optimiser's state; give a run directory or a checkpoint")
-    refuse_damage(checkpoint, found.name)
+    try:
+        weights = find_weights(path)
+        found = find_part(weights.parent, "optimizer") if read_own_header(weights).method else None
+    except InputError:  # somebody else's
+        found = None
+    if found is None or not found.exists():
+        raise InputError(
+            f"resume_optimizer: {path} holds no optimiser's state of pre-training; give a run of emae pretrain or a "
+            "checkpoint of one, or leave it out"
+        )
+    refuse_damage(found.parent, found.name)
     return found
 
 
@@ -127,6 +142,8 @@ def load_own(file: Path) -> Method | Backbone:
 
 def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
     """A classifier's tensors that are its encoder's, under the encoder's names."""
+    if probed := {name.removeprefix(PROBED): one for name, one in tensors.items() if name.startswith(PROBED)}:
+        return probed
     return {name.replace("fc_norm.", "norm."): one for name, one in tensors.items() if not name.startswith(HEAD)}
 
 
@@ -175,7 +192,9 @@ def read_metadata(file: Path) -> tuple[MethodConfig, ImageStatistics]:
     """
     header = read_own_header(file)
     if header.method is None:
-        raise InputError(f"{file}: describes an encoder alone, and a whole model is needed; give the run directory")
+        raise InputError(
+            f"{file}: describes an encoder alone, and a whole model is needed; give a run of emae pretrain"
+        )
     try:
         return _method(header).Config.from_dict(header.model), header.statistics
     except InputError as error:

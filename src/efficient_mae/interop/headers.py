@@ -22,6 +22,9 @@ _FAMILY = "vit"
 # What the names of a classifier's own tensors begin with, as timm has them.
 HEAD = "head."
 
+# What the names of its encoder's begin with in a checkpoint of a probe, which is no classifier of timm's yet.
+PROBED = "encoder."
+
 # How a classifier makes one feature of an image's tokens, as timm says.
 POOLS = ("avg", "token")
 

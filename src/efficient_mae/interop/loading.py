@@ -71,7 +71,7 @@ def load_whole(path: str | Path) -> Method:
     """
     model = load(path)
     if not isinstance(model, Method):
-        raise InputError(f"{path}: holds an encoder alone, and a decoder is needed; give the run directory")
+        raise InputError(f"{path}: holds an encoder alone, and a decoder is needed; give a run of emae pretrain")
     return model
 
 

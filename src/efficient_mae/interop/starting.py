@@ -61,13 +61,21 @@ def start_from(model: Method, trained: Trained, where: str, channels: str | None
         channels: what becomes of the patch embedding if the number of channels differs; see `adapt_encoder`.
 
     Raises:
-        InputError: under half of the encoder's weights fit, or its heads are others; the first that don't are named.
+        InputError: under half of the encoder's weights fit, or its heads are others, the first that don't are named;
+            or some aren't finite.
     """
     encoder = backbone_of(trained.model)
     _check_family(model, encoder, where)
     config, own, old = model.config, model.state_dict(), trained.model.state_dict()
+    if odd := [name for name, value in old.items() if not value.isfinite().all()]:
+        raise InputError(
+            f"weights={where}: {first(odd)} hold numbers that aren't finite; give weights from before that"
+        )
     changed = {"img_size": config.img_size, "patch_size": config.patch_size, "in_chans": config.in_chans}
-    adapted = adapt_encoder(encoder, **changed, channels=channels)
+    try:
+        adapted = adapt_encoder(encoder, **changed, channels=channels)
+    except InputError as error:
+        raise InputError(f"weights={where}: {error}") from None
     _check_fit(model, encoder, adapted, where)
     theirs = old | adapted.state_dict()
     if isinstance(trained.model, Method):

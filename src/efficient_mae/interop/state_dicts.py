@@ -28,6 +28,9 @@ SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 # Where a checkpoint keeps its weights; of a teacher and its student the teacher, which is what such training is for.
 _WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict", "backbone", "encoder", "module")
 
+# Wrappers within wrappers; more are a file that holds itself.
+_DEEPEST = 8
+
 # What compiling and sharding put between the names of modules.
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -91,20 +94,21 @@ def read_tensors(file: Path) -> StateDict:
     return StateDict({_WRAPPED.sub("", name): value for name, value in tensors.items()}, left_out, content)
 
 
-def read_state_dict(file: Path) -> StateDict:
+def read_state_dict(file: Path, img_size: tuple[int, int] | None = None) -> StateDict:
     """The weights of a plain ViT in a file of somebody else's; see :func:`plain_vit`.
 
     Raises:
         InputError: as :func:`read_tensors` and :func:`plain_vit`.
     """
-    return plain_vit(read_tensors(file), file)
+    return plain_vit(read_tensors(file), file, img_size)
 
 
-def plain_vit(read: StateDict, file: Path) -> StateDict:
+def plain_vit(read: StateDict, file: Path, img_size: tuple[int, int] | None = None) -> StateDict:
     """The weights of a plain ViT among those of a file, under timm's names.
 
     Args:
         file: to name in errors.
+        img_size: in pixels, where something says it; else images are taken for squares.
 
     Raises:
         InputError: there are none.
@@ -113,7 +117,7 @@ def plain_vit(read: StateDict, file: Path) -> StateDict:
     left_out = read.left_out | {name: value.numel() for name, value in named.items() if not name.startswith(prefix)}
     own = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
     try:
-        state = StateDict(_folded(_renamed(own)), left_out, read.content)
+        state = StateDict(_folded(_renamed(own), img_size), left_out, read.content)
     except (KeyError, RuntimeError, IndexError) as error:
         raise InputError(f"{file}: weights of another architecture ({error} isn't as in a plain ViT)") from None
     return state if state.has_decoder else _encoder_alone(state)
@@ -130,20 +134,22 @@ def _encoder_alone(state: StateDict) -> StateDict:
 
 
 def _unwrapped(content: dict[str, Any], file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The state dict within, and what other weights there are."""
+    """The state dict within, whatever else its dict holds (an epoch, for one), and what other weights there are."""
     left_out: dict[str, int] = {}
-    while not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+    for _ in range(_DEEPEST):
         found = [name for name in _WRAPPERS if isinstance(content.get(name), dict)]
-        if not found:
-            raise InputError(f"{file}: holds no state dict, neither itself nor under {', '.join(_WRAPPERS)}")
+        if not found or any(name.endswith((_PATCHES, _THEIR_PATCHES)) for name in _tensors(content)):
+            break
         for other in found[1:]:
-            left_out |= {
-                f"{other}.{name}": value.numel()
-                for name, value in content[other].items()
-                if isinstance(value, Tensor)
-            }
+            left_out |= {f"{other}.{name}": value.numel() for name, value in _tensors(content[other]).items()}
         content = content[found[0]]
-    return content, left_out
+    if not (tensors := _tensors(content)):
+        raise InputError(f"{file}: holds no state dict, neither itself nor under {', '.join(_WRAPPERS)}")
+    return tensors, left_out
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _encoder_prefix(names: Iterable[str], file: Path) -> str:
@@ -182,7 +188,7 @@ def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(tensors: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Layer scale (of DINOv2) multiplied into the linear maps before it, and a class token given a position of 0
     where it has none: the same features."""
     folded = dict(tensors)
@@ -194,9 +200,17 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             folded[f"{linear}.bias"] = scale * folded[f"{linear}.bias"]
     if "cls_token" in folded and "pos_embed" in folded:
         positions = folded["pos_embed"]
-        if positions.ndim == 3 and math.isqrt(positions.shape[1]) ** 2 == positions.shape[1]:
+        patches = _patches(folded[_PATCHES], img_size, positions.shape[1])
+        if positions.ndim == 3 and positions.shape[1] == patches[0] * patches[1]:
             folded["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return folded
+
+
+def _patches(kernel: Tensor, img_size: tuple[int, int] | None, most: int) -> tuple[int, int]:
+    """Rows and columns of patches: of images of that size, or on the largest square of at most so many."""
+    if img_size is None:
+        return math.isqrt(most), math.isqrt(most)
+    return img_size[0] // kernel.shape[2], img_size[1] // kernel.shape[3]
 
 
 def encoder_arguments_of(
@@ -216,8 +230,7 @@ def encoder_arguments_of(
     weights = state.tensors
     width, in_chans, *patch = weights[_PATCHES].shape
     patches = weights["pos_embed"].shape[1] - 1
-    side = math.isqrt(patches)
-    rows, columns = (side, side) if img_size is None else (img_size[0] // patch[0], img_size[1] // patch[0])
+    rows, columns = _patches(weights[_PATCHES], img_size, patches)
     if len(patch) != 2 or patch[0] != patch[1] or rows * columns != patches:
         raise InputError(
             f"{file}: weights of another architecture, {_PATCHES} is {(width, in_chans, *patch)} and pos_embed "

@@ -23,6 +23,7 @@ from efficient_mae.console import say
 from efficient_mae.data import DataChoice, EvalTransform, Source, describe_images, open_source
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
+from efficient_mae.engine.storage.data_record import DataRecord
 from efficient_mae.errors import InputError
 from efficient_mae.interop import adapt_encoder, load, load_statistics
 from efficient_mae.methods import backbone_of
@@ -97,9 +98,9 @@ def embed(config: EmbedConfig) -> EmbedResult:
             with other settings, or no image that can be read.
     """
     out = Path(config.out)
-    check_out(out)
     if out.suffix not in WRITERS:
         raise InputError(f"out={out}: must end in {', '.join(WRITERS)}")
+    check_out(out, *(() if out.suffix == ".parquet" else (out.with_suffix(".csv"),)))
     require_parquet(out, ".npy or .safetensors")
     encoder, statistics = backbone_of(load(config.weights)).float(), load_statistics(config.weights)
     if config.pool != "none":
@@ -109,8 +110,8 @@ def embed(config: EmbedConfig) -> EmbedResult:
     source = open_source(config.data, config.part, config.alone())
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
-    work = RowWork(out, work_settings(config, encoder, source, precision))
     reading = config.reading(source, encoder.in_chans, statistics.reading)
+    work = RowWork(out, work_settings(config, encoder, source, precision))
     say(describe_images(source, reading, encoder.img_size).text)
     encoder.to(device).eval()
     pooled = {"statistics": statistics, "precision": precision, "pool": POOLS[config.pool]}
@@ -152,7 +153,11 @@ def work_settings(config: Any, model: nn.Module, source: Source, precision: str)
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     kept = {name: value for name, value in vars(config).items() if name not in ("out", "weights", "num_workers")}
-    return kept | {"weights": digest.hexdigest(), "images": len(source), "precision": precision}
+    images = DataRecord.of(source)
+    found = {"images": images.images, "names": images.names}
+    if images.names:  # wherever they lie, and however that is spelt
+        del kept["data"]
+    return kept | found | {"weights": digest.hexdigest(), "precision": precision}
 
 
 def image_columns(source: Source, indices: np.ndarray) -> tuple[dict[str, Kind], dict[str, list[Any]]]:

@@ -91,8 +91,8 @@ def predict(config: PredictConfig) -> PredictResult:
     device = find_device(config.device)
     precision = resolve_precision(config.precision, device)
     names, top = classifier.head.classes, min(config.top, len(classifier.head.classes))
-    work = RowWork(out, work_settings(config, classifier.vit, source, precision))
     reading = config.reading(source, classifier.in_chans, classifier.statistics.reading)
+    work = RowWork(out, work_settings(config, classifier.vit, source, precision))
     say(describe_images(source, reading, classifier.img_size).text)
     classifier.vit.to(device)
 

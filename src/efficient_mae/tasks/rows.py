@@ -26,6 +26,9 @@ from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.features import image_batches
 
+# In the folder of a work: a line for each batch that is done, and what says that results are being put in place.
+_BATCHES, _PLACING = "batches.jsonl", "placing"
+
 # Seconds between two lines on how far it is, where there is no terminal for a bar.
 _BETWEEN_LINES = 30.0
 
@@ -52,18 +55,17 @@ class RowWork:
 
     Args:
         out: the file that will hold the result.
-        settings: what the numbers follow from; a folder of others is refused.
+        settings: what the numbers follow from; a folder with numbers of others is refused.
 
     Raises:
-        InputError: the result is there already, the place for it isn't, or the folder was begun otherwise.
+        InputError: the folder was begun otherwise.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]):
-        self.out, self.folder = out, out.with_name(f"{PARTIAL}{out.name}")
-        check_out(out)
+        self.out, self.folder = out, _folder_of(out)
         self.folder.mkdir(exist_ok=True)
-        file = self.folder / "settings.json"
-        if not file.exists():
+        file, batches = self.folder / "settings.json", self.folder / _BATCHES
+        if not (file.exists() and batches.exists() and batches.stat().st_size):
             replace_file(file, json.dumps(settings).encode())
         theirs = parse_json(file.read_bytes(), str(file))
         different = [
@@ -114,6 +116,7 @@ class RowWork:
                 display.show(seen)
         rate = (log.images - first) / max(time.perf_counter() - begin, 1e-9) if first < len(source) else None
         if not log.rows:
+            shutil.rmtree(self.folder)  # once they are mended, they are read anew
             raise InputError(f"{source.name}: none of its images can be read")
         if log.unreadable:
             name, reason = log.unreadable[0]
@@ -123,15 +126,28 @@ class RowWork:
 
     def finish(self, *files: Path) -> None:
         """Put what was written in the folder in its place, the last file last, and remove the folder."""
+        (self.folder / _PLACING).touch()
         for file in files:
             file.replace(self.out.with_name(file.name))
         shutil.rmtree(self.folder)
 
 
-def check_out(out: Path) -> None:
-    """Raise InputError unless a file of this name can be made."""
+def _folder_of(out: Path) -> Path:
+    return out.with_name(f"{PARTIAL}{out.name}")
+
+
+def check_out(out: Path, *beside: Path) -> None:
+    """Raise InputError unless files of these names can be made.
+
+    Args:
+        beside: that are put in their place before `out`: where that was broken off, those that are there are its own.
+    """
     if out.exists():
         raise InputError(f"out={out}: is there already; remove it, or name another")
+    if not (_folder_of(out) / _PLACING).exists() and (
+        there := next((file for file in beside if file.exists()), None)
+    ):
+        raise InputError(f"out={out}: {there}, to be written beside it, is there already; remove it, or name another")
     if not out.parent.is_dir():
         raise InputError(f"out={out}: {out.parent} is no directory; make it first")
 
@@ -145,9 +161,7 @@ class _Log:
     """
 
     def __init__(self, folder: Path, num_bytes: int):
-        self._values, self._indices, self._batches = (
-            folder / name for name in ("values", "indices", "batches.jsonl")
-        )
+        self._values, self._indices, self._batches = (folder / name for name in ("values", "indices", _BATCHES))
         self.images, self.rows, self.unreadable = 0, 0, list[tuple[str, str]]()
         for file in (self._values, self._indices, self._batches):
             file.touch()

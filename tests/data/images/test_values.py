@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from efficient_mae.data import EvalTransform, PretrainTransform, Reading, UnreadableImage, open_source
@@ -139,6 +140,17 @@ def test_a_range_is_measured(tmp_path: Path):
     mean, std = measure_statistics(source, reading)
     np.testing.assert_allclose(mean, 0.5, atol=0.01)
     np.testing.assert_allclose(std, 12**-0.5, atol=0.01)
+
+
+def test_where_nothing_was_measured_no_range_is(tmp_path: Path):
+    """Infinite numbers, and those that GDAL's tag names, in a third of a scene."""
+    scene = np.random.default_rng(0).uniform(100, 4000, (90, 90)).astype(np.float32)
+    scene[:20], scene[20:30] = -9999, np.inf
+    tag = (42113, 2, 6, "-9999", True)
+    tifffile.imwrite(tmp_path / "plain.tif", scene, extratags=[tag])
+    tifffile.imwrite(tmp_path / "tiles.tif", scene, extratags=[tag], tile=(32, 32), compression="zlib")
+    reading = ReadingSettings(value_range="measure").reading(open_source(str(tmp_path)), 1)
+    assert np.allclose(reading.value_range or (), (100, 4000), atol=20)
 
 
 def test_what_is_damaged_is_not_measured(tmp_path: Path):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import struct
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Shaped
@@ -47,12 +48,14 @@ class Raster(ABC):
         bands: B.
         dtype: of the numbers, as stored.
         inverted: whether the lowest number is white.
+        nothing: the number that stands where nothing was measured, if the file says so (GDAL's in a TIFF).
     """
 
     size: tuple[int, int]
     bands: int
     dtype: np.dtype[Any]
     inverted = False
+    nothing: float | None = None
 
     @abstractmethod
     def window(self, top: int, left: int, height: int, width: int) -> Shaped[np.ndarray, "h w B"]:
@@ -202,23 +205,34 @@ def _tiff(data: bytes | Path) -> Raster | None:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
-        series = file.series[0]
-        page: Any = series.keyframe
-        axis = next((axis for axis in series.axes if axis in _BANDS), None)
-        if axis is not None and len(series.pages) > 1 and page.samplesperpixel == 1:  # a page for each band
-            first = tuple(slice(None) if kept in ("Y", "X", axis) else 0 for kept in series.axes)
-            order = [kept for kept in series.axes if kept in ("Y", "X", axis)]
-            return ArrayRaster(np.moveaxis(series.asarray()[first], order.index(axis), -1))
-        if _is_picture(page):
-            return None
-        if page.dtype is None or page.imagedepth != 1 or page.tags.valueof("Orientation", 1) != 1:
-            raise ValueError("a TIFF of a kind that is not read: of unknown numbers, with depth, or to be turned")
-        if isinstance(data, Path) and page.is_memmappable:
-            values = tifffile.memmap(data, page=page.index, mode="r")
-            separate = page.planarconfig == _SEPARATE and values.ndim == 3
-            inverted = page.photometric == _MINISWHITE
-            return ArrayRaster(np.moveaxis(values, 0, -1) if separate else values, inverted=inverted)
-        return TiffRaster(page, data)
+        raster, page = _first_of(file, data), cast(Any, file.series[0].keyframe)
+        if raster is not None:
+            with suppress(ValueError):  # GDAL writes a text
+                raster.nothing = float(str(page.tags.valueof("GDAL_NODATA")).strip("\0 "))
+        return raster
+
+
+def _first_of(file: tifffile.TiffFile, data: bytes | Path) -> Raster | None:
+    """The first image of an opened file, of as many pages as it has bands; None if it is a picture."""
+    import tifffile
+
+    series = file.series[0]
+    page: Any = series.keyframe
+    axis = next((axis for axis in series.axes if axis in _BANDS), None)
+    if axis is not None and len(series.pages) > 1 and page.samplesperpixel == 1:  # a page for each band
+        first = tuple(slice(None) if kept in ("Y", "X", axis) else 0 for kept in series.axes)
+        order = [kept for kept in series.axes if kept in ("Y", "X", axis)]
+        return ArrayRaster(np.moveaxis(series.asarray()[first], order.index(axis), -1))
+    if _is_picture(page):
+        return None
+    if page.dtype is None or page.imagedepth != 1 or page.tags.valueof("Orientation", 1) != 1:
+        raise ValueError("a TIFF of a kind that is not read: of unknown numbers, with depth, or to be turned")
+    if isinstance(data, Path) and page.is_memmappable:
+        values = tifffile.memmap(data, page=page.index, mode="r")
+        separate = page.planarconfig == _SEPARATE and values.ndim == 3
+        inverted = page.photometric == _MINISWHITE
+        return ArrayRaster(np.moveaxis(values, 0, -1) if separate else values, inverted=inverted)
+    return TiffRaster(page, data)
 
 
 def _is_picture(page: tifffile.TiffPage) -> bool:

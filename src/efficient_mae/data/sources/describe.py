@@ -64,7 +64,10 @@ def describe_images(
     text = f"images of {_span(sizes)}, {_listed(names)}, {_resizing(factors, larger, f'{width:,} x {height:,}')}"
     others = [name for name in names if name != kind]
     if reading.bands is not None:
-        text += f", of which band{'s' * (len(reading.bands) > 1)} {_listed(list(map(str, reading.bands)))} are taken"
+        named = _listed(list(map(str, reading.bands)))
+        text += (
+            f", of which bands {named} are taken" if len(reading.bands) > 1 else f", of which band {named} is taken"
+        )
     elif others:
         text += f" and made {kind}" + (f" where they are {_listed(others)}" if kind in names else "")
     if reading.value_range is not None:

@@ -60,6 +60,8 @@ class ReadingSettings(Settings):
 def measure_range(source: Source, reading: Reading) -> tuple[float, ...] | None:
     """Of images that aren't 8 bits, for each band that is taken, the numbers beyond which one in a thousand lies.
 
+    Numbers that aren't finite, and those that stand where nothing was measured, don't count.
+
     Returns:
         None where all images that were looked at are of 8 bits, which need no range.
 
@@ -74,7 +76,9 @@ def measure_range(source: Source, reading: Reading) -> tuple[float, ...] | None:
                 continue
             values = raster.window(crop.top, crop.left, crop.height, crop.width)
             values = values if reading.bands is None else values[..., [band - 1 for band in reading.bands]]
-            found.append(values[::2, ::2].reshape(-1, values.shape[-1]).astype(np.float64))
+            values = values[::2, ::2].reshape(-1, values.shape[-1]).astype(np.float64)
+            values[~np.isfinite(values) | (values == raster.nothing)] = np.nan
+            found.append(values)
     if not found:
         return None
     if len({values.shape[1] for values in found}) > 1:

@@ -181,7 +181,7 @@ def load_optimizer(
     Args:
         path: a checkpoint's file, or its folder if it is sharded.
         model: whose parameters they are, by name.
-        wanted: names of the parameters whose state is taken; None for all.
+        wanted: names among which are those of the parameters whose state is taken; None for all, of the model each.
 
     Raises:
         InputError: not whole.
@@ -192,7 +192,7 @@ def load_optimizer(
     def named(saved: Mapping[str, Any]) -> Iterator[tuple[str, nn.Parameter, Any]]:
         for key, value in saved.items():
             name = key.rpartition("/")[0]
-            if wanted is None or name in wanted:
+            if wanted is None or (name in wanted and name in parameters):
                 yield key, parameters[name], value
 
     if path.is_dir():

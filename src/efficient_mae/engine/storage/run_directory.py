@@ -123,7 +123,9 @@ def claim_run_directory(
             if not (name in config.locations and is_same_place(theirs.get(name), ours.get(name)))
         ]
         if different:
-            raise InputError(f"out={folder} holds a run of another configuration: {'; '.join(different)}")
+            others = any(one.startswith("data ") for one in different) and before is not None
+            mend = "; other images are accepted by --accept_changed_data true" if others else ""
+            raise InputError(f"out={folder} holds a run of another configuration: {'; '.join(different)}{mend}")
         if before is not None:
             data = _went_on(folder, before, data, given["data"], accepts)
     elif held and SETTINGS not in held:
