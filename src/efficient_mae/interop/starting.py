@@ -110,7 +110,8 @@ def _check_fit(model: Method, encoder: VisionTransformer, where: str) -> None:
         )
     if encoder.num_heads != model.config.num_heads:
         raise InputError(
-            f"weights={where}: of {encoder.num_heads} heads, and this model has {model.config.num_heads}"
+            f"weights={where}: of {encoder.num_heads} heads, and this model has {model.config.num_heads}; "
+            "give weights of as many"
         )
 
 
