@@ -18,7 +18,7 @@ import tifffile
 import torch
 
 from efficient_mae.data import PretrainTransform, Reading, open_source
-from efficient_mae.data.batches.generators import sample_rng
+from efficient_mae.data.batches.order import sample_rng
 from efficient_mae.data.images.decode import OpenedImage
 from efficient_mae.data.images.rasters import ArrayRaster
 from efficient_mae.engine.machine.facts import describe_machine

@@ -55,6 +55,14 @@ def test_what_is_no_model(tmp_path: Path, model):
         emae.load(tmp_path / "less.safetensors")
 
 
+def test_a_folder_of_a_file_that_is_not_looked_for(tmp_path: Path):
+    with pytest.raises(ValueError, match="encoder.safetensors; give a run directory, a checkpoint or an export"):
+        emae.load(tmp_path)
+    (tmp_path / "step-9.pth").touch()
+    with pytest.raises(ValueError, match=r"encoder.safetensors; give the file itself, .*/step-9.pth"):
+        emae.load(tmp_path)
+
+
 def test_an_adapted_encoder_is_saved_and_loaded(tmp_path: Path, model):
     adapted = adapt_encoder(model, img_size=(24, 40))
     save_encoder(tmp_path / "encoder.safetensors", adapted, STATISTICS)

@@ -31,6 +31,7 @@ from efficient_mae.interop.headers import (
     foreign,
     read_own_header,
 )
+from efficient_mae.interop.state_dicts import SUFFIXES
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
 from efficient_mae.ranges import with_tuples
 
@@ -79,7 +80,9 @@ def find_weights(path: str | Path) -> Path:
     for candidate in (path / CLASSIFIER_FILE, *parts, path / _ENCODER_FILE):
         if candidate.exists():
             return candidate
-    raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}")
+    others = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *SUFFIXES))
+    mend = f"give the file itself, {others[0]}" if others else "give a run directory, a checkpoint or an export"
+    raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}; {mend}")
 
 
 def find_run_settings(path: str | Path) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def _check_fit(model: Method, encoder: Backbone, adapted: Backbone, where: str) 
     heads = encoder.arguments["num_heads"]
     if heads != model.backbone.arguments["num_heads"]:
         raise InputError(
-            f"weights={where}: of {heads} heads, and this model has {model.backbone.arguments['num_heads']}"
+            f"weights={where}: of {heads} heads, and this model has {model.backbone.arguments['num_heads']}; "
+            "give weights of as many"
         )
 
 
