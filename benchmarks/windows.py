@@ -25,15 +25,14 @@ from efficient_mae.engine.machine.facts import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "windows.json"
 BANDS, SIDE, ROUNDS, CROPS = 13, 2000, 5, 6
+PLAIN = {"photometric": "minisblack", "planarconfig": "contig"}
 WRITERS = {
-    "tiles": ("a.tif", lambda file, scene: tifffile.imwrite(file, scene, tile=(256, 256), photometric="minisblack")),
+    "tiles": ("a.tif", lambda file, scene: tifffile.imwrite(file, scene, tile=(256, 256), **PLAIN)),
     "tiles, deflate": (
         "a.tif",
-        lambda file, scene: tifffile.imwrite(
-            file, scene, tile=(256, 256), photometric="minisblack", compression="zlib"
-        ),
+        lambda file, scene: tifffile.imwrite(file, scene, tile=(256, 256), **PLAIN, compression="zlib"),
     ),
-    "strips": ("a.tif", lambda file, scene: tifffile.imwrite(file, scene, photometric="minisblack", rowsperstrip=16)),
+    "strips": ("a.tif", lambda file, scene: tifffile.imwrite(file, scene, **PLAIN, rowsperstrip=16)),
     "npy": ("a.npy", np.save),
 }
 
