@@ -10,7 +10,7 @@ from efficient_mae.methods.tokenizer import DiscreteVAE, DiscreteVAEConfig, toke
 
 def write_tokenizer(folder: Path, seed: int = 0) -> Path:
     """Its file: grey images, 16 words, of 2 x 2 pixels."""
-    config = DiscreteVAEConfig(in_chans=1, vocab_size=16, width=8, num_groups=2, num_blocks=1, code_size=4)
+    config = DiscreteVAEConfig(in_chans=1, vocab_size=16, stride=2, width=8, num_blocks=1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = DiscreteVAE(config)

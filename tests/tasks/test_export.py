@@ -14,7 +14,6 @@ from transformers import TimmWrapperModel, ViTMAEForPreTraining
 import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.interop import ImageStatistics, adapt_statistics, load_statistics, save_encoder
-from efficient_mae.interop.files import encoder_arguments
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks import export as task
 from efficient_mae.tasks.export import FORMATS, ExportConfig, export
@@ -32,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, file = small_model(), folder / "encoder.safetensors"
     save_model(checkpoint / "model.safetensors", model)
     save_encoder(file, model, STATISTICS)
-    describe_run(file, model.backbone.state_dict(), encoder_arguments(model), STATISTICS)
+    describe_run(file, model.backbone.state_dict(), model.backbone, STATISTICS)
     return folder
 
 

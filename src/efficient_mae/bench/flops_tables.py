@@ -107,7 +107,7 @@ def bench_flops(config: BenchFlopsConfig) -> FlopsResult:
 
 def show_bench_flops(result: FlopsResult, console: Console) -> None:
     """Print what :func:`bench_flops` counted."""
-    console.print("GMACs of a forward pass, which the paper calls GFLOPs; at 224 pixels, of SimMIM at 192")
+    console.print("GMACs of a forward pass (the paper's GFLOPs), at 224 pixels, of SimMIM at 192")
     table = Table(box=None, padding=(0, 1, 0, 0))  # so that all columns fit into 80 characters
     for heading in ("table", "model", "ratio", "method"):
         table.add_column(heading, no_wrap=True)

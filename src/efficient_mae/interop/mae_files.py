@@ -15,7 +15,14 @@ from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import check_architecture, load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.interop.state_dicts import StateDict, encoder_arguments_of, num_blocks, read_state_dict
+from efficient_mae.interop import beit_files, simmim_files
+from efficient_mae.interop.state_dicts import (
+    StateDict,
+    encoder_arguments_of,
+    num_blocks,
+    plain_vit,
+    read_tensors,
+)
 from efficient_mae.methods.mae import MAEConfig, MaskedAutoencoder
 
 # MAE's decoder (He et al. 2022, appendix A.1): 16 heads, whatever the encoder; the release's is 512 wide.
@@ -33,7 +40,11 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
             encoder alone, which :func:`efficient_mae.load` takes.
     """
     file = Path(path)
-    model = build(read_state_dict(file), file)
+    read = read_tensors(file)
+    others = {"simmim": simmim_files.is_simmim, "beit": beit_files.is_beit}
+    if method := next((name for name, is_one in others.items() if is_one(read.tensors)), None):
+        raise InputError(f"{path}: holds a model of {method}; efficient_mae.load takes it")
+    model = build(plain_vit(read, file), file)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(
             f"{path}: holds an encoder alone; efficient_mae.load takes it, or give a file with the decoder"

@@ -77,12 +77,12 @@ def describe_run(
 def timm_config(encoder: Backbone, statistics: ImageStatistics, head: Head | None = None) -> dict[str, Any]:
     """What timm's `config.json` says of an encoder, or, with a head, of a classifier."""
     made = {} if head is None else encoder.classifier_arguments(len(head.classes), head.pool, head.fc_norm)
-    num_classes = made.get("num_classes", 0)
+    num_classes = made.pop("num_classes", 0)
     return {
         "architecture": encoder.timm_name,
         "num_classes": num_classes,
         "num_features": encoder.dims[-1],
-        "model_args": {**encoder.timm_arguments, **made, "num_classes": num_classes},
+        "model_args": encoder.timm_arguments | made,
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, *encoder.img_size],
             "fixed_input_size": True,

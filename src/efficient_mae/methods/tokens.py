@@ -22,7 +22,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.masking import check_blocks, num_hidden
 from efficient_mae.methods.base import Method, MethodConfig, MethodSettings, Output
 from efficient_mae.methods.masked import MaskedPlan
-from efficient_mae.methods.tokenizer import DiscreteVAE, DiscreteVAEConfig, Tokenizer, load_tokenizer
+from efficient_mae.methods.tokenizer import DalleEncoder, Tokenizer, load_tokenizer
 from efficient_mae.ranges import Finite, Positive, PositiveInt, Ratio
 
 # With which layer scale begins; and in models of so many blocks or more (BEiT's and CAE's published settings).
@@ -247,8 +247,8 @@ def _load(name: str, device: torch.device | str = "cpu", digest: str | None = No
         InputError: as :func:`load_tokenizer`; or another than that of a digest.
     """
     with unset_fake_temporarily(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of random weights where they serve
-        tokenizer = DiscreteVAE(DiscreteVAEConfig()) if name == DALLE else load_tokenizer(name)
+        torch.default_generator.manual_seed(0)  # of random weights where they serve
+        tokenizer = DalleEncoder() if name == DALLE else load_tokenizer(name)
         if digest not in (None, tokenizer.digest):
             raise InputError(f"tokenizer={name}: another than that whose tokens were learned; give it back its file")
         return tokenizer.to(device).eval().requires_grad_(False)
