@@ -182,10 +182,13 @@ def test_it_is_exported_and_judged(run: Path, data: Path, tmp_path: Path, capsys
     tuned = result_of(
         capsys, "finetune", *flags(weights=run, out=tmp_path / "tuned", base_lr=5e-3, auto_augment="null", **quick)
     )
-    probed = result_of(
-        capsys, "linear-probe", *flags(weights=run, out=tmp_path / "probed", base_lr=200.0, pool="avg", **quick)
-    )
-    assert tuned["top1"] > 0.5 and probed["top1"] > 0.5
+    # timm's Beit has no head for a mean of what is normalised already; a ViT's has.
+    refused = whole.backbone.family == "beit"
+    probe = ["linear-probe", *flags(weights=run, out=tmp_path / "probed", base_lr=200.0, **quick)]
+    if refused:
+        assert main([*probe, "--pool", "avg"]) == 2 and "normalises after a mean" in capsys.readouterr().err
+    probed = result_of(capsys, *probe, "--pool", "token" if refused else "avg")
+    assert tuned["top1"] > 0.5 and probed["top1"] > (0.4 if refused else 0.5)
 
 
 def test_it_is_timed_and_counted(run: Path, settings: dict, capsys: pytest.CaptureFixture[str]):
