@@ -3,7 +3,7 @@
     python benchmarks/waiting_threads.py
 
 Takes turns between OpenMP's own waiting, `GOMP_SPINCOUNT=1000`, which `emae` sets, and `OMP_WAIT_POLICY=passive`,
-each time in a process of its own, whose median of 8 steps counts. Writes results/waiting_threads.json.
+each time in a process of its own, whose median of 4 steps counts. Writes results/waiting_threads.json.
 """
 
 import json
@@ -22,7 +22,7 @@ from efficient_mae.engine.machine.facts import available_cores, describe_machine
 
 RESULT = Path(__file__).parent / "results" / "waiting_threads.json"
 WAYS = {"spinning": {}, "sleeping soon": {"GOMP_SPINCOUNT": "1000"}, "sleeping": {"OMP_WAIT_POLICY": "passive"}}
-TURNS, STEPS = 5, 8
+TURNS, STEPS = 3, 4
 
 
 def measure() -> None:
