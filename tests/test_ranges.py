@@ -256,7 +256,8 @@ def test_what_a_recipe_sets_is_in_range(name: str):
 
 def test_every_path_is_a_location():
     """`--out=~/a` reaches us as it is: of a setting that isn't declared as one, a folder called `~` would be made."""
-    paths = {"data", "val_data", "out", "weights", "run", "image"}
-    for command in COMMANDS.values():
-        named = {one.name for one in dataclasses.fields(command.config) if "str" in str(one.type)} & paths
-        assert named == command.config.locations & named, command.config.__name__
+    paths = {"data", "val_data", "out", "weights", "run", "image", "tokenizer"}
+    configs = [command.config for command in COMMANDS.values()]
+    for config in (*configs, TASKS["pretrain"].config_of("beit_vit_base_patch16")):
+        named = {one.name for one in dataclasses.fields(config) if "str" in str(one.type)} & paths
+        assert named == config.locations & named, config.__name__

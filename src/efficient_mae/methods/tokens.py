@@ -23,7 +23,7 @@ from efficient_mae.masking import check_blocks, num_hidden
 from efficient_mae.methods.base import Method, MethodConfig, MethodSettings, Output
 from efficient_mae.methods.masked import MaskedPlan
 from efficient_mae.methods.tokenizer import DalleEncoder, Tokenizer, load_tokenizer
-from efficient_mae.ranges import Finite, Positive, PositiveInt, Ratio
+from efficient_mae.ranges import Finite, Location, Positive, PositiveInt, Ratio
 
 # With which layer scale begins; and in models of so many blocks or more (BEiT's and CAE's published settings).
 LAYER_SCALE, DEEP_LAYER_SCALE, DEEP = 0.1, 1e-5, 24
@@ -37,7 +37,7 @@ SMALLEST_BLOCK = 16 / 196
 class TokenSettings(MethodSettings):
     """What can be chosen of a method that learns visual tokens."""
 
-    tokenizer: str | None = None
+    tokenizer: Location | None = None
     """the tokenizer whose tokens are learned: a run of emae tokenizer, its file, or DALL-E's encoder.pkl; to measure
     costs, dall-e stands for the last with random weights, and null for none"""
     mask_ratio: Ratio = 0.383
@@ -86,7 +86,7 @@ class TokenConfig(MethodConfig, TokenSettings):
                 )
             known |= {"vocab_size": tokenizer.vocab_size, "tokenizer_digest": tokenizer.digest}
             if given.tokenizer != DALLE:
-                known["tokenizer"] = str(Path(given.tokenizer).expanduser().absolute())
+                known["tokenizer"] = str(Path(given.tokenizer).absolute())
         return super().resolve(name, settings, **known | derived)
 
     @staticmethod
