@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -63,7 +64,7 @@ class FolderSource:
     def label(self, index: int) -> int | None:
         return self._label_of.get(self._names[index].partition(b"/")[0])
 
-    @property
+    @cached_property
     def why_unlabelled(self) -> str:
         if self.classes is not None:
             return ""
