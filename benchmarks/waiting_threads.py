@@ -2,7 +2,7 @@
 
     python benchmarks/waiting_threads.py
 
-Takes turns between OpenMP's own waiting, `GOMP_SPINCOUNT=1000`, which `emae` sets, and `OMP_WAIT_POLICY=passive`,
+Takes turns between OpenMP's own waiting, `GOMP_SPINCOUNT=1000` and `OMP_WAIT_POLICY=passive`,
 each time in a process of its own, whose median of 4 steps counts. Writes results/waiting_threads.json.
 """
 

@@ -240,16 +240,14 @@ COMMANDS = {
 }
 
 
-def told(command: str) -> tuple[bool, str | None, str | None]:
-    """Whether a process that was given a command keeps what it frees, for how many products oneDNN has room, and how
-    long OpenMP's threads spin."""
+def told(command: str) -> tuple[bool, str | None]:
+    """Whether a process that was given a command keeps what it frees, and for how many products oneDNN has room."""
     from efficient_mae.cli import main
 
     ours, theirs = multiprocessing.Pipe()
     if (child := os.fork()) == 0:
         status = main([*command.split(), *COMMANDS[command].split(), "--device", "cpu"])
-        variables = map(os.environ.get, ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "GOMP_SPINCOUNT"))
-        theirs.send((status, kept_addresses() >= 128, *variables))
+        theirs.send((status, kept_addresses() >= 128, os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY")))
         os._exit(0)
     os.waitpid(child, 0)
     status, *found = ours.recv()

@@ -36,5 +36,5 @@ def test_nothing_of_the_host_is_changed_by(call: str, found: dict):
     [("pretrain", True, None), ("finetune", True, None), ("bench step", True, "8192"), ("knn", False, None)],
 )
 def test_the_command_line_prepares_its_own_process(command: str, keeps: bool, products: str | None, found: dict):
-    """Whether what is freed is kept, and how many compiled products are; threads that wait sleep soon."""
-    assert found["commands"][command] == [keeps, products, "1000"]
+    """Whether what is freed is kept, and how many compiled products are."""
+    assert found["commands"][command] == [keeps, products]

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from efficient_mae import __version__
 from efficient_mae.children import stop_with_parent
-from efficient_mae.commands import COMMANDS, ENVIRONMENT, GROUPS, Command
+from efficient_mae.commands import COMMANDS, GROUPS, Command
 from efficient_mae.config_files import find_recipe, read_recipe
 from efficient_mae.console import PlainConsole, printable, say
 from efficient_mae.engine.machine.launcher import place
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if (name := called(arguments)) is not None:
-        for variable, value in {**ENVIRONMENT, **COMMANDS[name].environment}.items():
+        for variable, value in COMMANDS[name].environment.items():
             os.environ.setdefault(variable, value)
     arguments = _going_on(arguments)
     config = config_of(arguments)

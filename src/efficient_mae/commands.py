@@ -10,11 +10,6 @@ from typing import cast
 from efficient_mae.command import Command
 from efficient_mae.tasks.registry import PREPARE, TASKS
 
-# OpenMP's threads wait for the next piece of work by spinning, for 300,000 rounds or milliseconds: where another
-# program uses the cores too they take them from the very thread that they wait for, and a step takes five times as
-# long. So they sleep sooner (benchmarks/waiting_threads.py).
-ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
-
 # oneDNN compiles a product for every new shape of bfloat16 matrices, half a megabyte each, and keeps the last 1024:
 # enough for one model, whose packed lengths change, but models that are timed in turn would drop each other's.
 _TIMING = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"}
