@@ -64,8 +64,12 @@ class FolderSource:
     def label(self, index: int) -> int | None:
         return self._label_of.get(self._names[index].partition(b"/")[0])
 
-    @cached_property
+    @property
     def why_unlabelled(self) -> str:
+        return self._why_unlabelled
+
+    @cached_property
+    def _why_unlabelled(self) -> str:
         if self.classes is not None:
             return ""
         rule = f"a class is a folder directly in {printable(self._root)}"
