@@ -28,10 +28,10 @@ from efficient_mae.data import open_source, spread
 from efficient_mae.data.sources.registry import Source
 from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.knn import KnnConfig, knn
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.intervals import mean_and_interval
-from efficient_mae.tasks.knn import KnnConfig, knn
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 

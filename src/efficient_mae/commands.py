@@ -30,9 +30,9 @@ _COMMANDS: dict[str, Command] = {
         "picture what a model makes of an image",
     ),
     "knn": Command(
-        "tasks.knn:KnnConfig",
-        "tasks.knn:knn",
-        "tasks.knn:show_knn",
+        "tasks.classify.knn:KnnConfig",
+        "tasks.classify.knn:knn",
+        "tasks.classify.knn:show_knn",
         "k-NN accuracy of an encoder, an untrained one, and raw pixels",
     ),
     "embed": Command(
@@ -55,9 +55,9 @@ _COMMANDS: dict[str, Command] = {
         PREPARE,
     ),
     "export": Command(
-        "tasks.export:ExportConfig",
-        "tasks.export:export",
-        "tasks.export:show_export",
+        "tasks.export.command:ExportConfig",
+        "tasks.export.command:export",
+        "tasks.export.command:show_export",
         "write a model for timm, transformers, ONNX, torch.export",
     ),
     "bench step": Command(

@@ -13,7 +13,7 @@ from efficient_mae.ranges import Location, Settings
 from efficient_mae.recipes import recipe_settings
 from efficient_mae.report.command import show_run
 from efficient_mae.report.report import write_report
-from efficient_mae.tasks.knn import KnnConfig, KnnResult, knn, show_knn
+from efficient_mae.tasks.classify.knn import KnnConfig, KnnResult, knn, show_knn
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 

@@ -10,10 +10,10 @@ from efficient_mae.engine.faults.replay import ReplayResult
 from efficient_mae.report.command import PretrainResult, ReportResult
 from efficient_mae.report.tokenizer import TokenizerResult
 from efficient_mae.study.command import StudyList, StudyResult
-from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.classify.knn import KnnResult
+from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
 from efficient_mae.tasks.embed import EmbedResult
-from efficient_mae.tasks.export import ExportResult
-from efficient_mae.tasks.knn import KnnResult
+from efficient_mae.tasks.export.command import ExportResult
 from efficient_mae.tasks.predict import PredictResult
 from efficient_mae.tasks.reconstruct import ReconstructResult
 

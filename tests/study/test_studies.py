@@ -10,7 +10,7 @@ from efficient_mae.study.presets import PRESETS, model_config
 from efficient_mae.study.results import collect_rows, collect_table_1
 from efficient_mae.study.runs import plan_runs
 from efficient_mae.study.studies import STUDIES
-from efficient_mae.tasks.finetune import FinetuneConfig
+from efficient_mae.tasks.classify.finetune import FinetuneConfig
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 SETTINGS = [

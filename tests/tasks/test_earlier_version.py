@@ -24,10 +24,10 @@ from efficient_mae.cli import main
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.knn import KnnConfig, knn
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.features import extract_features
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.knn import KnnConfig, knn
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.registry import TASKS

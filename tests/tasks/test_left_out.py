@@ -11,9 +11,9 @@ import efficient_mae as emae
 from efficient_mae.data import open_labelled
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.study.labels import write_few_labels
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.knn import KnnConfig, knn
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.knn import KnnConfig, knn
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efficient_mae.engine.logging import read_metrics
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, LinearProbeRun, linear_probe
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, LinearProbeRun, linear_probe
 
 from .conftest import ENVIRONMENT, TINY, emae, write_images
 from .labelled import QUICK, SMALL_ENCODER, write_labelled

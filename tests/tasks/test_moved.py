@@ -10,7 +10,7 @@ import yaml
 
 from efficient_mae.cli import main
 from efficient_mae.engine.storage.run_directory import read_settings
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.pretrain import pretrain
 
 from .conftest import assert_same_result, write_images

@@ -18,12 +18,12 @@ from efficient_mae.cli import main
 from efficient_mae.data import normalize, open_source
 from efficient_mae.interop import ImageStatistics, load_statistics, save_encoder
 from efficient_mae.interop.classifiers import adapt_classifier, load_classifier
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.knn import KnnConfig, knn
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.embed import EmbedConfig, embed
-from efficient_mae.tasks.export import ExportConfig, export
-from efficient_mae.tasks.export_formats import CLASSIFIER_FORMATS
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.knn import KnnConfig, knn
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
+from efficient_mae.tasks.export.command import ExportConfig, export
+from efficient_mae.tasks.export.formats import CLASSIFIER_FORMATS
 from efficient_mae.tasks.predict import PredictConfig, predict
 
 from .labelled import QUICK, stop_after_checkpoints, write_labelled

@@ -13,7 +13,7 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.storage.run_directory import read_settings
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.pretrain import pretrain
 
 from .conftest import TINY, assert_same_result, flags

@@ -22,9 +22,10 @@ from efficient_mae.engine.machine.distributed import ALONE
 from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
 from efficient_mae.errors import DivergedError
 from efficient_mae.methods.mae import config as mae_config
-from efficient_mae.tasks import classifier, pretrain
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
+from efficient_mae.tasks import pretrain
+from efficient_mae.tasks.classify import run as classifier_run
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.replay import ReplayConfig, replay
 from tests.processes import spawn
@@ -47,7 +48,7 @@ def white_is_infinite(images: Tensor, mean, std) -> Tensor:
 @pytest.fixture(scope="module", autouse=True)
 def poison() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrain, classifier):
+        for module in (pretrain, classifier_run):
             patch.setattr(module, "normalize", white_is_infinite)
         yield
 

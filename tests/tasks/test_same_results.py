@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from efficient_mae.engine.loop import Step
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 

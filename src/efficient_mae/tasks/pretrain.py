@@ -37,7 +37,7 @@ from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
-from efficient_mae.tasks.knn_monitor import KnnMonitor
+from efficient_mae.tasks.classify.knn_monitor import KnnMonitor
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig
 from efficient_mae.tasks.pretrain_start import begin_with, build_start

@@ -112,20 +112,20 @@ register(
 register(
     Task(
         name="linear-probe",
-        settings="tasks.linear_probe:LinearProbeConfig",
-        maker="tasks.linear_probe:LinearProbeRun.make",
-        function="tasks.linear_probe:linear_probe",
-        display="tasks.classifier_result:show_classifier",
+        settings="tasks.classify.linear_probe:LinearProbeConfig",
+        maker="tasks.classify.linear_probe:LinearProbeRun.make",
+        function="tasks.classify.linear_probe:linear_probe",
+        display="tasks.classify.result:show_classifier",
         help="train a linear head on a frozen encoder, and judge it",
     )
 )
 register(
     Task(
         name="finetune",
-        settings="tasks.finetune:FinetuneConfig",
-        maker="tasks.finetune:FinetuneRun.make",
-        function="tasks.finetune:finetune",
-        display="tasks.classifier_result:show_classifier",
+        settings="tasks.classify.finetune:FinetuneConfig",
+        maker="tasks.classify.finetune:FinetuneRun.make",
+        function="tasks.classify.finetune:finetune",
+        display="tasks.classify.result:show_classifier",
         help="train an encoder and a head with labels, and judge them",
     )
 )

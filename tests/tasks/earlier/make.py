@@ -18,13 +18,13 @@ import torch
 import yaml
 from efficient_mae.engine.distributed import ALONE
 from efficient_mae.models.sizes import SIZES, Size
+from efficient_mae.tasks.finetune import FinetuneConfig
+from efficient_mae.tasks.knn import KnnConfig, knn
+from efficient_mae.tasks.linear_probe import LinearProbeConfig
 
 from efficient_mae.errors import Stopped
 from efficient_mae.interop import load
 from efficient_mae.tasks.features import extract_features
-from efficient_mae.tasks.finetune import FinetuneConfig
-from efficient_mae.tasks.knn import KnnConfig, knn
-from efficient_mae.tasks.linear_probe import LinearProbeConfig
 from efficient_mae.tasks.pretrain import PretrainRun, make_pretrain_run, pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.tasks.earlier.machine import machine

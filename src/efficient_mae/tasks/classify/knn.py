@@ -19,8 +19,8 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
+from efficient_mae.tasks.classify.neighbours import classify
 from efficient_mae.tasks.features import embed, labelled_batches
-from efficient_mae.tasks.neighbours import classify
 
 # Held-out images' pixels that are held at a time, in bytes: 14,000 images of 224 x 224.
 HELD_PIXELS = 2**31

@@ -20,13 +20,13 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import build_classifier
 from efficient_mae.interop.headers import Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
-from efficient_mae.tasks.classifier import (
+from efficient_mae.tasks.classify.config import OPERATIONAL, ClassifierConfig
+from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.classify.run import (
     Classification,
     ClassifierRun,
     run_classifier,
 )
-from efficient_mae.tasks.classifier_config import OPERATIONAL, ClassifierConfig
-from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
 from efficient_mae.tasks.features import extract_features
 
 # MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.
@@ -52,7 +52,7 @@ class LinearProbeConfig(ClassifierConfig):
 
 
 def linear_probe(config: LinearProbeConfig) -> ClassifierResult | SeedsResult:
-    """Train and judge a linear head; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
+    """Train and judge a linear head; see :func:`efficient_mae.tasks.classify.run.run_classifier`."""
     return run_classifier(config, LinearProbeRun)
 
 

@@ -25,7 +25,7 @@ from efficient_mae.interop.timm_models import quoted, save_timm, timm_snippet
 from efficient_mae.interop.vit_mae import save_hf, save_hf_classifier
 from efficient_mae.methods import Method
 from efficient_mae.methods.mae import MaskedAutoencoder
-from efficient_mae.tasks.export_images import Transform, timm_transform, transformers_transform
+from efficient_mae.tasks.export.images import Transform, timm_transform, transformers_transform
 
 Model = Method | Backbone | Classifier
 

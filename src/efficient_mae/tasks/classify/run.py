@@ -24,14 +24,16 @@ from efficient_mae.interop.classifiers import Classifier, hollow, save_classifie
 from efficient_mae.interop.files import CLASSIFIER_FILE
 from efficient_mae.interop.headers import Head
 from efficient_mae.interop.timm_models import describe_run
-from efficient_mae.tasks.classifier_config import (
+from efficient_mae.tasks.classify.config import (
     OPERATIONAL,
     Config,
     check_start,
     resolve,
     starting_encoder,
 )
-from efficient_mae.tasks.classifier_result import (
+from efficient_mae.tasks.classify.confusion import draw_confusion
+from efficient_mae.tasks.classify.evaluation import Evaluation, Evaluator
+from efficient_mae.tasks.classify.result import (
     RESULTS,
     ClassifierResult,
     SeedsResult,
@@ -39,8 +41,6 @@ from efficient_mae.tasks.classifier_result import (
     summarise,
     write_result,
 )
-from efficient_mae.tasks.confusion import draw_confusion
-from efficient_mae.tasks.evaluation import Evaluation, Evaluator
 
 # From normalised images (B, C, h, w) and labels (B,) to images and targets: labels, or a distribution (B, K).
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -17,8 +17,8 @@ from efficient_mae.interop.graphs import require_onnx
 from efficient_mae.methods import Method, backbone_of
 from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.ranges import Location, Pixels, PositiveInt, Settings
-from efficient_mae.tasks.export_formats import CLASSIFIER_FORMATS, FORMATS, Format, Model
-from efficient_mae.tasks.export_images import TransformCheck, check_transform
+from efficient_mae.tasks.export.formats import CLASSIFIER_FORMATS, FORMATS, Format, Model
+from efficient_mae.tasks.export.images import TransformCheck, check_transform
 
 # Largest difference that passes, relative to the largest output where that is beyond 1. Kernels sum in other orders.
 TOLERANCE = 1e-4

@@ -12,13 +12,13 @@ import efficient_mae as emae
 from efficient_mae.data import OpenedImage, Source
 from efficient_mae.data.sources import registry
 from efficient_mae.interop import ImageStatistics, save_encoder
-from efficient_mae.tasks import knn as module
-from efficient_mae.tasks import neighbours
+from efficient_mae.tasks.classify import knn as module
+from efficient_mae.tasks.classify import neighbours
+from efficient_mae.tasks.classify.knn import KnnConfig, knn
+from efficient_mae.tasks.classify.neighbours import TEMPERATURE, Neighbours
 from efficient_mae.tasks.features import extract_features
-from efficient_mae.tasks.knn import KnnConfig, knn
-from efficient_mae.tasks.neighbours import TEMPERATURE, Neighbours
 
-from .labelled import write_labelled
+from ..labelled import write_labelled
 
 
 class Noise:

@@ -5,12 +5,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from efficient_mae.report.report import write_report
-from efficient_mae.tasks.knn import KnnConfig, knn
+from efficient_mae.tasks.classify.knn import KnnConfig, knn
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 
-from .conftest import TINY
-from .labelled import write_labelled
+from ..conftest import TINY
+from ..labelled import write_labelled
 
 
 def test_it_is_logged_and_agrees_with_the_command(tmp_path: Path):

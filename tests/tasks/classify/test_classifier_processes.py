@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from efficient_mae.tasks.finetune import FinetuneConfig, finetune
-from efficient_mae.tasks.linear_probe import LinearProbeConfig, linear_probe
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from tests.processes import spawn
 
-from .labelled import QUICK, SMALL_ENCODER, write_labelled
+from ..labelled import QUICK, SMALL_ENCODER, write_labelled
 
 # Nothing random within a step: so the number of processes changes nothing.
 SETTINGS = {

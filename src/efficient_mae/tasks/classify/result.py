@@ -25,7 +25,7 @@ class ClassifierResult(Result):
         train_images: that it was trained on.
         test_images: that it was judged by.
         damaged: the reason, by name, of each held-out image that could not be read.
-        top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.evaluation.Evaluation` has them.
+        top1, top5, per_class, confusion: as :class:`efficient_mae.tasks.classify.evaluation.Evaluation` has them.
         classes: their names.
         run: directory.
     """

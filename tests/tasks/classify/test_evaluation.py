@@ -4,8 +4,8 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from efficient_mae.tasks.confusion import draw_confusion
-from efficient_mae.tasks.evaluation import Scorer
+from efficient_mae.tasks.classify.confusion import draw_confusion
+from efficient_mae.tasks.classify.evaluation import Scorer
 from efficient_mae.tasks.intervals import mean_and_interval
 
 

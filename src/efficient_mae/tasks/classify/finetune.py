@@ -19,13 +19,13 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop import classifiers
 from efficient_mae.interop.headers import Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt, Probability
-from efficient_mae.tasks.classifier import (
+from efficient_mae.tasks.classify.config import ClassifierConfig
+from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.classify.run import (
     Classification,
     ClassifierRun,
     run_classifier,
 )
-from efficient_mae.tasks.classifier_config import ClassifierConfig
-from efficient_mae.tasks.classifier_result import ClassifierResult, SeedsResult
 
 # MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
 BETAS = (0.9, 0.999)
@@ -68,7 +68,7 @@ class FinetuneConfig(ClassifierConfig):
 
 
 def finetune(config: FinetuneConfig) -> ClassifierResult | SeedsResult:
-    """Fine-tune, or resume, until done; see :func:`efficient_mae.tasks.classifier.run_classifier`."""
+    """Fine-tune, or resume, until done; see :func:`efficient_mae.tasks.classify.run.run_classifier`."""
     return run_classifier(config, FinetuneRun)
 
 

@@ -10,11 +10,11 @@ import efficient_mae as emae
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.interop.headers import Head
-from efficient_mae.tasks.linear_probe import LinearProbe, LinearProbeConfig, linear_probe
+from efficient_mae.tasks.classify.linear_probe import LinearProbe, LinearProbeConfig, linear_probe
 from tests.forks import ForkServer
 
-from .conftest import flags
-from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
+from ..conftest import flags
+from ..labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.interop import ImageStatistics, adapt_statistics, load_statistics, save_encoder
 from efficient_mae.interop.timm_models import describe_run
-from efficient_mae.tasks import export as task
-from efficient_mae.tasks.export import FORMATS, ExportConfig, export
+from efficient_mae.tasks.export import command as task
+from efficient_mae.tasks.export.command import FORMATS, ExportConfig, export
 from tests.interop.conftest import STATISTICS, save_model, small_model
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 @pytest.fixture(scope="module")

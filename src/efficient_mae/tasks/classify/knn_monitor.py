@@ -8,8 +8,8 @@ from efficient_mae.backbones import Backbone
 from efficient_mae.data import DataChoice, open_labelled, spread
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
+from efficient_mae.tasks.classify.neighbours import classify
 from efficient_mae.tasks.features import embed, labelled_batches
-from efficient_mae.tasks.neighbours import classify
 
 # Images looked at, at most: enough to tell one percent from another, and a small part of an epoch.
 MOST_TRAIN = 10_000

@@ -1,0 +1,1 @@
+"""Judging an encoder by labels: fine-tuning, linear probing, nearest neighbours."""

@@ -1,0 +1,1 @@
+"""`emae export`: files of trained weights for other libraries."""
