@@ -52,6 +52,20 @@ def test_a_larger_image_has_larger_windows(kind: type[Backbone]):
         torch.testing.assert_close(found[[0, 7, 14], 0], torch.tensor([-3.0, 0, 3]).double(), atol=1e-6, rtol=0)
 
 
+@KINDS
+def test_windows_that_are_cut_to_a_narrow_grid_grow_with_it(kind: type[Backbone]):
+    encoder = make(kind, img_size=(16, 32), window_size=8, depth=(2,), num_heads=(1,))
+    name = "layers.0.blocks.1.attn.relative_position_bias_table"
+    if kind is Swin:  # 7 x 15 offsets, by rows and by columns
+        encoder.get_parameter(name).data = torch.linspace(-3, 3, 7).double().repeat_interleave(15)[:, None]
+    larger = adapt_encoder(encoder, img_size=(32, 64))
+    assert larger.get_submodule("layers.0.blocks.1.attn").window_size == (8, 16)
+    if kind is Swin:
+        found = larger.get_parameter(name).view(15, 31)
+        assert (found.diff(dim=0) > -1e-6).all() and found.std(dim=1).max() < 1e-6
+        torch.testing.assert_close(found[[0, 7, 14], 0], torch.tensor([-3.0, 0, 3]).double(), atol=1e-6, rtol=0)
+
+
 def test_what_cannot_be_is_one_line():
     for changed, message in (
         ({"window_size": 3}, "window_size=3 does not divide the 8 x 16 places of stage 1 of images of 32x64: take"),
@@ -69,5 +83,8 @@ def test_what_cannot_be_is_one_line():
     assert Swin(**SIZE | {"window_size": 16}).layers[0].blocks[0].window_size == (8, 16)  # of the grid's size at most
     with pytest.raises(ValueError, match="pool='token': of a swin encoder it must be avg"):
         make(Swin).pooled(torch.zeros(1, 2, 32, 64), "token")
-    with pytest.raises(ValueError, match="images are 1 x 2 x 32 x 32; this model takes B x 2 x 32 x 64"):
-        make(SwinV2).pooled(torch.zeros(1, 2, 32, 32).double())
+    for kind in (Swin, SwinV2):
+        encoder = make(kind)
+        for features in (encoder.pooled, encoder.feature_map, encoder.forward_features):
+            with pytest.raises(ValueError, match="images are 1 x 2 x 32 x 32; this model takes B x 2 x 32 x 64"):
+                features(torch.zeros(1, 2, 32, 32).double())

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from efficient_mae.errors import InputError
+from efficient_mae.ranges import PositiveInt, check_range
 
 
 class Backbone(nn.Module, ABC):
@@ -88,16 +89,23 @@ class Backbone(nn.Module, ABC):
             InputError: images of a shape that this encoder does not take.
         """
 
-    @abstractmethod
     def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
         """One feature an image.
 
         Raises:
             InputError: it has no such, or images of a shape that this encoder does not take.
         """
+        self.check_pool(pool)
+        if pool == "token":
+            return self.forward_features(images)[:, 0]
+        return self.feature_map(images).flatten(1, 2).mean(dim=1)
 
     def feature_map(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B rows columns D"]:
-        """Normalised features of the last places, a class token's left out."""
+        """Normalised features of the last places, a class token's left out.
+
+        Raises:
+            InputError: images of a shape that this encoder does not take.
+        """
         features = self.forward_features(images)
         return features if features.ndim == 4 else features[:, 1:].unflatten(1, self.grid_size)
 
@@ -159,6 +167,12 @@ class SparseBackbone(Backbone):
         self, images: Float[Tensor, "B C h w"], ids_keep: Int64[Tensor, "B V"] | None = None
     ) -> Float[Tensor, "B tokens D"]:
         """Normalised features of the class token and of the patches `ids_keep` (None: of all, as timm gives)."""
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise InputError for a number below 1."""
+    for name, size in sizes.items():
+        check_range(name, size, PositiveInt)
 
 
 def hide(

@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models import beit as timm_beit
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from efficient_mae.backbones.base import Backbone, hide
+from efficient_mae.backbones.base import Backbone, check_sizes, hide
 from efficient_mae.backbones.patches import as_pair, grid_size
+from efficient_mae.backbones.positions import stretch_biases
 from efficient_mae.backbones.sizes import SIZES
-from efficient_mae.backbones.vit import VisionTransformer
+from efficient_mae.backbones.vit import VisionTransformer, check_heads
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import PositiveInt, check_range
 
 
 class Beit(timm_beit.Beit, Backbone):
@@ -52,11 +51,8 @@ class Beit(timm_beit.Beit, Backbone):
         init_values: float = 0.1,
         drop_path_rate: float = 0.0,
     ):
-        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        for name, size in sizes.items():
-            check_range(name, size, PositiveInt)
-        if embed_dim % num_heads:
-            raise InputError(f"num_heads={num_heads} does not divide the width {embed_dim}")
+        check_sizes(in_chans=in_chans, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+        check_heads(num_heads, embed_dim)
         pixels = as_pair(img_size)
         grid = grid_size(pixels, patch_size)
         super().__init__(
@@ -101,25 +97,15 @@ class Beit(timm_beit.Beit, Backbone):
         self.check_images(images)
         return self._encode(hide(self.patch_embed(images), mask, mask_token))[:, 1:].unflatten(1, self.grid_size)
 
-    def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
-        self.check_pool(pool)
-        tokens = self.forward_features(images)
-        return tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)
-
     def classifier_arguments(self, num_classes: int, pool: str, fc_norm: bool) -> dict[str, Any]:
         if fc_norm != (pool == "avg"):
             raise InputError(f"pool={pool}: timm's Beit normalises after a mean, and before a class token is taken")
         return super().classifier_arguments(num_classes, pool, fc_norm)
 
     def fit_positions(self, weights: dict[str, Tensor], grid_size: tuple[int, int]) -> None:
-        """As BEiT does it for fine-tuning: places near each other keep their biases, and far ones stretch."""
         name = "rel_pos_bias.relative_position_bias_table"
         table, of_class_token = weights[name][:-3], weights[name][-3:]
-        old, new = ([2 * side - 1 for side in grid] for grid in (grid_size, self.grid_size))
-        fitted = resize_rel_pos_bias_table(
-            table.t().reshape(self.num_heads, *old), self.grid_size, (self.num_heads, *new)
-        )
-        weights[name] = torch.cat([fitted.flatten(1).t(), of_class_token])
+        weights[name] = torch.cat([stretch_biases(table, grid_size, self.grid_size), of_class_token])
 
     def _encode(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B tokens D"]:
         x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)

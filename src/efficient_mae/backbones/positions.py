@@ -1,7 +1,8 @@
-"""Fixed 2-D sine-cosine position embeddings (MAE, appendix A.1)."""
+"""Fixed 2-D sine-cosine position embeddings (MAE, appendix A.1); biases by relative position, for another window."""
 
 import torch
 from jaxtyping import Float
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor
 
 from efficient_mae.errors import InputError
@@ -34,3 +35,19 @@ def sincos_position_embedding(embed_dim: int, grid_size: tuple[int, int]) -> Flo
     column = torch.arange(width, dtype=torch.float64).repeat(height)
     patches = torch.cat([encode(column), encode(row)], dim=1)
     return torch.cat([patches.new_zeros(1, embed_dim), patches]).float()
+
+
+def stretch_biases(
+    table: Float[Tensor, "pairs heads"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "others heads"]:
+    """Biases by relative position for another window: places near each other keep theirs, and far ones stretch.
+
+    Args:
+        table: one row for each of (2 * rows - 1) x (2 * columns - 1) offsets.
+        old, new: (rows, columns) of the windows.
+
+    Source: BEiT's fine-tuning, by timm.
+    """
+    offsets = [[2 * side - 1 for side in window] for window in (old, new)]
+    squares = table.t().reshape(-1, *offsets[0])
+    return resize_rel_pos_bias_table(squares, new, (len(squares), *offsets[1])).flatten(1).t()

@@ -5,20 +5,20 @@ Windows lie on a full grid, so hidden patches cannot be left out.
 B images, H x W patches, rows x columns places of the last stage, dim the first stage's width, D the last one's.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Bool, Float
-from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models import swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
 
-from efficient_mae.backbones.base import Backbone, hide
+from efficient_mae.backbones.base import Backbone, check_sizes, hide
 from efficient_mae.backbones.patches import as_pair, grid_size
+from efficient_mae.backbones.positions import stretch_biases
 from efficient_mae.backbones.sizes import SWIN_PATCH_SIZE, SWIN_SIZES
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import Positive, PositiveInt, check_range
 
-# A table of biases is bicubically stretched with its window, as timm does; V2 computes its biases.
+# A table of biases is stretched with its window; V2 computes its biases.
 _TABLE = ".relative_position_bias_table"
 
 
@@ -55,11 +55,6 @@ class _Stages(Backbone):
         self.check_images(images)
         return self.norm(self.layers(hide(self.patch_embed(images), mask, mask_token)))
 
-    def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
-        self.check_pool(pool)
-        self.check_images(images)
-        return self.forward_features(images).mean(dim=(1, 2))
-
     def resized(self, **changed: Any) -> Backbone:
         """As of any backbone; windows keep their share of the grid where that is a whole number of places."""
         arguments = self.arguments | changed
@@ -71,12 +66,10 @@ class _Stages(Backbone):
 
     def fit_positions(self, weights: dict[str, Tensor], grid_size: tuple[int, int]) -> None:
         for name, module in self.named_modules():
-            if (table := name + _TABLE) in weights and weights[
-                table
-            ].shape != module.relative_position_bias_table.shape:
-                shape: Any = module.relative_position_bias_table.shape
-                window: Any = module.window_size
-                weights[table] = resize_rel_pos_bias_table(weights[table], window, shape)
+            if (table := name + _TABLE) in weights:
+                stage, new = int(name.split(".")[1]), cast(tuple[int, int], module.window_size)
+                old = _window(len(weights[table]), grid_size[0] // 2**stage, grid_size[1] // 2**stage)
+                weights[table] = stretch_biases(weights[table], old, new)
 
 
 class Swin(swin_transformer.SwinTransformer, _Stages):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -89,6 +82,12 @@ class Swin(swin_transformer.SwinTransformer, _Stages):  # pyright: ignore[report
         settled = _settle(**arguments)
         super().__init__(**_for_timm(settled), num_classes=0, drop_path_rate=drop_path_rate)
         self.note(settled)
+
+    def forward_features(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B rows columns D"]:
+        self.check_images(images)
+        return super().forward_features(images)
 
     @property
     def timm_name(self) -> str:
@@ -105,6 +104,12 @@ class SwinV2(swin_transformer_v2.SwinTransformerV2, _Stages):  # pyright: ignore
         settled = _settle(**arguments)
         super().__init__(**_for_timm(settled), num_classes=0, drop_path_rate=drop_path_rate)
         self.note(settled)
+
+    def forward_features(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B rows columns D"]:
+        self.check_images(images)
+        return super().forward_features(images)
 
     @property
     def timm_name(self) -> str:
@@ -137,8 +142,7 @@ def _settle(
         InputError: a number below 1, or the patch size does not divide the image, or the heads a width, or the window
             a grid.
     """
-    for name, size in {"in_chans": in_chans, "embed_dim": embed_dim, "window_size": window_size}.items():
-        check_range(name, size, PositiveInt)
+    check_sizes(in_chans=in_chans, embed_dim=embed_dim, window_size=window_size)
     for name, stages in {"depth": depth, "num_heads": num_heads}.items():
         check_range(name, stages, tuple[PositiveInt, ...])
     check_range("mlp_ratio", mlp_ratio, Positive)
@@ -175,6 +179,12 @@ def _settle(
 
 def _for_timm(settled: dict[str, Any]) -> dict[str, Any]:
     return {"depths" if name == "depth" else name: value for name, value in settled.items()}
+
+
+def _window(offsets: int, rows: int, columns: int) -> tuple[int, int]:
+    """The window, at most as large as the grid, in which there are so many relative positions."""
+    windows = ((min(side, rows), min(side, columns)) for side in range(1, max(rows, columns) + 1))
+    return next(one for one in windows if (2 * one[0] - 1) * (2 * one[1] - 1) == offsets)
 
 
 def _timm_name(model: Any, form: str, sizes: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from efficient_mae.backbones.base import SparseBackbone, hide
+from efficient_mae.backbones.base import SparseBackbone, check_sizes, hide
 from efficient_mae.backbones.kernels.attention import attention, packed_attention
 from efficient_mae.backbones.kernels.linear import Linear, linear
 from efficient_mae.backbones.kernels.sequences import Sequences
@@ -23,7 +23,6 @@ from efficient_mae.backbones.patches import PatchEmbed, as_pair, grid_size
 from efficient_mae.backbones.positions import sincos_position_embedding
 from efficient_mae.backbones.sizes import SIZES
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import PositiveInt, check_range
 
 # MAE's and timm's epsilon; transformers' ViTMAE defaults to 1e-12.
 LAYER_NORM_EPS = 1e-6
@@ -165,9 +164,7 @@ class VisionTransformer(SparseBackbone):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        for name, size in sizes.items():
-            check_range(name, size, PositiveInt)
+        check_sizes(in_chans=in_chans, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
         self.img_size = as_pair(img_size)
         self.patch_size = patch_size
         self.in_chans = in_chans
@@ -229,11 +226,6 @@ class VisionTransformer(SparseBackbone):
         self.check_images(images)
         x = hide(self.patch_embed(images), mask, mask_token) + self.pos_embed[0, 1:]
         return self.norm(self.run_blocks(self._tokens(x)))[:, 1:].unflatten(1, self.grid_size)
-
-    def pooled(self, images: Float[Tensor, "B C h w"], pool: str = "avg") -> Float[Tensor, "B D"]:
-        self.check_pool(pool)
-        tokens = self.forward_features(images)
-        return tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)
 
     def classifier_arguments(self, num_classes: int, pool: str, fc_norm: bool) -> dict[str, Any]:
         return super().classifier_arguments(num_classes, pool, fc_norm) | {"fc_norm": fc_norm}
