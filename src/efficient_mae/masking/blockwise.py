@@ -12,10 +12,10 @@ from torch import Tensor
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import PositiveInt, Ratio, check_range
 
-# The aspect ratio of a block lies between this and its inverse, its logarithm uniformly.
-MIN_ASPECT = 0.3
+# Logarithm of the least aspect ratio of a block; it is uniform between this and its negative.
+_LEAST_LOG_ASPECT = math.log(0.3)
 # Blocks that are tried, each of another size at another place, before a mask is left as it is.
-TRIES = 10
+_TRIES = 10
 
 
 def num_hidden(num_patches: int, mask_ratio: float) -> int:
@@ -104,8 +104,8 @@ def blockwise_mask_from_noise(
 def _hide_block(mask: Bool[np.ndarray, "H W"], most: int, smallest: int, rng: random.Random) -> int:
     """Hide one more block, and say how many patches it hides: from 1 to `most`, or 0 when all tries were none."""
     rows, columns = mask.shape
-    for _ in range(TRIES):
-        area, aspect = rng.uniform(smallest, most), math.exp(rng.uniform(math.log(MIN_ASPECT), -math.log(MIN_ASPECT)))
+    for _ in range(_TRIES):
+        area, aspect = rng.uniform(smallest, most), math.exp(rng.uniform(_LEAST_LOG_ASPECT, -_LEAST_LOG_ASPECT))
         height, width = _block(area, aspect)
         if height >= rows or width >= columns:
             continue
@@ -130,7 +130,7 @@ def _largest_block(grid_size: tuple[int, int], num_masked: int) -> int:
     So whatever is yet to be hidden, there is a block that hides some of it and no more.
     """
     height, width = grid_size
-    logs = np.linspace(math.log(MIN_ASPECT), -math.log(MIN_ASPECT), 201)
+    logs = np.linspace(_LEAST_LOG_ASPECT, -_LEAST_LOG_ASPECT, 201)
     for area in range(1, num_masked + 1):
         blocks = [_block(area, math.exp(log)) for log in logs]
         if not any(rows < height and columns < width and rows * columns <= area for rows, columns in blocks):
