@@ -1,14 +1,10 @@
 """transformers' BeitForMaskedImageModeling, both ways."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from efficient_mae.backbones.patches import grid_size
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
-from efficient_mae.errors import InputError
-from efficient_mae.interop.hf_parts import LARGEST_EPS, square_side, transformers_library
+from efficient_mae.interop import hf_parts
 from efficient_mae.methods.beit import BEiT, BEiTConfig
 
 if TYPE_CHECKING:
@@ -21,14 +17,10 @@ def to_hf(model: BEiT) -> "BeitForMaskedImageModeling":
     Raises:
         InputError: images that aren't square, or no transformers installed.
     """
-    transformers = transformers_library()
-    config = model.config
-    height, width = config.img_size
-    if height != width:
-        raise InputError(f"img_size={height}x{width}: transformers' Beit takes square images only; timm takes any")
+    transformers, config = hf_parts.transformers_library(), model.config
     hf = transformers.BeitForMaskedImageModeling(
         transformers.BeitConfig(
-            image_size=height,
+            image_size=hf_parts.common_side(config.img_size, "Beit"),
             patch_size=config.patch_size,
             num_channels=config.in_chans,
             vocab_size=config.vocab_size,
@@ -42,16 +34,8 @@ def to_hf(model: BEiT) -> "BeitForMaskedImageModeling":
             use_mask_token=True,
             use_shared_relative_position_bias=True,
         )
-    ).to(model.mask_token.dtype)
-    weights = model.state_dict()
-    hf.load_state_dict(
-        {
-            theirs: part
-            for ours, names in _names(config.depth)
-            for theirs, part in zip(names, weights[ours].chunk(len(names)))
-        }
     )
-    return hf.train(model.training)
+    return hf_parts.give_weights(model, hf, _names(config.depth))
 
 
 def from_hf(hf: "BeitForMaskedImageModeling") -> BEiT:
@@ -61,30 +45,21 @@ def from_hf(hf: "BeitForMaskedImageModeling") -> BEiT:
         InputError: an architecture that differs from BEiT's in more than its sizes; the setting is named.
     """
     config = _our_config(hf.config)
-    weights = hf.state_dict()
-    model = BEiT(config).to(hf.dtype)
-    model.load_state_dict(
-        {ours: torch.cat([weights[name] for name in names]) for ours, names in _names(config.depth)}
-    )
-    return model.train(hf.training)
+    return hf_parts.take_weights(BEiT(config), hf, _names(config.depth))
 
 
 def _our_config(theirs: Any) -> BEiTConfig:
-    must_be = {
-        "hidden_act": ("gelu", theirs.hidden_act),
-        "intermediate_size": (4 * theirs.hidden_size, theirs.intermediate_size),
-        "use_mask_token": (True, theirs.use_mask_token),
-        "use_absolute_position_embeddings": (False, theirs.use_absolute_position_embeddings),
-        "use_relative_position_bias": (False, theirs.use_relative_position_bias),
-        "use_shared_relative_position_bias": (True, theirs.use_shared_relative_position_bias),
-        "use_mean_pooling": (True, theirs.use_mean_pooling),
+    needed = {
+        "hidden_act": "gelu",
+        "intermediate_size": 4 * theirs.hidden_size,
+        "use_mask_token": True,
+        "use_absolute_position_embeddings": False,
+        "use_relative_position_bias": False,
+        "use_shared_relative_position_bias": True,
+        "use_mean_pooling": True,
     }
-    for name, (needed, given) in must_be.items():
-        if given != needed:
-            raise InputError(f"{name}={given}: a Beit of another architecture; BEiT's pre-training has {needed}")
-    if theirs.layer_norm_eps > LARGEST_EPS:
-        raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a Beit of another architecture; BEiT's has 1e-6")
-    side, patch_size = square_side(theirs, "image_size"), square_side(theirs, "patch_size")
+    hf_parts.check_settings(theirs, needed, "Beit", "BEiT")
+    side, patch_size = hf_parts.square_side(theirs, "image_size"), hf_parts.square_side(theirs, "patch_size")
     usual = BEiTConfig.usual(grid_size((side, side), patch_size), theirs.num_hidden_layers, theirs.num_channels)
     given = {
         "img_size": (side, side),
@@ -100,16 +75,16 @@ def _our_config(theirs: Any) -> BEiTConfig:
     return BEiTConfig(**usual | given)
 
 
-def _names(depth: int) -> Iterator[tuple[str, list[str]]]:
-    """(our name, transformers' names) of every tensor; three of theirs, stacked, are our fused qkv."""
+def _names(depth: int) -> hf_parts.Names:
+    """Of every tensor."""
     yield "cls_token", ["beit.embeddings.cls_token"]
     yield "mask_token", ["beit.embeddings.mask_token"]
     table = "relative_position_bias_table"
     yield f"rel_pos_bias.{table}", [f"beit.shared_position_bias.{table}"]
     modules = {
-        "patch_embed.proj": "beit.embeddings.patch_embeddings.projection",
-        "norm": "layernorm",
-        "lm_head": "lm_head",
+        "patch_embed.proj": ["beit.embeddings.patch_embeddings.projection"],
+        "norm": ["layernorm"],
+        "lm_head": ["lm_head"],
     }
     for n in range(depth):
         block, layer = f"blocks.{n}", f"beit.layers.{n}"
@@ -117,14 +92,5 @@ def _names(depth: int) -> Iterator[tuple[str, list[str]]]:
         yield f"{block}.gamma_2", [f"{layer}.lambda_2"]
         yield f"{block}.attn.q_bias", [f"{layer}.attention.q_proj.bias"]
         yield f"{block}.attn.v_bias", [f"{layer}.attention.v_proj.bias"]
-        yield f"{block}.attn.qkv.weight", [f"{layer}.attention.{which}_proj.weight" for which in "qkv"]
-        modules |= {
-            f"{block}.norm1": f"{layer}.layernorm_before",
-            f"{block}.attn.proj": f"{layer}.attention.o_proj",
-            f"{block}.norm2": f"{layer}.layernorm_after",
-            f"{block}.mlp.fc1": f"{layer}.mlp.fc1",
-            f"{block}.mlp.fc2": f"{layer}.mlp.fc2",
-        }
-    for ours, theirs in modules.items():
-        for what in ("weight", "bias"):
-            yield f"{ours}.{what}", [f"{theirs}.{what}"]
+        modules |= hf_parts.block_modules(block, layer)
+    yield from (pair for pair in hf_parts.parameter_names(modules) if not pair[0].endswith(".attn.qkv.bias"))

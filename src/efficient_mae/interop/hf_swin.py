@@ -1,13 +1,11 @@
 """transformers' SwinForMaskedImageModeling, which is SimMIM's, both ways."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 
 from efficient_mae.errors import InputError
-from efficient_mae.interop.hf_parts import LARGEST_EPS, square_side, transformers_library
+from efficient_mae.interop import hf_parts
 from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
 
 if TYPE_CHECKING:
@@ -21,18 +19,16 @@ def to_hf(model: SimMIM) -> "SwinForMaskedImageModeling":
         InputError: another encoder than a Swin, images that aren't square, windows larger than a stage's grid, or no
             transformers installed.
     """
-    transformers, config = transformers_library(), model.config
+    transformers, config = hf_parts.transformers_library(), model.config
     if config.family != "swin":
         raise InputError(f"a SimMIM with a {config.family} encoder, and transformers' is with a Swin alone")
-    height, width = config.img_size
-    if height != width:
-        raise InputError(f"img_size={height}x{width}: transformers' Swin takes square images only; timm takes any")
+    side = hf_parts.common_side(config.img_size, "Swin")
     depths, heads = cast(tuple[int, ...], config.depth), cast(tuple[int, ...], config.num_heads)
     window = cast(int, config.window_size)
     _check_windows(window, config.grid_size[0], len(depths))
     hf = transformers.SwinForMaskedImageModeling(
         transformers.SwinConfig(
-            image_size=height,
+            image_size=side,
             patch_size=config.patch_size,
             num_channels=config.in_chans,
             embed_dim=config.embed_dim,
@@ -44,16 +40,8 @@ def to_hf(model: SimMIM) -> "SwinForMaskedImageModeling":
             layer_norm_eps=cast(nn.LayerNorm, model.backbone.norm).eps,
             encoder_stride=model.backbone.strides[-1],
         )
-    ).to(model.mask_token.dtype)
-    weights = model.state_dict()
-    hf.load_state_dict(
-        {
-            theirs: part
-            for ours, names in _names(depths)
-            for theirs, part in zip(names, weights[ours].chunk(len(names)), strict=True)
-        }
     )
-    return hf.train(model.training)
+    return hf_parts.give_weights(model, hf, _names(depths))
 
 
 def from_hf(hf: "SwinForMaskedImageModeling") -> SimMIM:
@@ -66,27 +54,19 @@ def from_hf(hf: "SwinForMaskedImageModeling") -> SimMIM:
         InputError: an architecture that differs from SimMIM's in more than its sizes; the setting is named.
     """
     config = _our_config(hf.config)
-    weights = hf.state_dict()
-    model = SimMIM(config).to(hf.dtype)
-    names = _names(cast(tuple[int, ...], config.depth))
-    model.load_state_dict({ours: torch.cat([weights[name] for name in theirs]) for ours, theirs in names})
-    return model.train(hf.training)
+    return hf_parts.take_weights(SimMIM(config), hf, _names(cast(tuple[int, ...], config.depth)))
 
 
 def _our_config(theirs: Any) -> SimMIMConfig:
-    side, patch_size = square_side(theirs, "image_size"), square_side(theirs, "patch_size")
+    side, patch_size = hf_parts.square_side(theirs, "image_size"), hf_parts.square_side(theirs, "patch_size")
     stride = patch_size * 2 ** (len(theirs.depths) - 1)
-    must_be = {
-        "hidden_act": ("gelu", theirs.hidden_act),
-        "qkv_bias": (True, theirs.qkv_bias),
-        "use_absolute_embeddings": (False, theirs.use_absolute_embeddings),
-        "encoder_stride": (stride, theirs.encoder_stride),
+    needed = {
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_absolute_embeddings": False,
+        "encoder_stride": stride,
     }
-    for name, (needed, given) in must_be.items():
-        if given != needed:
-            raise InputError(f"{name}={given}: a Swin of another architecture; SimMIM's has {needed}")
-    if theirs.layer_norm_eps > LARGEST_EPS:
-        raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a Swin of another architecture; SimMIM's has 1e-5")
+    hf_parts.check_settings(theirs, needed, "Swin", "SimMIM")
     _check_windows(theirs.window_size, side // patch_size, len(theirs.depths))
     return SimMIMConfig(
         family="swin",
@@ -111,8 +91,8 @@ def _check_windows(window_size: int, side: int, stages: int) -> None:
         )
 
 
-def _names(depths: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
-    """(our name, transformers' names) of every tensor; three of theirs, stacked, are our fused qkv."""
+def _names(depths: tuple[int, ...]) -> hf_parts.Names:
+    """Of every tensor."""
     yield "mask_token", ["swin.embeddings.mask_token"]
     modules = {
         "patch_embed.proj": ["swin.embeddings.patch_embeddings.projection"],
@@ -130,12 +110,5 @@ def _names(depths: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
             block, layer = f"layers.{stage}.blocks.{n}", f"{theirs}.blocks.{n}"
             table = "relative_position_bias_table"
             yield f"{block}.attn.{table}", [f"{layer}.attention.relative_position_bias.{table}"]
-            modules[f"{block}.norm1"] = [f"{layer}.layernorm_before"]
-            modules[f"{block}.attn.qkv"] = [f"{layer}.attention.{which}_proj" for which in "qkv"]
-            modules[f"{block}.attn.proj"] = [f"{layer}.attention.o_proj"]
-            modules[f"{block}.norm2"] = [f"{layer}.layernorm_after"]
-            modules[f"{block}.mlp.fc1"] = [f"{layer}.mlp.fc1"]
-            modules[f"{block}.mlp.fc2"] = [f"{layer}.mlp.fc2"]
-    for ours, theirs in modules.items():
-        for what in ("weight", "bias"):
-            yield f"{ours}.{what}", [f"{name}.{what}" for name in theirs]
+            modules |= hf_parts.block_modules(block, layer)
+    yield from hf_parts.parameter_names(modules)

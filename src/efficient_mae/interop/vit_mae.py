@@ -1,7 +1,6 @@
 """transformers' ViTMAE, both ways, encoder and decoder; and folders in its layout, of ViTMAE, Beit and Swin."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,12 +12,11 @@ from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.errors import InputError
-from efficient_mae.interop import hf_beit, hf_swin
+from efficient_mae.interop import hf_beit, hf_parts, hf_swin
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.files import encoder_of
 from efficient_mae.interop.headers import ImageStatistics
 from efficient_mae.interop.hf_images import save_processor
-from efficient_mae.interop.hf_parts import LARGEST_EPS, quiet, read_json, square_side, transformers_library
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.methods import Method
 from efficient_mae.methods.beit import BEiT
@@ -56,7 +54,7 @@ def to_hf(
         InputError: an encoder alone, a method that transformers hasn't, another decoder than MAE's, images that
             aren't square, or no transformers installed.
     """
-    transformers = transformers_library()
+    transformers = hf_parts.transformers_library()
     if isinstance(model, BEiT):
         return hf_beit.to_hf(model)
     if isinstance(model, SimMIM):
@@ -75,12 +73,9 @@ def to_hf(
             f"decoder={config.decoder}: transformers' ViTMAEForPreTraining has MAE's decoder, self, alone; "
             "hand over the encoder, as timm's"
         )
-    height, width = config.img_size
-    if height != width:
-        raise InputError(f"img_size={height}x{width}: transformers' ViTMAE takes square images only; timm takes any")
     hf = transformers.ViTMAEForPreTraining(
         transformers.ViTMAEConfig(
-            image_size=height,
+            image_size=hf_parts.common_side(config.img_size, "ViTMAE"),
             patch_size=config.patch_size,
             num_channels=config.in_chans,
             hidden_size=config.embed_dim,
@@ -95,16 +90,8 @@ def to_hf(
             norm_pix_loss=config.norm_pix_loss,
             layer_norm_eps=LAYER_NORM_EPS,
         )
-    ).to(model.mask_token.dtype)
-    weights = model.state_dict()
-    hf.load_state_dict(
-        {
-            theirs: part
-            for ours, names in _names(config)
-            for theirs, part in zip(names, weights[ours].chunk(len(names)))
-        }
     )
-    return hf.train(model.training)
+    return hf_parts.give_weights(model, hf, _names(config))
 
 
 @torch_seeded(0)
@@ -128,28 +115,21 @@ def from_hf(
     if hf.config.model_type == "swin":
         return hf_swin.from_hf(cast(Any, hf))
     config = _our_config(hf.config, gamma, beta)
-    weights = hf.state_dict()
-    model = MaskedAutoencoder(config).to(hf.dtype)
-    model.load_state_dict({ours: torch.cat([weights[name] for name in names]) for ours, names in _names(config)})
-    return model.train(hf.training)
+    return hf_parts.take_weights(MaskedAutoencoder(config), hf, _names(config))
 
 
 def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
-    must_be = {
-        "hidden_act": ("gelu", theirs.hidden_act),
-        "qkv_bias": (True, theirs.qkv_bias),
-        "intermediate_size": (4 * theirs.hidden_size, theirs.intermediate_size),
-        "decoder_intermediate_size": (4 * theirs.decoder_hidden_size, theirs.decoder_intermediate_size),
+    needed = {
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "intermediate_size": 4 * theirs.hidden_size,
+        "decoder_intermediate_size": 4 * theirs.decoder_hidden_size,
     }
-    for name, (needed, given) in must_be.items():
-        if given != needed:
-            raise InputError(f"{name}={given}: a ViTMAE of another architecture; MAE's has {needed}")
-    if theirs.layer_norm_eps > LARGEST_EPS:
-        raise InputError(f"layer_norm_eps={theirs.layer_norm_eps}: a ViTMAE of another architecture; MAE's has 1e-6")
-    side = square_side(theirs, "image_size")
+    hf_parts.check_settings(theirs, needed, "ViTMAE", "MAE")
+    side = hf_parts.square_side(theirs, "image_size")
     return MAEConfig(
         img_size=(side, side),
-        patch_size=square_side(theirs, "patch_size"),
+        patch_size=hf_parts.square_side(theirs, "patch_size"),
         in_chans=theirs.num_channels,
         embed_dim=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
@@ -165,8 +145,8 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
     )
 
 
-def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
-    """(our name, transformers' names) of every tensor; three of theirs, stacked, are our fused qkv."""
+def _names(config: MAEConfig) -> hf_parts.Names:
+    """Of every tensor."""
     yield "cls_token", ["vit.embeddings.cls_token"]
     yield "pos_embed", ["vit.embeddings.position_embeddings"]
     yield "mask_token", ["decoder.mask_token"]
@@ -185,20 +165,13 @@ def _names(config: MAEConfig) -> Iterator[tuple[str, list[str]]]:
     for blocks, layers, depth in stacks:
         for n in range(depth):
             block, layer = f"{blocks}.{n}", f"{layers}.{n}"
-            modules[f"{block}.norm1"] = [f"{layer}.layernorm_before"]
-            modules[f"{block}.attn.qkv"] = [f"{layer}.attention.{which}_proj" for which in "qkv"]
-            modules[f"{block}.attn.proj"] = [f"{layer}.attention.o_proj"]
-            modules[f"{block}.norm2"] = [f"{layer}.layernorm_after"]
-            modules[f"{block}.mlp.fc1"] = [f"{layer}.mlp.fc1"]
-            modules[f"{block}.mlp.fc2"] = [f"{layer}.mlp.fc2"]
-    for ours, theirs in modules.items():
-        for what in ("weight", "bias"):
-            yield f"{ours}.{what}", [f"{name}.{what}" for name in theirs]
+            modules |= hf_parts.block_modules(block, layer)
+    yield from hf_parts.parameter_names(modules)
 
 
 def hf_kind(path: Path) -> str | None:
     """The model_type of a folder in transformers' layout; None if it is none, or one that is timm's within."""
-    found = read_json(path / "config.json").get("model_type", "timm_wrapper")
+    found = hf_parts.read_json(path / "config.json").get("model_type", "timm_wrapper")
     return None if found == "timm_wrapper" else str(found)
 
 
@@ -211,9 +184,9 @@ def load_hf_folder(folder: Path) -> Method | Backbone:
         InputError: weights that don't fit its config or aren't safetensors, or no transformers installed.
     """
     kind = str(hf_kind(folder))
-    transformers = transformers_library()
+    transformers = hf_parts.transformers_library()
     try:
-        with quiet(transformers):
+        with hf_parts.quiet(transformers):
             hf, info = getattr(transformers, HF_CLASSES[kind]).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
@@ -239,8 +212,8 @@ def hf_statistics(folder: Path) -> ImageStatistics:
     Raises:
         InputError: they aren't one number for each of the model's channels.
     """
-    in_chans = read_json(folder / "config.json").get("num_channels", 3)
-    values = read_json(folder / "preprocessor_config.json")
+    in_chans = hf_parts.read_json(folder / "config.json").get("num_channels", 3)
+    values = hf_parts.read_json(folder / "preprocessor_config.json")
     default = default_mean_std(in_chans)
     mean, std = values.get("image_mean", default[0]), values.get("image_std", default[1])
     try:
@@ -262,8 +235,8 @@ def save_hf(folder: Path, model: MaskedAutoencoder | BEiT | SimMIM, statistics: 
         InputError: as :func:`to_hf`.
         OSError: the disk is full or not writable.
     """
-    transformers = transformers_library()
-    with quiet(transformers):
+    transformers = hf_parts.transformers_library()
+    with hf_parts.quiet(transformers):
         to_hf(model).save_pretrained(folder)
     save_processor(folder, model.config.img_size, statistics)
     for file in folder.glob("*.safetensors"):
@@ -282,7 +255,7 @@ def save_hf_classifier(folder: Path, classifier: Classifier, statistics: ImageSt
     save_timm(folder, classifier, statistics)
     file = folder / "config.json"
     # With timm's own settings of images, timm's transform would take the place of the processor.
-    theirs = {name: value for name, value in read_json(file).items() if name != "pretrained_cfg"}
+    theirs = {name: value for name, value in hf_parts.read_json(file).items() if name != "pretrained_cfg"}
     content = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]} | theirs
     file.write_text(json.dumps(content, indent=2) + "\n")
     save_processor(folder, classifier.img_size, statistics)
