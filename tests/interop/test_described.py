@@ -57,7 +57,7 @@ def rewrite(folder: Path, **changes) -> None:
         ({"num_attention_heads": "x"}, "num_attention_heads='x'"),
         ({"image_size": ["a", "b"]}, r"image_size=\['a', 'b'\]: must be one number or two"),
         ({"num_attention_heads": 5}, "does not divide the width 96"),
-        ({"model_type": "clip"}, "model_type 'clip'; only vit_mae, vit and dinov2 can be read"),
+        ({"model_type": "clip"}, "model_type 'clip'; only vit_mae, beit, swin, vit and dinov2 can be read"),
     ],
 )
 def test_transformers_models_of_another_architecture(change: dict, said: str, tmp_path: Path):
@@ -65,6 +65,12 @@ def test_transformers_models_of_another_architecture(change: dict, said: str, tm
     rewrite(tmp_path, **change)
     with pytest.raises(ValueError, match=said):
         emae.load(tmp_path)
+
+
+def test_channels_are_those_of_the_weights(tmp_path: Path):
+    Dinov2Model(Dinov2Config(**SIZES)).save_pretrained(tmp_path)
+    rewrite(tmp_path, num_channels="many")
+    assert emae.load(tmp_path).in_chans == 3 and load_statistics(tmp_path).mean == (0.485, 0.456, 0.406)
 
 
 def timm_folder(folder: Path, name: str = "vit_tiny_patch16_224", **arguments) -> timm.models.VisionTransformer:
@@ -82,6 +88,10 @@ def test_timms_folder(scheme: str, tmp_path: Path):
     same_features(f"{scheme}{tmp_path}", vit.forward_features(PICTURES).detach())
     encoder = emae.load(f"{scheme}{tmp_path}")
     assert encoder.num_heads == 6 and load_statistics(tmp_path).mean == (0.3,) * 3
+    for odd in ({"mean": [0.3] * 2}, {"std": [0.2, 0.2, 0.0]}, {"mean": 0.3}):
+        rewrite(tmp_path, pretrained_cfg={"mean": [0.3] * 3, "std": [0.2] * 3} | odd)
+        with pytest.raises(ValueError, match=f"{tmp_path}.*: mean=.* and std=.* must be 3 numbers each"):
+            load_statistics(f"{scheme}{tmp_path}")
 
 
 def test_a_grid_whose_positions_and_class_token_make_a_square(tmp_path: Path):

@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import pytest
+import timm.models.vision_transformer as timm_vit
 import torch
 from safetensors.torch import save_file
 
@@ -86,3 +88,15 @@ def test_a_setting_that_a_file_lacks_is_not_guessed(name: str):
     assert MAEConfig.from_dict(early) == config
     with pytest.raises(KeyError, match=name):
         MAEConfig.from_dict({key: value for key, value in header.items() if key != name})
+
+
+def test_a_classifier_of_the_first_versions_says_how_its_images_are_normalised(tmp_path: Path):
+    vit = timm_vit.VisionTransformer(img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=2)
+    stated = {"classes": ["cat", "dog"], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    for name, header in (("whole", stated), ("odd", ["cat", "dog"]), ("less", {"classes": [], "mean": [0.1]})):
+        save_file(vit.state_dict(), tmp_path / name, {"efficient_mae_classifier": json.dumps(header)})
+    assert torch.equal(emae.load(tmp_path / "whole").blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)
+    assert load_statistics(tmp_path / "whole") == STATISTICS
+    for name in ("odd", "less"):
+        with pytest.raises(ValueError, match="its header describes no classifier of efficient-mae"):
+            load_statistics(tmp_path / name)

@@ -120,7 +120,7 @@ def test_folders_of_something_else(folder: Path, tmp_path: Path, monkeypatch: py
 
         return change
 
-    with pytest.raises(ValueError, match="model_type 'clip'; only vit_mae, vit and dinov2"):
+    with pytest.raises(ValueError, match="model_type 'clip'; only vit_mae, beit, swin, vit and dinov2"):
         emae.load(broken("clip", edit(model_type="clip")))
     with pytest.raises(ValueError, match="transformers can't load it"):
         emae.load(broken("wide", edit(hidden_size=96)))

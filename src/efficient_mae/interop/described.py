@@ -12,16 +12,16 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from efficient_mae.backbones import VisionTransformer
+from efficient_mae.backbones import Backbone, VisionTransformer
 from efficient_mae.backbones.patches import as_pair
-from efficient_mae.data import default_mean_std
 from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.interop.files import Trained
-from efficient_mae.interop.headers import ImageStatistics
+from efficient_mae.interop.headers import stated_statistics
 from efficient_mae.interop.hf_parts import LARGEST_EPS, read_json
 from efficient_mae.interop.mae_files import build
 from efficient_mae.interop.state_dicts import read_state_dict
-from efficient_mae.interop.vit_mae import hf_statistics
+from efficient_mae.interop.vit_mae import HF_CLASSES, hf_statistics
+from efficient_mae.methods import Method, backbone_of
 
 # As `--weights` names timm's models in the local cache, and as timm names its folders.
 TIMM, TIMM_FOLDER = "timm:", "local-dir:"
@@ -110,12 +110,18 @@ def _timm(where: str, file: Path, architecture: str, arguments: dict[str, Any], 
         raise InputError(f"{where}: {architecture} is no plain ViT; what is read here has MAE's blocks")
     heads = arguments.get("num_heads", block.attn.num_heads)
     size = _size(where, "img_size", arguments.get("img_size"))
+    model, left_out = _encoder(where, file, "num_heads", heads, size)
+    return Trained(model, stated_statistics(images, "mean", "std", backbone_of(model).in_chans, where), left_out)
+
+
+def _encoder(
+    where: str, file: Path, name: str, heads: Any, size: tuple[int, int] | None
+) -> tuple[Method | Backbone, dict[str, int]]:
+    """The model in a file of weights, and what lies beside it; `name` is that of the config's number of heads."""
     if not isinstance(heads, int) or heads < 1:
-        raise InputError(f"{where}: num_heads={heads!r}: must be a number of at least 1")
+        raise InputError(f"{where}: {name}={heads!r}: must be a number of at least 1")
     state = read_state_dict(file, size)
-    model = build(state, file, heads, size)
-    in_chans = state.tensors["patch_embed.proj.weight"].shape[1]
-    return Trained(model, _statistics(where, images, in_chans), state.left_out)
+    return build(state, file, heads, size), state.left_out
 
 
 def _size(where: str, name: str, size: Any) -> tuple[int, int] | None:
@@ -135,17 +141,6 @@ def _plain_block(vit: nn.Module) -> Any:
     return found if exact and found.norm1.eps <= LARGEST_EPS else None
 
 
-def _statistics(where: str, images: dict[str, Any], in_chans: int) -> ImageStatistics:
-    mean, std = default_mean_std(in_chans)
-    try:
-        found = ImageStatistics(tuple(images.get("mean", mean)), tuple(images.get("std", std)))
-    except TypeError:
-        found = ImageStatistics((), ())
-    if not len(found.mean) == len(found.std) == in_chans:
-        raise InputError(f"{where}: mean and std must be {in_chans} numbers each, one a channel")
-    return found
-
-
 def read_hf_vit(folder: Path) -> Trained:
     """The encoder in a folder of transformers' ViT or DINOv2; layer scale is multiplied into the maps before it.
 
@@ -154,7 +149,7 @@ def read_hf_vit(folder: Path) -> Trained:
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") not in _PLAIN:
-        known = " and ".join((", ".join(("vit_mae", *_PLAIN[:-1])), _PLAIN[-1]))
+        known = " and ".join((", ".join((*HF_CLASSES, *_PLAIN[:-1])), _PLAIN[-1]))
         raise InputError(
             f"{folder}: a transformers folder of model_type {config.get('model_type')!r}; only {known} can be read"
         )
@@ -167,13 +162,9 @@ def read_hf_vit(folder: Path) -> Trained:
     eps, heads = config.get("layer_norm_eps", 1e-12), config.get("num_attention_heads", 12)
     if not isinstance(eps, float | int) or eps > LARGEST_EPS:
         raise InputError(f"{folder}: layer_norm_eps={eps!r}: a ViT of another architecture; MAE's has 1e-6")
-    if not isinstance(heads, int) or heads < 1:
-        raise InputError(f"{folder}: num_attention_heads={heads!r}: must be a number of at least 1")
     size = _size(str(folder), "image_size", config.get("image_size"))
-    file = _weights_in(folder)
-    state = read_state_dict(file, size)
-    model = build(state, file, heads, size)
-    return Trained(model, hf_statistics(folder), state.left_out)
+    model, left_out = _encoder(str(folder), _weights_in(folder), "num_attention_heads", heads, size)
+    return Trained(model, hf_statistics(folder, backbone_of(model).in_chans), left_out)
 
 
 def _weights_in(folder: Path) -> Path:

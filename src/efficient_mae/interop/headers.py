@@ -1,11 +1,13 @@
 """How a model's file says, in its safetensors header, how to build the model and how its images are read."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from efficient_mae.backbones import Backbone
+from efficient_mae.channels import default_mean_std
 from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.plain_files import parse_json
@@ -15,6 +17,9 @@ from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings, with_t
 
 # The key of a safetensors header under which a model's config is kept.
 _METADATA_KEY = "efficient_mae"
+
+# That of classifiers of the first versions, with the classes' names and their images' mean and deviation alone.
+_EARLY_CLASSIFIER = "efficient_mae_classifier"
 
 # The family of an encoder whose header doesn't say it.
 _FAMILY = "vit"
@@ -112,6 +117,39 @@ def read_statistics(file: Path) -> ImageStatistics:
         InputError: no safetensors file, or not one of ours.
     """
     return read_own_header(file).statistics
+
+
+def early_statistics(file: Path) -> ImageStatistics | None:
+    """How the images of a classifier of the first versions are normalised; None of any other file.
+
+    Raises:
+        InputError: its header is damaged.
+    """
+    described = read_header(file)[0].get(_EARLY_CLASSIFIER)
+    if described is None:
+        return None
+    try:
+        content = parse_json(described, str(file))
+        return ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
+    except (KeyError, TypeError):
+        raise InputError(f"{file}: its header describes no classifier of efficient-mae") from None
+
+
+def stated_statistics(stated: Mapping[str, Any], mean: str, std: str, in_chans: int, where: str) -> ImageStatistics:
+    """Mean and standard deviation as another library's config has them, under these names; else the usual ones.
+
+    Raises:
+        InputError: they aren't one number for each channel.
+    """
+    means, deviations = (stated.get(*pair) for pair in zip((mean, std), default_mean_std(in_chans), strict=True))
+    try:
+        found = ImageStatistics(tuple(one + 0.0 for one in means), tuple(one + 0.0 for one in deviations))
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not len(found.mean) == len(found.std) == in_chans:
+        numbers = f"{mean}={means} and {std}={deviations}"
+        raise InputError(f"{where}: {numbers} must be {in_chans} numbers each, one a channel")
+    return found
 
 
 @dataclass(frozen=True)

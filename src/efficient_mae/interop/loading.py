@@ -8,7 +8,6 @@ from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop import beit_files, simmim_files
 from efficient_mae.interop.described import (
@@ -20,15 +19,12 @@ from efficient_mae.interop.described import (
     read_timm_folder,
 )
 from efficient_mae.interop.files import Trained, find_weights, load_own, read_metadata
-from efficient_mae.interop.headers import HEAD, ImageStatistics, is_own, read_statistics
+from efficient_mae.interop.headers import HEAD, ImageStatistics, early_statistics, foreign, is_own, read_statistics
 from efficient_mae.interop.mae_files import build
 from efficient_mae.interop.state_dicts import SUFFIXES, plain_vit, read_tensors
 from efficient_mae.interop.vit_mae import HF_CLASSES, hf_kind, hf_statistics, load_hf_folder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 from efficient_mae.methods.tokens import TokenMethod
-
-# The key of the header that classifiers' files have.
-_CLASSIFIER = "efficient_mae_classifier"
 
 
 def load(path: str | Path) -> Method | Backbone:
@@ -36,8 +32,9 @@ def load(path: str | Path) -> Method | Backbone:
 
     Args:
         path: a run directory (its last checkpoint), a checkpoint, exported weights; `timm:NAME`, timm's weights in
-            the local cache; a folder of timm's (also as `local-dir:FOLDER`) or of transformers' (ViTMAE, ViT,
-            DINOv2); a `.safetensors` or `.pth` file of a plain ViT, the original MAE's for one, whoever wrapped it.
+            the local cache; a folder of timm's (also as `local-dir:FOLDER`) or of transformers' (ViTMAE, BEiT,
+            Swin, ViT, DINOv2); a `.safetensors` or `.pth` file of a plain ViT, the original MAE's for one, whoever
+            wrapped it, or SimMIM's or BEiT's own.
 
     Returns:
         The whole model, or the encoder alone if the file holds no decoder.
@@ -130,14 +127,15 @@ def _read_foreign(path: str | Path, file: Path | None) -> Trained:
     if str(path).startswith(TIMM):
         return read_timm_cached(str(path).removeprefix(TIMM))
     if (kind := hf_kind(place)) in HF_CLASSES:
-        return Trained(load_hf_folder(place), hf_statistics(place))
+        model = load_hf_folder(place)
+        return Trained(model, hf_statistics(place, backbone_of(model).in_chans))
     if kind is not None:
         return read_hf_vit(place)
     if is_timm_folder(place):
         return read_timm_folder(place)
     file = file or place
     if file.is_dir():
-        raise InputError(f"{file}: its header doesn't describe a model of efficient-mae")
+        raise foreign(file)
     read = read_tensors(file)
     if simmim_files.is_simmim(read.tensors):
         model = simmim_files.read_simmim(file, read.tensors)
@@ -148,16 +146,6 @@ def _read_foreign(path: str | Path, file: Path | None) -> Trained:
         model = build(read, file)
     if isinstance(model, TokenMethod):
         return Trained(model, ImageStatistics(model.config.mean, model.config.std), read.left_out)
-    return Trained(model, _bare_statistics(file, backbone_of(model).in_chans), read.left_out)
-
-
-def _bare_statistics(file: Path, in_chans: int) -> ImageStatistics:
-    """Those that a classifier's header has; of other files the usual ones."""
-    described = None if _was_pickled(file) else read_header(file)[0].get(_CLASSIFIER)
-    if described is None:
-        return ImageStatistics(*default_mean_std(in_chans))
-    try:
-        content = parse_json(described, str(file))
-        return ImageStatistics(tuple(content["mean"]), tuple(content["std"]))
-    except (KeyError, TypeError):
-        raise InputError(f"{file}: its header describes no classifier of efficient-mae") from None
+    early = None if _was_pickled(file) else early_statistics(file)
+    statistics = early or ImageStatistics(*default_mean_std(backbone_of(model).in_chans))
+    return Trained(model, statistics, read.left_out)

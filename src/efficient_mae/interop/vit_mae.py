@@ -8,14 +8,13 @@ import torch
 
 from efficient_mae.backbones import Backbone
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
-from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.errors import InputError
 from efficient_mae.interop import hf_beit, hf_parts, hf_swin
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.files import encoder_of
-from efficient_mae.interop.headers import ImageStatistics
+from efficient_mae.interop.headers import ImageStatistics, stated_statistics
 from efficient_mae.interop.hf_images import save_processor
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.methods import Method
@@ -206,26 +205,14 @@ def load_hf_folder(folder: Path) -> Method | Backbone:
     return encoder_of(model) if missing else model
 
 
-def hf_statistics(folder: Path) -> ImageStatistics:
+def hf_statistics(folder: Path, in_chans: int) -> ImageStatistics:
     """Mean and standard deviation in a folder's preprocessor_config.json; the usual ones if it has none.
 
     Raises:
         InputError: they aren't one number for each of the model's channels.
     """
-    in_chans = hf_parts.read_json(folder / "config.json").get("num_channels", 3)
-    values = hf_parts.read_json(folder / "preprocessor_config.json")
-    default = default_mean_std(in_chans)
-    mean, std = values.get("image_mean", default[0]), values.get("image_std", default[1])
-    try:
-        statistics = ImageStatistics(tuple(map(float, mean)), tuple(map(float, std)))
-    except (TypeError, ValueError):
-        statistics = ImageStatistics((), ())
-    if not len(statistics.mean) == len(statistics.std) == in_chans:
-        raise InputError(
-            f"{folder / 'preprocessor_config.json'}: image_mean={mean} and image_std={std} must be "
-            f"{in_chans} numbers each, one a channel"
-        )
-    return statistics
+    file = folder / "preprocessor_config.json"
+    return stated_statistics(hf_parts.read_json(file), "image_mean", "image_std", in_chans, str(file))
 
 
 def save_hf(folder: Path, model: MaskedAutoencoder | BEiT | SimMIM, statistics: ImageStatistics) -> None:
