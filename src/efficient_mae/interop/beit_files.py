@@ -2,12 +2,15 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from efficient_mae.backbones import Beit
+from efficient_mae.backbones.patches import grid_size
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.methods.beit import BEiT, BEiTConfig
@@ -20,7 +23,7 @@ _MEAN = _STD = (0.5, 0.5, 0.5)
 
 
 def is_beit(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is one of BEiT's: no other file that is read here has relative positions."""
+    """Whether a state dict has relative positions, as BEiT's has, and SimMIM's, which are told first."""
     return any(name.endswith(_TABLE) for name in weights)
 
 
@@ -32,32 +35,45 @@ def read_beit(file: Path, weights: Mapping[str, Tensor]) -> BEiT | Beit:
     """
     tensors = {name: value for name, value in weights.items() if not name.endswith("relative_position_index")}
     if f"rel_pos_bias.{_TABLE}" not in tensors:
-        raise InputError(f"{file}: a fine-tuned Beit, with relative positions of each block; give a pre-trained one")
-    try:
-        width, in_chans, *patch = tensors["patch_embed.proj.weight"].shape
-        rows, heads = tensors[f"rel_pos_bias.{_TABLE}"].shape
-        side = (math.isqrt(rows - 3) + 1) // 2
-        if len(patch) != 2 or patch[0] != patch[1] or (2 * side - 1) ** 2 + 3 != rows:
-            raise InputError(f"{file}: weights of another architecture; BEiT's have square patches on a square grid")
-        depth = len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
-        vocabulary = len(tensors["lm_head.weight"]) if tensors.keys() >= _WHOLE else 1
-        usual = BEiTConfig.usual((side, side), depth, in_chans)
-        if in_chans == len(_MEAN):
+        raise InputError(f"{file}: relative positions of each block, as of a fine-tuned Beit; give a pre-trained one")
+    with architecture_named(file, "BEiT"):
+        sizes = beit_sizes(tensors)
+        usual = BEiTConfig.usual(grid_size(sizes["img_size"], sizes["patch_size"]), sizes["depth"], sizes["in_chans"])
+        if sizes["in_chans"] == len(_MEAN):
             usual |= {"mean": _MEAN, "std": _STD}
-        config = BEiTConfig(
-            img_size=(side * patch[0], side * patch[0]),
-            patch_size=patch[0],
-            in_chans=in_chans,
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            vocab_size=vocabulary,
-            **usual,
-        )
-    except (KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: weights of another architecture ({error} isn't as in BEiT)") from None
+        vocabulary = len(tensors["lm_head.weight"]) if tensors.keys() >= _WHOLE else 1
+        config = BEiTConfig(vocab_size=vocabulary, **sizes, **usual)
     model = BEiT(config) if tensors.keys() >= _WHOLE else config.make_backbone()
     load_tensors(tensors, model, file)
     return model
+
+
+def beit_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings of a Beit that the shapes of its weights say, whatever it was trained by.
+
+    Raises:
+        InputError, KeyError, ValueError: another architecture.
+    """
+    width, in_chans, *patch = tensors["patch_embed.proj.weight"].shape
+    rows, heads = tensors[f"rel_pos_bias.{_TABLE}"].shape
+    side = (math.isqrt(rows - 3) + 1) // 2
+    if len(patch) != 2 or patch[0] != patch[1] or (2 * side - 1) ** 2 + 3 != rows:
+        raise InputError("a Beit's have square patches on a square grid")
+    return {
+        "img_size": (side * patch[0], side * patch[0]),
+        "patch_size": patch[0],
+        "in_chans": in_chans,
+        "embed_dim": width,
+        "depth": len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}),
+        "num_heads": heads,
+    }
+
+
+@contextmanager
+def architecture_named(file: Path, method: str) -> Iterator[None]:
+    """Within, what shapes and names don't fit is InputError: weights of another architecture than the method's."""
+    try:
+        yield
+    except (KeyError, ValueError, IndexError) as error:
+        odd = error if isinstance(error, InputError) else f"{error} isn't as in {method}"
+        raise InputError(f"{file}: weights of another architecture ({odd})") from None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from efficient_mae.backbones import Beit
 from efficient_mae.engine.storage.checkpoint import load_tensors
-from efficient_mae.errors import InputError
+from efficient_mae.interop.beit_files import architecture_named, beit_sizes
 from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
 
 _TABLE = "relative_position_bias_table"
@@ -32,12 +32,8 @@ def read_simmim(file: Path, weights: Mapping[str, Tensor]) -> SimMIM:
         InputError: another architecture.
     """
     tensors = {_our_name(name): value for name, value in weights.items() if not name.endswith(_BUFFERS)}
-    try:
+    with architecture_named(file, "SimMIM"):
         config = _vit(tensors) if "cls_token" in tensors else _swin(tensors)
-    except (KeyError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise InputError(f"{file}: weights of another architecture ({error})") from None
-        raise InputError(f"{file}: weights of another architecture ({error} isn't as in SimMIM)") from None
     model = SimMIM(config)
     load_tensors(tensors, model, file)
     return model
@@ -49,20 +45,8 @@ def _our_name(name: str) -> str:
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> SimMIMConfig:
-    width, in_chans, patch, _ = tensors["patch_embed.proj.weight"].shape
-    rows, heads = tensors[f"rel_pos_bias.{_TABLE}"].shape
-    side = (math.isqrt(rows - 3) + 1) // 2
-    return SimMIMConfig(
-        family=Beit.family,
-        img_size=(side * patch, side * patch),
-        patch_size=patch,
-        in_chans=in_chans,
-        embed_dim=width,
-        depth=len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}),
-        num_heads=heads,
-        window_size=None,
-        mask_unit=2 * patch,
-    )
+    sizes = beit_sizes(tensors)
+    return SimMIMConfig(family=Beit.family, window_size=None, mask_unit=2 * sizes["patch_size"], **sizes)
 
 
 def _swin(tensors: Mapping[str, Tensor]) -> SimMIMConfig:
