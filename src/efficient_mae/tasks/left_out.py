@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from efficient_mae.console import say
-from efficient_mae.engine.storage.damage_log import refuse_damage
+from efficient_mae.engine.storage.damage_log import refuse_unreadable
 
 
 class LeftOut:
@@ -38,4 +38,4 @@ class LeftOut:
             name, reason = next(iter(self._reasons.items()))
             first = f"the first is {name}: {reason}"
             mend = "mend or remove them, then give the same command again"
-            refuse_damage(len(self._reasons), self._num_samples, first, mend, f"{self._name}: ")
+            refuse_unreadable(len(self._reasons), self._num_samples, first, mend, f"{self._name}: ")

@@ -34,7 +34,7 @@ def read_damaged(file: Path) -> list[tuple[str, str]]:
     return [(name, reason) for name, reason in pairs]
 
 
-def refuse_damage(count: int, num_samples: int, named: str, mend: str, where: str = "") -> None:
+def refuse_unreadable(count: int, num_samples: int, named: str, mend: str, where: str = "") -> None:
     """Raise InputError if so many of so many images are more than may be unreadable.
 
     Args:
@@ -96,7 +96,7 @@ class DamageLog:
             for name in sorted(new):
                 say(f"skipped {name}: {found[name]}")
             replace_file(self._file, json.dumps(sorted(self.reasons.items()), indent=1).encode())
-        refuse_damage(
+        refuse_unreadable(
             len(self.reasons),
             self._num_samples,
             f"they are named in {self._file}",
