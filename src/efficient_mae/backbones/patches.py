@@ -1,7 +1,7 @@
 """Images as grids of patches. B images, C channels, H x W patches of P x P pixels, T chosen patches."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from efficient_mae.backbones.kernels.linear import linear
@@ -43,6 +43,11 @@ def patch_view(images: Float[Tensor, "B C h w"], patch_size: int) -> Float[Tenso
     rows, columns = height // patch_size, width // patch_size
     split = images.view(images_, channels, rows, patch_size, columns, patch_size)
     return split.permute(0, 2, 4, 1, 3, 5)
+
+
+def pixel_mask(mask: Bool[Tensor, "B H W"], patch_size: int) -> Bool[Tensor, "B 1 h w"]:
+    """A mask of patches as one of pixels, of all channels."""
+    return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
 
 
 def gather_patches(

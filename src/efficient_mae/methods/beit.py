@@ -15,7 +15,7 @@ from efficient_mae.backbones.kernels.linear import Linear
 from efficient_mae.masking import blockwise_mask_from_noise
 from efficient_mae.methods.base import PublishedCost
 from efficient_mae.methods.mae.costs import stack_macs
-from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner
+from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner, tokens_of
 from efficient_mae.methods.tokens import DALLE, TokenConfig, TokenMethod, TokenOutput, TokenSettings, token_errors
 
 # Table 3: size, tokenizer, name, GFLOPs.
@@ -38,9 +38,7 @@ class BEiTConfig(TokenConfig):
         return Beit(**self.backbone, init_values=self.layer_scale, drop_path_rate=self.drop_path)
 
     def tokens(self, plan: MaskedPlan) -> dict[str, float]:
-        """Of the encoder, its class token among them, and the patches that are predicted."""
-        images, patches = len(plan.mask), plan.mask[0].numel()
-        return {"encoder_tokens": 1 + patches, "predicted_patches": len(plan.ids_hidden) / images}
+        return tokens_of(plan)
 
     def paper_gmacs(self, images: int = 256, seed: int = 0) -> float:
         """Every token goes through the encoder, every patch's through the head, the tokenizer's work included."""

@@ -61,6 +61,12 @@ class MaskedPlanner:
         return MaskedPlan(mask, ids_hidden, torch.ones(len(ids_hidden), device=mask.device))
 
 
+def tokens_of(plan: MaskedPlan) -> dict[str, float]:
+    """Of a ViT that sees all patches, its class token among them, and the patches that are predicted, mean."""
+    images, patches = plan.mask.shape[0], plan.mask[0].numel()
+    return {"encoder_tokens": 1 + patches, "predicted_patches": len(plan.ids_hidden) / images}
+
+
 class MaskedMethod(Method):
     """A method whose encoder sees whole images, with a learned mask token in place of hidden patches."""
 

@@ -17,7 +17,7 @@ from efficient_mae.masking import blockwise_mask_from_noise, check_blocks, num_h
 from efficient_mae.masking.loss import weighted_error_sum
 from efficient_mae.methods.base import MethodConfig, MethodSettings, Output, PublishedCost
 from efficient_mae.methods.hog import BINS, draw_hog, hog_targets
-from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner
+from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner, tokens_of
 from efficient_mae.ranges import PositiveInt, Ratio
 
 
@@ -61,9 +61,7 @@ class MaskFeatConfig(MethodConfig, MaskFeatSettings):
         return MaskedPlanner(partial(blockwise_mask_from_noise, grid_size=self.grid_size, **blocks))
 
     def tokens(self, plan: MaskedPlan) -> dict[str, float]:
-        """Of the encoder, its class token among them, and the patches that are predicted."""
-        images, patches = len(plan.mask), plan.mask[0].numel()
-        return {"encoder_tokens": 1 + patches, "predicted_patches": len(plan.ids_hidden) / images}
+        return tokens_of(plan)
 
     @property
     def histograms(self) -> int:

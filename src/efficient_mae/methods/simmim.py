@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from efficient_mae.backbones import BACKBONES, Backbone, Beit, VisionTransformer
+from efficient_mae.backbones.patches import pixel_mask
 from efficient_mae.backbones.sizes import SWIN_PATCH_SIZE, family_of, parse_name
 from efficient_mae.errors import InputError
 from efficient_mae.masking import num_visible, unit_mask_from_noise
@@ -153,9 +154,7 @@ class SimMIM(MaskedMethod):
 
     def paint(self, images: Float[Tensor, "B C h w"], out: SimMIMOutput) -> Float[Tensor, "B C h w"]:
         """The images with their hidden patches filled in."""
-        size = self.config.patch_size
-        hidden = out.mask.repeat_interleave(size, 1).repeat_interleave(size, 2)
-        return torch.where(hidden[:, None], out.reconstruction, images)
+        return torch.where(pixel_mask(out.mask, self.config.patch_size), out.reconstruction, images)
 
 
 def _check_units(config: SimMIMConfig) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode
 
-from efficient_mae.backbones.patches import as_pair, grid_size
+from efficient_mae.backbones.patches import as_pair, grid_size, pixel_mask
 from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.channels import default_mean_std
 from efficient_mae.errors import InputError
@@ -181,11 +181,8 @@ class TokenMethod(Method):
             return None
         ids = self._words.read(images)
         ids.view(-1)[out.plan.ids_hidden] = out.logits.argmax(dim=1)
-        drawn, size = self._words.draw(ids), self.config.patch_size
-        if drawn is None:
-            return None
-        hidden = out.mask.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
-        return torch.where(hidden, drawn, images)
+        drawn = self._words.draw(ids)
+        return None if drawn is None else torch.where(pixel_mask(out.mask, self.config.patch_size), drawn, images)
 
 
 class _Words:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from efficient_mae.backbones import VisionTransformer
 from efficient_mae.backbones.kernels.linear import Linear
-from efficient_mae.backbones.patches import patch_statistics, pixel_targets
+from efficient_mae.backbones.patches import patch_statistics, patch_view, pixel_mask, pixel_targets
 from efficient_mae.backbones.positions import sincos_position_embedding
 from efficient_mae.backbones.vit import LAYER_NORM_EPS, init_weights
 from efficient_mae.masking.loss import weighted_error_sum
@@ -221,13 +221,12 @@ class MaskedAutoencoder(Method):
         image. Under norm_pix_loss the prediction has no scale of its own, and each patch is de-normalised by the
         mean and standard deviation of its true pixels.
         """
-        size, (rows, columns) = self.config.patch_size, self.config.grid_size
+        size = self.config.patch_size
         prediction = out.prediction.to(images.dtype)
         if self.config.norm_pix_loss:
             mean, std = patch_statistics(pixel_targets(images, out.plan.ids_predict, size))
             prediction = prediction * std + mean
-        hidden = out.mask.repeat_interleave(size, 1).repeat_interleave(size, 2)
-        painted = images.masked_fill(hidden[:, None], 0.0)
-        patches = painted.view(len(images), self.config.in_chans, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
-        patches[out.predicted] = prediction.view(-1, size, size, self.config.in_chans)  # writes through the view
+        painted = images.masked_fill(pixel_mask(out.mask, size), 0.0)
+        pixels = prediction.view(-1, size, size, self.config.in_chans).permute(0, 3, 1, 2)
+        patch_view(painted, size)[out.predicted] = pixels  # writes through the view
         return painted
