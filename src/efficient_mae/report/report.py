@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from efficient_mae.bench.flops import Cost, model_cost
-from efficient_mae.data import DataChoice, EvalTransform, UnreadableImage, normalize, open_held_out
+from efficient_mae.data import DataChoice, EvalTransform, normalize
 from efficient_mae.data.sources.choice import ANY
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.storage.durable import replace_file
@@ -32,6 +32,7 @@ from efficient_mae.report.curves import (
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 from efficient_mae.report.page import panels_of, render
 from efficient_mae.report.run_files import RunFiles, read_run
+from efficient_mae.tasks.left_out import held_out_images
 from efficient_mae.tasks.panels import draw_panel
 
 # Images and random masks of each for the losses of Fig. 2: some ten thousand patches on the smallest grid.
@@ -84,15 +85,9 @@ def read_samples(data: str, config: MethodConfig, statistics: ImageStatistics, c
     Raises:
         InputError: the source cannot be opened, or none of the images can be read.
     """
-    source, split = open_held_out(data, choice)
     transform = EvalTransform(config.img_size, statistics.reading)
-    images = []
-    for index in np.unique(np.linspace(0, len(source) - 1, PROFILE_IMAGES).round().astype(int)):
-        with suppress(UnreadableImage):
-            images.append(transform(source.open(int(index))))
-    if not images:
-        raise InputError(f"data={data}: none of the images looked at can be read")
-    return Samples(normalize(torch.stack(images), statistics.mean, statistics.std), split)
+    images, split = held_out_images(data, choice, transform, PROFILE_IMAGES)
+    return Samples(normalize(images, statistics.mean, statistics.std), split)
 
 
 def render_report(

@@ -1,9 +1,31 @@
 """Images that can't be read, and so are left out of a judgement: named, counted, and refused where they are many."""
 
 from collections.abc import Iterable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
 
 from efficient_mae.console import say
+from efficient_mae.data import DataChoice, EvalTransform, UnreadableImage, open_held_out, spread
 from efficient_mae.engine.storage.damage_log import refuse_unreadable
+from efficient_mae.errors import InputError
+
+
+def held_out_images(data: str, choice: DataChoice, transform: EvalTransform, most: int) -> tuple[Tensor, str]:
+    """Readable images to look at, (B, C, h, w), evenly spread over held-out ones if there are any; and their part.
+
+    Raises:
+        InputError: the source cannot be opened, or none of the images can be read.
+    """
+    source, split = open_held_out(data, choice)
+    sample, images = spread(source, most), []
+    for index in range(len(sample)):
+        with suppress(UnreadableImage):
+            images.append(transform(sample.open(index)))
+    if not images:
+        raise InputError(f"data={data}: none of the images looked at can be read")
+    return torch.stack(images), split
 
 
 class LeftOut:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +19,8 @@ from efficient_mae.data import (
     Source,
     TrainBatch,
     TrainDataset,
-    UnreadableImage,
     normalize,
-    open_held_out,
     open_source,
-    spread,
 )
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.data.images.reading import Reading
@@ -45,6 +41,7 @@ from efficient_mae.methods.tokenizer import (
 )
 from efficient_mae.ranges import NonNegative, Pixels, Positive, PositiveInt, Share
 from efficient_mae.tasks.codebook import CODEBOOK, codebook_use, draw_token_panel
+from efficient_mae.tasks.left_out import held_out_images
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "panel_every")
@@ -254,12 +251,5 @@ class TokenizerRun(Run):
     @cached_property
     def _looked_at(self) -> Float[Tensor, "B C h w"]:
         """Readable images, evenly spread over the held-out ones if the source has them, from 0 to 1."""
-        sample = spread(open_held_out(self.config.data, self.config)[0], _LOOKED_AT)
         transform = EvalTransform(self.img_size, self.reading)
-        images = []
-        for index in range(len(sample)):
-            with suppress(UnreadableImage):
-                images.append(transform(sample.open(index)))
-        if not images:
-            raise InputError(f"data={self.config.data}: none of the images looked at can be read")
-        return _pixels(torch.stack(images))
+        return _pixels(held_out_images(self.config.data, self.config, transform, _LOOKED_AT)[0])
