@@ -1,6 +1,5 @@
 """MaskFeat: the published implementation's numbers, and all that a method does in this house."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from efficient_mae.interop import ImageStatistics, load_config
 from efficient_mae.methods.maskfeat import MaskFeat, MaskFeatConfig
 from efficient_mae.tasks.pretrain import MethodObjective
 from tests.processes import spawn
-from tests.tasks.conftest import assert_same_result, flags, rows
+from tests.tasks.conftest import assert_same_result, flags, result_of, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -209,12 +208,6 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("maskfeat") / "run"
     assert main(["pretrain", *flags(data=data, out=out, **RUN)]) == 0
     return out
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    capsys.readouterr()
-    assert main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_it_learns_and_is_drawn_and_reported(run: Path):

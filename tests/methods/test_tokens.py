@@ -18,7 +18,7 @@ from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.methods.tokenizers import write_tokenizer
 from tests.processes import spawn
-from tests.tasks.conftest import flags, rows
+from tests.tasks.conftest import flags, result_of, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
 MODELS = {"beit": "beit_vit_tiny_patch4", "cae": "cae_vit_tiny_patch4"}
@@ -50,12 +50,6 @@ def run(
 @pytest.fixture
 def settings(run: Path, tokenizer: Path) -> dict:
     return {"model": MODELS[run.name], "tokenizer": tokenizer, **RUN}
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    capsys.readouterr()
-    assert main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_it_learns_tokens_of_a_tokenizer_that_it_does_not_keep(run: Path, tokenizer: Path):

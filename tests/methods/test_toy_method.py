@@ -1,7 +1,6 @@
 """A method of 75 lines that the house has never seen does all that MAE does: a guest, registered in one call."""
 
 import dataclasses
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -21,7 +20,7 @@ from efficient_mae.tasks import pretrain, pretrain_config
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.methods import toy
-from tests.tasks.conftest import assert_same_result, flags, rows
+from tests.tasks.conftest import assert_same_result, flags, result_of, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
 MODEL = {"model": "colour_vit_tiny_patch4", "img_size": 16, "in_chans": 1, "depth": 1, "hidden": 0.4}
@@ -39,12 +38,6 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("toy") / "run"
     assert main(["pretrain", *flags(data=data, out=out, **RUN)]) == 0
     return out
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    capsys.readouterr()
-    assert main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_it_learns(run: Path):

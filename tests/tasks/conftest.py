@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from efficient_mae.cli import main
 from tests.forks import ForkServer
 
 # What makes a run small: a second or two of training.
@@ -94,6 +95,13 @@ def assert_same_result(out: Path, expected: Path) -> None:
 
 def flags(**settings) -> list[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    """What `emae ... --json` prints, run in this process."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def emae(*arguments: str, processes: int = 1, restarts: int = 0, **settings) -> list[str]:

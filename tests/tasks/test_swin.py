@@ -1,6 +1,5 @@
 """SimMIM with a Swin does all that MAE does with a ViT: it asks the house for nothing of its own."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from efficient_mae.cli import main
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.processes import spawn
-from tests.tasks.conftest import assert_same_result, flags, rows
+from tests.tasks.conftest import assert_same_result, flags, result_of, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
 timm = pytest.importorskip("timm")
@@ -31,12 +30,6 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("swin") / "run"
     assert main(["pretrain", *flags(data=data, out=out, **RUN)]) == 0
     return out
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    capsys.readouterr()
-    assert main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_it_learns_and_is_watched(run: Path):
