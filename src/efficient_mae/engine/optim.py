@@ -1,4 +1,7 @@
-"""AdamW with a linear warm-up, then half a cosine, as MAE uses it but for its tokens, which MAE decays."""
+"""AdamW with a linear warm-up, then half a cosine, as MAE uses it but for its tokens, which MAE decays.
+
+A task may have the rate fall otherwise.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -40,12 +43,25 @@ def _fused(parameters: Iterable[torch.Tensor]) -> bool | None:
     return True if all(p.device.type in ("cpu", "cuda") for p in parameters) else None
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, lowest: float = 0.0) -> float:
-    """Rate of a step, counted from 0: linear to `peak` over the warm-up, then half a cosine to `lowest`."""
+def half_cosine(progress: float) -> float:
+    """Share of the highest rate at a point of training, from 0 at the end of the warm-up to 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    lowest: float = 0.0,
+    fall: Callable[[float], float] = half_cosine,
+) -> float:
+    """Rate of a step, counted from 0: linear to `peak` over the warm-up, then falling to `lowest` as `fall` says."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+    return lowest + (peak - lowest) * fall(progress)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -27,7 +27,7 @@ from efficient_mae.engine.machine.memory import BatchMemory, explain_out_of_memo
 from efficient_mae.engine.machine.parallel import Skeleton, parallelize, shard
 from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.engine.opening import say_what_is_done, say_where_it_goes_on
-from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
+from efficient_mae.engine.optim import BASE_BATCH_SIZE, half_cosine, learning_rate
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.engine.storage import checkpoint
 from efficient_mae.engine.storage.checksums import last_whole
@@ -111,6 +111,10 @@ class Run(ABC):
         """Called after :meth:`prepare` where there is no checkpoint to load, on every process."""
         return
 
+    def fall(self, progress: float) -> float:
+        """Share of the highest learning rate at a point of training, from 0 at the end of the warm-up to 1."""
+        return half_cosine(progress)
+
     def after_step(self) -> None:
         """Called after each optimiser step, on every process."""
         return
@@ -188,6 +192,7 @@ class Run(ABC):
                 warmup_steps=round(self.warmup_epochs * self.steps_per_epoch),
                 total_steps=self.total_steps,
                 lowest=config.min_lr,
+                fall=self.fall,
             ),
             precision=config.precision,
             clip_grad=config.clip_grad,

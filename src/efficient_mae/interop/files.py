@@ -35,8 +35,8 @@ from efficient_mae.interop.state_dicts import SUFFIXES
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
 from efficient_mae.ranges import with_tuples
 
-# What a run or an export keeps an encoder alone in, and a run the classifier that came of it.
-_ENCODER_FILE, CLASSIFIER_FILE = "encoder.safetensors", "classifier.safetensors"
+# What a run or an export keeps an encoder alone in, and a run what came of it: a classifier, or another task's model.
+_ENCODER_FILE, CLASSIFIER_FILE, TASK_FILE = "encoder.safetensors", "classifier.safetensors", "trained.safetensors"
 
 T = TypeVar("T")
 
@@ -62,8 +62,8 @@ def encoder_of(model: Method | Backbone) -> Backbone:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's, or the
-    classifier that came of it.
+    """The safetensors file of a run directory, a checkpoint or an export; of a run, its last checkpoint's, or that of
+    what came of it.
 
     Of a sharded checkpoint, the folder that takes the file's place.
 
@@ -77,7 +77,7 @@ def find_weights(path: str | Path) -> Path:
         raise InputError(f"{path}: no such file or directory; give a run directory, a checkpoint or an export")
     checkpoints = find_checkpoints(path / "checkpoints")
     parts = (find_part(folder, "model") for folder in (*checkpoints[-1:], path))
-    for candidate in (path / CLASSIFIER_FILE, *parts, path / _ENCODER_FILE):
+    for candidate in (path / CLASSIFIER_FILE, path / TASK_FILE, *parts, path / _ENCODER_FILE):
         if candidate.exists():
             return candidate
     others = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *SUFFIXES))
@@ -118,14 +118,15 @@ def find_optimizer(path: str | Path) -> Path:
 def load_own(file: Path) -> Method | Backbone:
     """The model in a file or sharded checkpoint of this software: whole, or the encoder alone if it holds no more.
 
-    Of a classifier the encoder, whose last norm is then the one that followed the mean, if one did.
+    Of a classifier, or another task's model, the encoder; a classifier's last norm is then the one that followed the
+    mean, if one did.
 
     Raises:
         InputError: no such file, or weights of another architecture.
     """
     header, shapes = read_own_header(file), read_header(file)[1]
-    classifies = header.head is not None
-    shapes = _without_head(shapes) if classifies else shapes
+    with_heads = header.head is not None or header.heads is not None
+    shapes = _without_head(shapes) if with_heads else shapes
     try:
         with torch.device("meta"):  # built first, what a header describes could fill the memory
             empty = _described(header, shapes, file)
@@ -136,7 +137,7 @@ def load_own(file: Path) -> Method | Backbone:
         raise foreign(file) from None
     whole = isinstance(empty, Method)
     model = type(empty)(empty.config) if whole else type(empty)(**empty.arguments)
-    if classifies and file.is_file():
+    if with_heads and file.is_file():
         load_tensors(_without_head(load_file(file)), model, file)
     else:
         load_model(file, model)
@@ -144,7 +145,7 @@ def load_own(file: Path) -> Method | Backbone:
 
 
 def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
-    """A classifier's tensors that are its encoder's, under the encoder's names."""
+    """A classifier's tensors, or another task's model's, that are its encoder's, under the encoder's names."""
     if probed := {name.removeprefix(PROBED): one for name, one in tensors.items() if name.startswith(PROBED)}:
         return probed
     return {name.replace("fc_norm.", "norm."): one for name, one in tensors.items() if not name.startswith(HEAD)}

@@ -27,7 +27,8 @@ _FAMILY = "vit"
 # What the names of a classifier's own tensors begin with, as timm has them.
 HEAD = "head."
 
-# What the names of its encoder's begin with in a checkpoint of a probe, which is no classifier of timm's yet.
+# What the names of its encoder's begin with in a checkpoint of a probe, which is no classifier of timm's yet, and in
+# the files of other tasks.
 PROBED = "encoder."
 
 # How a classifier makes one feature of an image's tokens, as timm says.
@@ -80,15 +81,32 @@ class Head:
     fc_norm: bool
 
 
+@dataclass(frozen=True)
+class TaskHeads:
+    """What makes an encoder a model of another task than classification.
+
+    Such a model's file holds timm's encoder under names that begin with `encoder.`, and beside it the task's heads.
+
+    Attributes:
+        task: its name.
+        classes: their names, in the order of the outputs.
+        arguments: what the heads are built by, as JSON knows it.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    arguments: dict[str, Any]
+
+
 def file_metadata(
-    config: MethodConfig | Backbone, statistics: ImageStatistics, head: Head | None = None
+    config: MethodConfig | Backbone, statistics: ImageStatistics, head: Head | TaskHeads | None = None
 ) -> dict[str, str]:
     """A safetensors header that says how to build the model and how to normalise its images.
 
     Args:
         config: of the whole model, or an encoder.
         statistics: of its images.
-        head: of a classifier.
+        head: of a classifier, or what a model of another task has.
     """
     if isinstance(config, MethodConfig):
         described = {"method": config.method, "model": config.to_dict()}
@@ -100,7 +118,7 @@ def file_metadata(
         if getattr(statistics, name) != getattr(ImageStatistics, name):
             content[key] = getattr(statistics, name)
     if head is not None:
-        content["classifier"] = asdict(head)
+        content["classifier" if isinstance(head, Head) else "heads"] = asdict(head)
     # One key only: safetensors writes several in random order, and equal runs should write equal files.
     return {_METADATA_KEY: json.dumps(content)}
 
@@ -154,7 +172,7 @@ def stated_statistics(stated: Mapping[str, Any], mean: str, std: str, in_chans: 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its model; the method is None where it is an encoder alone, or with a classifier's head.
+    """What a file says of its model; the method is None where it is an encoder alone, or with heads of a task.
 
     The first versions wrote no method: what has a decoder is MAE's.
 
@@ -167,6 +185,7 @@ class Header:
     model: dict[str, Any]
     statistics: ImageStatistics
     head: Head | None
+    heads: TaskHeads | None
 
 
 def read_own_header(file: Path) -> Header:
@@ -182,9 +201,8 @@ def read_own_header(file: Path) -> Header:
         statistics = ImageStatistics(**with_tuples({"mean": content["mean"], "std": content["std"], **optional}))
         model = dict(content["model"])
         method = content.get("method", "mae" if "decoder_embed_dim" in model else None)
-        return Header(
-            method, content.get("backbone", _FAMILY), model, statistics, _read_head(content.get("classifier"))
-        )
+        head, heads = _read_head(content.get("classifier")), _read_heads(content.get("heads"))
+        return Header(method, content.get("backbone", _FAMILY), model, statistics, head, heads)
     except (KeyError, TypeError, ValueError):
         raise foreign(file) from None
 
@@ -198,6 +216,16 @@ def _read_head(content: Any) -> Head | None:
     if not (named and head.classes and head.pool in POOLS and isinstance(head.fc_norm, bool)):
         raise ValueError(content)
     return head
+
+
+def _read_heads(content: Any) -> TaskHeads | None:
+    """Raises KeyError, TypeError or ValueError for what describes none."""
+    if content is None:
+        return None
+    heads = TaskHeads(content["task"], tuple(content["classes"]), dict(content["arguments"]))
+    if not (isinstance(heads.task, str) and heads.classes and all(isinstance(name, str) for name in heads.classes)):
+        raise ValueError(content)
+    return heads
 
 
 def foreign(file: Path) -> InputError:

@@ -18,14 +18,16 @@ from efficient_mae.methods import Method, MethodConfig, backbone_of
 
 
 @torch_seeded(0)
-def to_timm(model: Method | Backbone) -> Any:
+def to_timm(model: Method | Backbone, drop_path: float = 0.0) -> Any:
     """timm's model with the encoder's weights: a VisionTransformer; `forward_features` gives the same tokens.
 
     Args:
         model: an encoder or a whole model; its weights are copied.
+        drop_path: share of the images for which the last block is skipped in training; grows from 0 in the first.
     """
     encoder = backbone_of(model)
-    made = encoder.timm_class(**encoder.timm_arguments, num_classes=0).to(next(encoder.parameters()))
+    arguments = encoder.timm_arguments | {"drop_path_rate": drop_path, "num_classes": 0}
+    made = encoder.timm_class(**arguments).to(next(encoder.parameters()))
     made.load_state_dict(encoder.state_dict())
     return made.train(model.training)
 

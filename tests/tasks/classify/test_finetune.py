@@ -21,8 +21,9 @@ from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.optim import adamw, set_learning_rate
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.tasks.classify import finetune as finetune_module
-from efficient_mae.tasks.classify.finetune import FinetuneConfig, build_classifier, finetune, layer_decay_groups
+from efficient_mae.tasks.classify.finetune import FinetuneConfig, build_classifier, finetune
 from efficient_mae.tasks.classify.result import SeedsResult
+from efficient_mae.tasks.downstream import layer_decay_groups
 
 from ..labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
 

@@ -98,11 +98,12 @@ class TrainDataset(Dataset[TrainBatch]):
         facts = {"indices": torch.tensor(indices), "labels": labels, "damaged": list(damaged.items())}
         return self.batch(crops, masks=self._masks(pairs), **facts)
 
-    def crop(self, index: int, epochs: Sequence[int], image: OpenedImage) -> Any:
+    def crop(self, index: int, epochs: Sequence[int], image: OpenedImage, number: int) -> Any:
         """What the image gives to a batch: its crop in each of these epochs; raises UnreadableImage.
 
         Args:
-            index: the number that was asked for: the image itself may be the one that replaces it.
+            index: the number that was asked for: the image itself may be one that replaces it.
+            number: of the image itself.
         """
         return self.transform.crops(image, self.rngs(index, epochs))
 
@@ -114,12 +115,14 @@ class TrainDataset(Dataset[TrainBatch]):
         """The batch of what :meth:`crop` made and what else is known of it."""
         return TrainBatch(images=torch.cat(crops), **facts)
 
-    def first_readable(self, index: int, damaged: dict[str, str], read: Callable[[OpenedImage], T]) -> tuple[T, int]:
+    def first_readable(
+        self, index: int, damaged: dict[str, str], read: Callable[[OpenedImage, int], T]
+    ) -> tuple[T, int]:
         """What `read` makes of the image at `index` or the next after it that can be read, and its number.
 
         Args:
             damaged: filled with the reason, by name, of every unreadable image on the way.
-            read: decodes the image; raises UnreadableImage where it cannot.
+            read: decodes the image, given with its number; raises UnreadableImage where it cannot.
 
         Raises:
             InputError: this image and the 100 that follow it are all unreadable.
@@ -128,7 +131,7 @@ class TrainDataset(Dataset[TrainBatch]):
         for step in range(looked_at):
             candidate = (index + step) % len(self.source)
             try:
-                return read(_open(self.source, candidate, self.min_size)), candidate
+                return read(_open(self.source, candidate, self.min_size), candidate), candidate
             except UnreadableImage as error:
                 damaged[error.name] = error.reason
         name = self.source.sample_name(index)
@@ -140,7 +143,7 @@ class TrainDataset(Dataset[TrainBatch]):
     def reads(self, index: int) -> bool:
         """Whether this image can be read."""
         try:
-            self.crop(index, [0], _open(self.source, index, self.min_size))
+            self.crop(index, [0], _open(self.source, index, self.min_size), index)
         except UnreadableImage:
             return False
         return True

@@ -124,9 +124,9 @@ class DeviceDecodeDataset(TrainDataset):
         super().__init__(source, transform, seed, **options)
         self._draw, self._shape = transform.draw, transform.shape
 
-    def crop(self, index: int, epochs: Sequence[int], image: OpenedImage) -> Any:
+    def crop(self, index: int, epochs: Sequence[int], image: OpenedImage, number: int) -> Any:
         if image.jpeg is None or not _suits_a_device(image):
-            return super().crop(index, epochs, image)
+            return super().crop(index, epochs, image, number)
         crops = [self._draw(image.size, rng) for rng in self.rngs(index, epochs)]
         return CodedImage(image.name, len(image.jpeg), image.size, image.orientation, crops), image.jpeg
 

@@ -7,7 +7,6 @@ import torch
 from annotated_types import Ge, Le, Lt
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
-from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -26,9 +25,9 @@ from efficient_mae.tasks.classify.run import (
     ClassifierRun,
     run_classifier,
 )
+from efficient_mae.tasks.downstream import BETAS, layer_decay_groups
 
-# MAE's fine-tuning: AdamW's betas (Table 9), and a head so small that training starts from equal odds.
-BETAS = (0.9, 0.999)
+# MAE's fine-tuning: a head so small that training starts from equal odds.
 HEAD_STD = 2e-5
 
 
@@ -164,10 +163,3 @@ def build_classifier(encoder: Backbone, num_classes: int, drop_path: float = 0.0
     model = classifiers.build_classifier(encoder, Head(("",) * num_classes, "avg", fc_norm=True), drop_path)
     nn.init.trunc_normal_(model.get_classifier().weight, std=HEAD_STD)
     return model
-
-
-def layer_decay_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters by layer: each has a learning rate `layer_decay` times that of the next, and the head the whole."""
-    return param_groups_layer_decay(
-        model, weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
-    )

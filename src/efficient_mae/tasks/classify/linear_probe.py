@@ -20,13 +20,14 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import build_classifier
 from efficient_mae.interop.headers import Head
 from efficient_mae.ranges import NonNegative, Positive, PositiveInt
-from efficient_mae.tasks.classify.config import OPERATIONAL, ClassifierConfig
+from efficient_mae.tasks.classify.config import ClassifierConfig
 from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
 from efficient_mae.tasks.classify.run import (
     Classification,
     ClassifierRun,
     run_classifier,
 )
+from efficient_mae.tasks.downstream import OPERATIONAL
 from efficient_mae.tasks.features import extract_features
 
 # MAE's linear probing: momentum of LARS (Table 10), and the spread of the head's first weights.

@@ -1,6 +1,5 @@
 """What the judgement of a classifier is: its figures, those of several seeds together, on disk and shown."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,12 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.command import Result
-from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.engine.storage.plain_files import parse_json
-from efficient_mae.errors import InputError
+from efficient_mae.tasks.downstream import RESULTS
 from efficient_mae.tasks.intervals import Interval, mean_and_interval
-
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +55,6 @@ class SeedsResult(Result):
     top1: Interval
     top5: Interval | None = None
     run: str
-
-
-def write_result(result: ClassifierResult | SeedsResult) -> None:
-    """Into its run's directory."""
-    held = result.plain()
-    replace_file(Path(held.pop("run")) / RESULTS, json.dumps(held, indent=1).encode())
-
-
-def read_result(run: Path) -> ClassifierResult:
-    """What a finished run wrote.
-
-    Raises:
-        InputError: it is something else.
-    """
-    file = run / RESULTS
-    try:
-        return ClassifierResult(**parse_json(file.read_bytes(), str(file)), run=str(run))
-    except TypeError:
-        raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None
 
 
 def summarise(out: Path, results: list[ClassifierResult]) -> SeedsResult:

@@ -4,43 +4,27 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
-from typing import Generic
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficient_mae.backbones import Backbone
-from efficient_mae.console import say
-from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, common_size, normalize, open_labelled
+from efficient_mae.data import LabelledData, TrainBatch, TrainDataset, normalize, open_labelled
 from efficient_mae.data.batches.datasets import TrainTransform
-from efficient_mae.data.batches.generators import torch_seeded
-from efficient_mae.engine.machine.distributed import Processes, join_processes
-from efficient_mae.engine.run import Run
-from efficient_mae.errors import InputError
+from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.interop import ImageStatistics, file_metadata
-from efficient_mae.interop.classifiers import Classifier, hollow, save_classifier
+from efficient_mae.interop.classifiers import Classifier, save_classifier
 from efficient_mae.interop.files import CLASSIFIER_FILE
 from efficient_mae.interop.headers import Head
 from efficient_mae.interop.timm_models import describe_run
-from efficient_mae.tasks.classify.config import (
-    OPERATIONAL,
-    Config,
-    check_start,
-    resolve,
-    starting_encoder,
-)
+from efficient_mae.tasks.classify.config import ClassifierConfig
 from efficient_mae.tasks.classify.confusion import draw_confusion
 from efficient_mae.tasks.classify.evaluation import Evaluation, Evaluator
-from efficient_mae.tasks.classify.result import (
-    RESULTS,
-    ClassifierResult,
-    SeedsResult,
-    read_result,
-    summarise,
-    write_result,
-)
+from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult, summarise
+from efficient_mae.tasks.downstream import RESULTS, DownstreamRun, run_seeds, write_result
+
+Config = TypeVar("Config", bound=ClassifierConfig)
 
 # From normalised images (B, C, h, w) and labels (B,) to images and targets: labels, or a distribution (B, K).
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,46 +67,25 @@ class Classification:
         return F.cross_entropy(model(images).float(), targets, reduction=reduction, label_smoothing=smoothing)
 
 
-class ClassifierRun(Run, Generic[Config]):
-    """What learning to classify adds to the engine; a task says which model, crops and optimiser.
+class ClassifierRun(DownstreamRun[Config, LabelledData, Evaluation]):
+    """What learning to classify adds; a task says which model, crops and optimiser.
 
     Attributes:
         fc_norm: whether the classifier's last norm follows the pool.
     """
 
-    operational = OPERATIONAL
     results = (RESULTS, CLASSIFIER_FILE)
     fc_norm: bool
-    verb: str
-    usual_warmup: float
-    config: Config
 
     def __init__(self, config: Config, data: LabelledData, processes: Processes):
-        config = resolve(config, len(data.train), processes.device, self.usual_warmup)
-        encoder, statistics = starting_encoder(config)
-        config = self.settle(config, encoder)
-        self.data, self.encoder = data, hollow(encoder)
-        self.head = Head(data.classes, pool=self.pool_of(config), fc_norm=self.fc_norm)
-        self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
-        self.reading = config.reading(data.train, encoder.in_chans, statistics.reading)
-        self.statistics = dataclasses.replace(statistics, size=common_size(data.train)).read_by(self.reading)
-        with torch_seeded(config.seed):
-            model = self.build_model(config, encoder, len(data.classes))
-        super().__init__(config, data.train, model, processes)
-        self.transform = self.build_transform(config)
+        super().__init__(config, data, processes)
+        self.head = Head(data.classes, pool=self.pool_of(self.config), fc_norm=self.fc_norm)
+        self.transform = self.build_transform(self.config)
 
     @classmethod
     def make(cls, config: Config, processes: Processes) -> "ClassifierRun":
         """A run on the data that the settings name."""
         return cls(config, open_labelled(config.data, config.val_data, config), processes)
-
-    def settle(self, config: Config, encoder: Backbone) -> Config:
-        """Settle what depends on the encoder; raises InputError where it cannot be."""
-        return config
-
-    @abstractmethod
-    def build_model(self, config: Config, encoder: Backbone, num_classes: int) -> nn.Module:
-        """The classifier, from normalised images to logits."""
 
     @abstractmethod
     def pool_of(self, config: Config) -> str:
@@ -131,15 +94,6 @@ class ClassifierRun(Run, Generic[Config]):
     @abstractmethod
     def build_transform(self, config: Config) -> TrainTransform:
         """Makes training images."""
-
-    @property
-    def judged(self) -> nn.Module:
-        """The model that is evaluated."""
-        return self.model
-
-    def title(self) -> str:
-        start = "scratch" if self.config.weights is None else self.config.weights
-        return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"
 
     def dataset(self) -> TrainDataset:
         return TrainDataset(self.source, self.transform, self.config.seed, min_size=self.patch_size)
@@ -166,28 +120,16 @@ class ClassifierRun(Run, Generic[Config]):
             statistics=self.statistics,
             num_classes=len(self.data.classes),
             min_size=self.patch_size,
-            batch_size=max(1, self.batch_size // (self.config.accum_iter * self.processes.world_size)),
+            batch_size=self.images_at_a_time,
             num_workers=self.num_workers,
             precision=self.config.precision,
             processes=self.processes,
         )
 
-    def epoch_ended(self, epochs_done: int) -> None:
-        last = epochs_done == self.config.epochs
-        if epochs_done % self.config.eval_every and not last:
-            return
-        judged = self.judged.eval()
-        evaluation = self._evaluator(self.whole(judged))
-        judged.train(judged is self.model)
-        if self.metrics:
-            scores = evaluation.scores()
-            step = epochs_done * self.steps_per_epoch
-            self.metrics.write({"step": step, "epoch": float(epochs_done), **scores})
-            say(f"epoch {epochs_done}: " + "  ".join(f"{name} {value:.2%}" for name, value in scores.items()))
-            if last:
-                self._write_results(evaluation)
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        return self._evaluator(model)
 
-    def _write_results(self, evaluation: Evaluation) -> None:
+    def write_results(self, evaluation: Evaluation) -> None:
         classes = self.data.classes
         result = ClassifierResult(
             data=self.config.data,
@@ -212,41 +154,9 @@ class ClassifierRun(Run, Generic[Config]):
 def run_classifier(
     config: Config, make_run: Callable[[Config, LabelledData, Processes], ClassifierRun]
 ) -> ClassifierResult | SeedsResult:
-    """Train and judge a classifier, or one for each of several seeds; resume whatever is unfinished.
+    """Train and judge a classifier, or one for each of several seeds; see :func:`run_seeds`."""
 
-    Returns:
-        What the run directory's `results.json` holds too.
+    def open_data() -> LabelledData:
+        return open_labelled(config.data, config.val_data, config)
 
-    Raises:
-        InputError: a setting that cannot work, unusable data or weights, or a directory of another run.
-        DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
-        OSError: the disk is full; the last checkpoint is intact.
-    """
-    check_start(config)
-    out = Path(config.out)
-    with join_processes(config.device) as processes:
-        data = open_labelled(config.data, config.val_data, config)
-        if config.seeds == 1:
-            make_run(config, data, processes).execute()
-            processes.barrier()
-            return read_result(out)
-        _refuse_other_contents(out)
-        singles = [
-            dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
-            for seed in range(config.seed, config.seed + config.seeds)
-        ]
-        for single in singles:
-            make_run(single, data, processes).execute()
-        processes.barrier()
-        summary = summarise(out, [read_result(Path(single.out)) for single in singles])
-        if processes.is_main:
-            write_result(summary)
-        return summary
-
-
-def _refuse_other_contents(out: Path) -> None:
-    """Raise InputError if the directory of several seeds holds something else."""
-    if out.is_dir():
-        for entry in sorted(out.iterdir()):
-            if entry.name != RESULTS and not entry.name.startswith("seed-"):
-                raise InputError(f"out={out}: holds {entry.name}, which is no run of several seeds; name another")
+    return run_seeds(config, open_data, make_run, ClassifierResult, summarise)
