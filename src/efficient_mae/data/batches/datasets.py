@@ -179,17 +179,21 @@ class EvalDataset(Dataset[EvalBatch]):
         damaged: dict[str, str] = {}
         for index in indices:
             try:
-                images.append(self.transform(_open(self.source, index, self.min_size)))
+                images.append(self.read(_open(self.source, index, self.min_size), index))
                 used.append(index)
             except UnreadableImage as error:
                 damaged[error.name] = error.reason
+        facts = {"labels": _labels(self.source, used), "damaged": list(damaged.items())}
+        return self.batch(images, indices=torch.tensor(used, dtype=torch.int64), **facts)
+
+    def read(self, image: OpenedImage, number: int) -> Any:
+        """What the image of this number gives to a batch; raises UnreadableImage."""
+        return self.transform(image)
+
+    def batch(self, images: list[Any], **facts: Any) -> EvalBatch:
+        """The batch of what :meth:`read` made and what else is known of it."""
         nothing = torch.empty((0, *self.transform.shape), dtype=self.transform.reading.dtype)
-        return EvalBatch(
-            images=torch.stack(images) if images else nothing,
-            indices=torch.tensor(used, dtype=torch.int64),
-            labels=_labels(self.source, used),
-            damaged=list(damaged.items()),
-        )
+        return EvalBatch(images=torch.stack(images) if images else nothing, **facts)
 
 
 def _open(source: Source, index: int, min_size: int) -> OpenedImage:

@@ -65,8 +65,15 @@ def make_eval_loader(
     pin_memory: bool = False,
 ) -> DataLoader[EvalBatch]:
     """A loader of all readable images of a source, in order; may be iterated over again."""
-    batches = BatchSampler(SequentialSampler(range(len(source))), batch_size, drop_last=False)
-    return _loader(EvalDataset(source, transform, min_size=min_size), batches, num_workers, pin_memory)
+    return load_in_order(EvalDataset(source, transform, min_size=min_size), batch_size, num_workers, pin_memory)
+
+
+def load_in_order(
+    dataset: EvalDataset, batch_size: int, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """A loader of all that a data set makes batches of, in order; may be iterated over again."""
+    batches = BatchSampler(SequentialSampler(range(len(dataset))), batch_size, drop_last=False)
+    return _loader(dataset, batches, num_workers, pin_memory)
 
 
 B = TypeVar("B", bound=EvalBatch)
