@@ -1,0 +1,175 @@
+"""UPerNet on an encoder of ours, in timm's model; and what a file of one holds.
+
+B images, C channels, h x w pixels; K classes at a quarter of the patches' (or a Swin's first) stride, H x W.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from efficient_mae.backbones import Backbone
+from efficient_mae.data.batches.generators import torch_seeded
+from efficient_mae.engine.storage.checkpoint import load_model
+from efficient_mae.engine.storage.checksums import refuse_damage
+from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics, file_metadata
+from efficient_mae.interop.classifiers import hollow
+from efficient_mae.interop.files import find_weights, load_own
+from efficient_mae.interop.headers import TaskHeads, foreign, read_own_header
+from efficient_mae.methods import backbone_of
+from efficient_mae.ranges import NonNegativeInt, PositiveInt, Probability, Settings
+from efficient_mae.tasks.downstream import feature_maps, timm_encoder
+from efficient_mae.tasks.segment.heads import FCNHead, NormedStages, PlainPyramid, UPerHead
+
+# The task's name in files.
+SEGMENT = "segment"
+# Shares of a plain ViT's depth after which features are taken: blocks 4, 6, 8 and 12 of 12.
+_DEPTHS = (4 / 12, 6 / 12, 8 / 12, 1)
+# The level that the auxiliary head sees.
+_AUXILIARY_LEVEL = 2
+
+
+@dataclass(frozen=True)
+class UPerNetConfig(Settings):
+    """What the heads are built by, and how label maps number the classes.
+
+    Attributes:
+        width, aux_width: of the head's and the auxiliary head's own maps.
+        dropout: share of the channels, before the classes.
+        first_label: number in label maps of the first class: 1 where 0 stands for none, as in ADE20K.
+    """
+
+    width: PositiveInt
+    aux_width: PositiveInt = 256
+    dropout: Probability = 0.1
+    first_label: NonNegativeInt = 0
+
+
+class UPerNet(nn.Module):
+    """From normalised images to logits.
+
+    Args:
+        encoder: whose weights are copied.
+        num_classes: K.
+        config: of the heads.
+        drop_path: share of the images for which the last block is skipped in training; grows from 0 in the first.
+
+    Attributes:
+        encoder: timm's model.
+
+    Raises:
+        InputError: the encoder has too few patches, or too few stages.
+    """
+
+    def __init__(self, encoder: Backbone, num_classes: int, config: UPerNetConfig, drop_path: float = 0.0):
+        super().__init__()
+        self.img_size = encoder.img_size
+        self.places = feature_places(encoder)
+        self.encoder = timm_encoder(encoder, drop_path)
+        plain = len(encoder.strides) == 1
+        dims = encoder.dims * len(self.places) if plain else encoder.dims
+        self.neck = PlainPyramid(encoder.dims[0]) if plain else NormedStages(dims)
+        self.decode_head = UPerHead(dims, config.width, num_classes, config.dropout)
+        self.auxiliary_head = FCNHead(dims[_AUXILIARY_LEVEL], config.aux_width, num_classes, config.dropout)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """All but the encoder."""
+        return [self.neck, self.decode_head, self.auxiliary_head]
+
+    def forward(self, images: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B K H W"], Float[Tensor, "B K _ _"]]:
+        """Logits, and the auxiliary head's."""
+        levels = self._levels(images)
+        return self.decode_head(levels), self.auxiliary_head(levels[_AUXILIARY_LEVEL])
+
+    def segment(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+        """Logits alone."""
+        return self.decode_head(self._levels(images))
+
+    def _levels(self, images: Tensor) -> list[Tensor]:
+        return self.neck(feature_maps(self.encoder, images, self.places))
+
+
+def feature_places(encoder: Backbone) -> tuple[int, ...]:
+    """Blocks of a plain ViT, or stages of a Swin, counted from 0, after which features are taken.
+
+    Raises:
+        InputError: there are none of which four levels can be made.
+    """
+    rows, columns = encoder.last_grid
+    if len(encoder.strides) > 1:
+        if len(encoder.strides) <= _AUXILIARY_LEVEL:
+            raise InputError(f"an encoder of {len(encoder.strides)} stages: UPerNet takes features of 3 at least")
+        return tuple(range(len(encoder.strides)))
+    if min(rows, columns) < 2:
+        height, width = encoder.img_size
+        raise InputError(f"img_size={height}x{width}: {rows} x {columns} patches: UPerNet halves them, take more")
+    depth = int(encoder.arguments["depth"])
+    return tuple(max(1, round(depth * share)) - 1 for share in _DEPTHS)
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained UPerNet.
+
+    Attributes:
+        model: in evaluation mode.
+        encoder: that it has, without its numbers.
+        heads: say the classes and what the heads are built by.
+        statistics: of its images.
+    """
+
+    model: UPerNet
+    encoder: Backbone
+    heads: TaskHeads
+    statistics: ImageStatistics
+
+    @property
+    def first_label(self) -> int:
+        """Number in label maps of the first class."""
+        return int(self.heads.arguments["first_label"])
+
+
+def describe(config: UPerNetConfig, classes: tuple[str, ...]) -> TaskHeads:
+    """What a file says of the heads."""
+    return TaskHeads(SEGMENT, classes, asdict(config))
+
+
+def save_segmenter(file: Path, segmenter: Segmenter) -> None:
+    """Write a UPerNet: timm's parameter names behind `encoder.`, and the heads'.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    partial = file.with_name(f".partial-{file.name}")
+    metadata = file_metadata(segmenter.encoder, segmenter.statistics, segmenter.heads)
+    save_tensors(partial, segmenter.model.state_dict(), metadata)
+    partial.replace(file)
+
+
+@torch_seeded(0)
+def load_segmenter(path: str | Path) -> Segmenter:
+    """A trained UPerNet, in evaluation mode. Nothing in a file is ever run.
+
+    Args:
+        path: a run directory of `emae segment`, or what it wrote there.
+
+    Raises:
+        InputError: nothing there, something that holds no UPerNet, or a damaged file.
+    """
+    file = find_weights(path)
+    header = read_own_header(file)
+    if header.heads is None or header.heads.task != SEGMENT:
+        raise InputError(f"{path}: holds no model of emae segment; give a run of it")
+    refuse_damage(file.parent, file.name)
+    encoder = backbone_of(load_own(file))
+    try:
+        config = UPerNetConfig(**header.heads.arguments)
+    except TypeError:
+        raise foreign(file) from None
+    model = UPerNet(encoder, len(header.heads.classes), config)
+    load_model(file, model)
+    return Segmenter(model.eval(), hollow(encoder), header.heads, header.statistics)
