@@ -15,6 +15,7 @@ from .functions import (
     reconstruct,
     replay,
     report,
+    segment,
     study,
     tokenizer,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "reconstruct",
     "replay",
     "report",
+    "segment",
     "select_targets",
     "study",
     "to_hf",

@@ -45,7 +45,7 @@ _COMMANDS: dict[str, Command] = {
         "tasks.predict:PredictConfig",
         "tasks.predict:predict",
         "tasks.predict:show_predict",
-        "write the classes of images to a table",
+        "write the classes of images to a table, or of their pixels to label maps",
     ),
     "replay": Command(
         "tasks.replay:ReplayConfig",

@@ -16,6 +16,8 @@ from efficient_mae.tasks.embed import EmbedResult
 from efficient_mae.tasks.export.command import ExportResult
 from efficient_mae.tasks.predict import PredictResult
 from efficient_mae.tasks.reconstruct import ReconstructResult
+from efficient_mae.tasks.segment.predict import LabelMapsResult
+from efficient_mae.tasks.segment.result import SegmentResult, SegmentSeedsResult
 
 def demo(**settings: Any) -> DemoResult:
     """`emae demo`: learn on bundled images in a few minutes, and see what came of it."""
@@ -28,6 +30,9 @@ def linear_probe(**settings: Any) -> ClassifierResult | SeedsResult:
 
 def finetune(**settings: Any) -> ClassifierResult | SeedsResult:
     """`emae finetune`: train an encoder and a head with labels, and judge them."""
+
+def segment(**settings: Any) -> SegmentResult | SegmentSeedsResult:
+    """`emae segment`: train an encoder and UPerNet with label maps, and judge them."""
 
 def tokenizer(**settings: Any) -> TokenizerResult:
     """`emae tokenizer`: train the tokenizer whose words BEiT and CAE learn."""
@@ -68,5 +73,5 @@ def info(**settings: Any) -> InfoResult:
 def embed(**settings: Any) -> EmbedResult:
     """`emae embed`: write the features of images to a file."""
 
-def predict(**settings: Any) -> PredictResult:
-    """`emae predict`: write the classes of images to a table."""
+def predict(**settings: Any) -> PredictResult | LabelMapsResult:
+    """`emae predict`: write the classes of images to a table, or of their pixels to label maps."""

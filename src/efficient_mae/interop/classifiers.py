@@ -17,7 +17,14 @@ from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder, adapt_statistics
 from efficient_mae.interop.files import find_weights, load_own
-from efficient_mae.interop.headers import PROBED, Head, ImageStatistics, file_metadata, read_own_header
+from efficient_mae.interop.headers import (
+    PROBED,
+    Head,
+    ImageStatistics,
+    TaskHeads,
+    file_metadata,
+    read_own_header,
+)
 from efficient_mae.methods import backbone_of
 
 
@@ -101,6 +108,14 @@ def find_head(path: str | Path) -> Head | None:
     """The head of the classifier at a path; None where there is none."""
     try:
         return read_own_header(find_weights(path)).head
+    except InputError:
+        return None
+
+
+def find_heads(path: str | Path) -> TaskHeads | None:
+    """What the model of another task at a path has; None where there is none."""
+    try:
+        return read_own_header(find_weights(path)).heads
     except InputError:
         return None
 

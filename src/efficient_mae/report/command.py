@@ -10,6 +10,7 @@ from efficient_mae.engine.machine.launcher import place
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.ranges import Location, Settings
+from efficient_mae.report.predictions import write_segment_report
 from efficient_mae.report.report import write_report
 from efficient_mae.report.tokenizer import write_tokenizer_report
 from efficient_mae.tasks.pretrain import pretrain
@@ -22,7 +23,11 @@ class ReportConfig(Settings):
     """Settings of `emae report`."""
 
     run: Location
-    """run directory, of pre-training or of a tokenizer"""
+    """run directory, of pre-training, of a tokenizer or of segmentation"""
+
+
+# By the task of the run; those of pre-training and of versions that wrote down none have the usual one.
+_WRITERS = {"tokenizer": write_tokenizer_report, "segment": write_segment_report}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ def report(config: ReportConfig) -> ReportResult:
         InputError: not a run directory, or one without weights.
     """
     run = Path(config.run)
-    write = write_tokenizer_report if read_settings(run).task == "tokenizer" else write_report
+    write = _WRITERS.get(read_settings(run).task or "", write_report)
     return ReportResult(report=str(write(run)))
 
 

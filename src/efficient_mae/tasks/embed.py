@@ -151,7 +151,7 @@ def work_settings(config: Any, model: nn.Module, source: Source, precision: str)
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     kept = {name: value for name, value in vars(config).items() if name not in ("out", "weights", "num_workers")}
     images = DataRecord.of(source)
     found = {"images": images.images, "names": images.names}

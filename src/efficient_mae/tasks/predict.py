@@ -1,4 +1,4 @@
-"""`emae predict`: what a fine-tuned or probed classifier takes images for, as a table.
+"""`emae predict`: what a fine-tuned or probed classifier takes images for, as a table; or of its pixels.
 
 B images, C channels, h and w height and width in pixels.
 """
@@ -6,7 +6,7 @@ B images, C channels, h and w height and width in pixels.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -15,42 +15,18 @@ from torch import Tensor
 
 from efficient_mae.command import Result
 from efficient_mae.console import say
-from efficient_mae.data import DataChoice, EvalTransform, Source, describe_images, normalize, open_source
-from efficient_mae.data.sources.measure import ReadingSettings
+from efficient_mae.data import EvalTransform, Source, describe_images, normalize, open_source
 from efficient_mae.engine.machine.distributed import autocast, find_device, resolve_precision
 from efficient_mae.errors import InputError
-from efficient_mae.interop.classifiers import Classifier, load_classifier
-from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt
+from efficient_mae.interop.classifiers import Classifier, find_heads, load_classifier
 from efficient_mae.tasks.embed import work_settings
+from efficient_mae.tasks.predict_config import PredictConfig
 from efficient_mae.tasks.rows import Rows, RowWork, check_out
+from efficient_mae.tasks.segment.predict import LabelMapsResult, predict_label_maps
 from efficient_mae.tasks.table_files import require_parquet, write_table
 
 # Rows that are written at a time.
 _AT_ONCE = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(DataChoice, ReadingSettings):
-    """Settings of `emae predict`."""
-
-    weights: Location
-    """run directory of finetune or linear-probe, or an export of one"""
-    data: Location
-    """folder of images, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample; labels aren't needed"""
-    out: Location = "predictions.csv"
-    """table to write: .csv or .parquet"""
-    part: Literal["train", "test"] = "train"
-    """of the data; data without parts are train"""
-    top: PositiveInt = 5
-    """classes that are named for each image, the likeliest first; all where there are fewer"""
-    batch_size: PositiveInt = 256
-    """images classified at a time"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
-    precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
-    num_workers: NonNegativeInt = 1
-    """processes that read images"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +48,16 @@ class PredictResult(Result):
     images_per_second: float | None
 
 
-def predict(config: PredictConfig) -> PredictResult:
+def predict(config: PredictConfig) -> PredictResult | LabelMapsResult:
+    """Write what the weights are trained to say of images.
+
+    Raises:
+        InputError: see :func:`predict_classes` and :func:`predict_label_maps`.
+    """
+    return predict_label_maps(config) if find_heads(config.weights) else predict_classes(config)
+
+
+def predict_classes(config: PredictConfig) -> PredictResult:
     """Write a table of images, in the source's order: `name`, `class_1` and its `probability_1`, `class_2`, ...
 
     Killed and called again it goes on. Images that cannot be read are left out and named.
@@ -81,7 +66,7 @@ def predict(config: PredictConfig) -> PredictResult:
         InputError: weights that hold no classifier, no such data, an ending that isn't known, a file that is there
             already or was begun with other settings, or no image that can be read.
     """
-    out = Path(config.out)
+    out = Path(config.out or "predictions.csv")
     check_out(out)
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"out={out}: must end in .csv or .parquet")
@@ -125,9 +110,9 @@ def predict(config: PredictConfig) -> PredictResult:
     )
 
 
-def show_predict(result: PredictResult, console: Console) -> None:
+def show_predict(result: PredictResult | LabelMapsResult, console: Console) -> None:
     """Print what :func:`predict` did."""
-    rate = result.images_per_second
+    rate = result.images_per_second if isinstance(result, PredictResult) else None
     speed = "" if rate is None else f", {rate:,.0f} images/s"
     console.print(f"{result.out}: {result.images:,} images, {len(result.classes)} classes{speed}", markup=False)
 

@@ -131,6 +131,16 @@ register(
 )
 register(
     Task(
+        name="segment",
+        settings="tasks.segment.config:SegmentConfig",
+        maker="tasks.segment.run:SegmentRun.make",
+        function="report.predictions:segment_and_report",
+        display="tasks.segment.result:show_segment",
+        help="train an encoder and UPerNet with label maps, and judge them",
+    )
+)
+register(
+    Task(
         name="tokenizer",
         settings="tasks.tokenizer:TokenizerConfig",
         maker="tasks.tokenizer:make_tokenizer_run",

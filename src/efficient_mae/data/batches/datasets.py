@@ -48,7 +48,7 @@ class TrainDataset(Dataset[TrainBatch]):
     def __init__(
         self,
         source: Source,
-        transform: TrainTransform,
+        transform: TrainTransform | None,
         seed: int,
         *,
         min_size: int = 1,
@@ -58,6 +58,7 @@ class TrainDataset(Dataset[TrainBatch]):
     ) -> None:
         """
         Args:
+            transform: makes crops; None where :meth:`crop` does without.
             min_size: an image with a side shorter than this, in pixels, counts as unreadable (the patch size).
             num_patches: L, random numbers in [0, 1) that an image's mask is made of; goes with `make_masks`.
             make_masks: from the random numbers of a batch, and how far training is when each sample is seen (0 in
@@ -105,6 +106,8 @@ class TrainDataset(Dataset[TrainBatch]):
             index: the number that was asked for: the image itself may be one that replaces it.
             number: of the image itself.
         """
+        if self.transform is None:
+            raise ValueError("a data set without a transform has a `crop` of its own")
         return self.transform.crops(image, self.rngs(index, epochs))
 
     def rngs(self, index: int, epochs: Sequence[int]) -> list[np.random.Generator]:

@@ -57,7 +57,7 @@ class FolderSource:
         """The image; raises UnreadableImage for a file that is damaged, forbidden, gone, or none."""
         name = self.sample_name(index)
         try:
-            return open_file(self._path(index), name)
+            return open_file(self.path(index), name)
         except OSError as error:
             raise UnreadableImage(name, error.strerror or str(error)) from None
 
@@ -87,9 +87,10 @@ class FolderSource:
         return self._names.digest()
 
     def sample_name(self, index: int) -> str:
-        return printable(self._path(index))
+        return printable(self.path(index))
 
-    def _path(self, index: int) -> bytes:
+    def path(self, index: int) -> bytes:
+        """Of the image's file."""
         return os.path.join(self._root, self._names[index])  # noqa: PTH118 - bytes, as above
 
 

@@ -52,9 +52,7 @@ class NormedStages(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
 
     def forward(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B _ _ _"]]:
-        return [
-            norm(one.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, one in zip(self.norms, maps, strict=True)
-        ]
+        return [norm(one.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, one in zip(self.norms, maps, strict=True)]
 
 
 class UPerHead(nn.Module):
@@ -124,5 +122,6 @@ def _unit(dim: int, width: int, side: int) -> nn.Module:
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:
     conv = nn.Conv2d(width, num_classes, 1)
     nn.init.normal_(conv.weight, std=_CLASSIFIER_STD)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return conv

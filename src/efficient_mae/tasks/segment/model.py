@@ -20,7 +20,15 @@ from efficient_mae.interop.classifiers import hollow
 from efficient_mae.interop.files import find_weights, load_own
 from efficient_mae.interop.headers import TaskHeads, foreign, read_own_header
 from efficient_mae.methods import backbone_of
-from efficient_mae.ranges import NonNegativeInt, PositiveInt, Probability, Settings
+from efficient_mae.ranges import (
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Probability,
+    Settings,
+    Share,
+    with_tuples,
+)
 from efficient_mae.tasks.downstream import feature_maps, timm_encoder
 from efficient_mae.tasks.segment.heads import FCNHead, NormedStages, PlainPyramid, UPerHead
 
@@ -40,12 +48,16 @@ class UPerNetConfig(Settings):
         width, aux_width: of the head's and the auxiliary head's own maps.
         dropout: share of the channels, before the classes.
         first_label: number in label maps of the first class: 1 where 0 stands for none, as in ADE20K.
+        stride, flip_test, scales: how whole images are segmented; see `SegmentConfig`.
     """
 
     width: PositiveInt
     aux_width: PositiveInt = 256
     dropout: Probability = 0.1
     first_label: NonNegativeInt = 0
+    stride: Share = 2 / 3
+    flip_test: bool = False
+    scales: tuple[Positive, ...] = (1.0,)
 
 
 class UPerNet(nn.Module):
@@ -128,9 +140,9 @@ class Segmenter:
     statistics: ImageStatistics
 
     @property
-    def first_label(self) -> int:
-        """Number in label maps of the first class."""
-        return int(self.heads.arguments["first_label"])
+    def config(self) -> UPerNetConfig:
+        """What the heads are built by, and how images are segmented."""
+        return UPerNetConfig(**with_tuples(self.heads.arguments))
 
 
 def describe(config: UPerNetConfig, classes: tuple[str, ...]) -> TaskHeads:
@@ -167,7 +179,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
     refuse_damage(file.parent, file.name)
     encoder = backbone_of(load_own(file))
     try:
-        config = UPerNetConfig(**header.heads.arguments)
+        config = UPerNetConfig(**with_tuples(header.heads.arguments))
     except TypeError:
         raise foreign(file) from None
     model = UPerNet(encoder, len(header.heads.classes), config)
