@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efficient_mae.console import say
-from efficient_mae.data.sources.describe import describe_images
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.storage.checkpoint import set_aside
 from efficient_mae.engine.storage.durable import replace_file
@@ -32,7 +31,7 @@ def say_what_is_done(run: "Run", nothing_to_resume: bool) -> None:
     if left_out := images - steps * run.batch_size:
         per_epoch = f"{steps} steps of {run.batch_size}"
         say(f"an epoch's {per_epoch} leave out {left_out:,} of {images:,} images, others each time")
-    say(describe_images(run.source, run.reading, run.img_size, getattr(config, "crop_scale", None)).text)
+    say(run.images_become())
     if nothing_to_resume:
         say(f"{run.out} holds no checkpoint, so there is nothing to resume: from step 0")
 

@@ -16,6 +16,7 @@ from torch import nn
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
 from efficient_mae.data.images.reading import Reading
+from efficient_mae.data.sources.describe import describe_images
 from efficient_mae.engine.faults.nonfinite import SkipLog
 from efficient_mae.engine.faults.preemption import StopRequests
 from efficient_mae.engine.faults.rollback import Rollbacks
@@ -90,6 +91,12 @@ class Run(ABC):
     @abstractmethod
     def title(self) -> str:
         """What is done, for the first line that the user reads: `pre-training ... on ...`."""
+
+    def images_become(self) -> str:
+        """What the images are, and what is made of them, on one line."""
+        return describe_images(
+            self.source, self.reading, self.img_size, getattr(self.config, "crop_scale", None)
+        ).text
 
     @abstractmethod
     def dataset(self) -> TrainDataset:

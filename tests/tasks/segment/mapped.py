@@ -14,7 +14,7 @@ SMALL = {
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (h, w, 3) and labels (h, w): a green canvas with a red disc and blue stripes, and a border of no class."""
+    """Pixels (h, w, 3) and labels (h, w): a red disc and blue stripes on a green canvas, and a border of no class."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([40 + 0 * x, 130 + 0 * x, 60 + 0 * x], axis=-1) + rng.normal(0, 12, (height, width, 3))
     labels = np.ones((height, width), np.uint8)

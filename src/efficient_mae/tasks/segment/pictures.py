@@ -54,14 +54,10 @@ def draw_predictions(drawn: Sequence[Drawn], classes: Sequence[str], title: str,
         axes.set_title(heading, fontsize=9)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
-    counts = sum(
-        (
-            np.bincount(part[part != NOTHING], minlength=len(classes))
-            for one in drawn
-            for part in (one.truth, one.found)
-        ),
-        np.zeros(len(classes), np.int64),
-    )
+    counts = np.zeros(len(classes), np.int64)
+    for one in drawn:
+        for part in (one.truth, one.found):
+            counts += np.bincount(part[part != NOTHING], minlength=len(classes))
     named = sorted(number for number in np.argsort(-counts, kind="stable")[:_MOST_NAMED] if counts[number])
     handles = [Patch(color=colours[number] / 255, label=textwrap.shorten(classes[number], 24)) for number in named]
     if any((one.truth == NOTHING).any() for one in drawn):

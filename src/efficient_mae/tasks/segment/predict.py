@@ -123,12 +123,10 @@ def map_files(source: Source, out: Path) -> list[Path]:
         return [out / f"{index:08d}.png" for index in range(len(names))]
     root = os.path.commonpath([str(Path(name).parent) for name in names])
     below = [Path(os.path.relpath(name, root)) for name in names]
-    count = Counter(name.with_suffix(".png") for name in below)
-    return [
-        out
-        / (name.with_suffix(".png") if count[name.with_suffix(".png")] == 1 else name.with_name(f"{name.name}.png"))
-        for name in below
-    ]
+    short = [name.with_suffix(".png") for name in below]
+    long = [name.with_name(f"{name.name}.png") for name in below]
+    count = Counter(short)
+    return [out / (one if count[one] == 1 else other) for one, other in zip(short, long, strict=True)]
 
 
 def _png(numbers: Int64[np.ndarray, "h w"], labels: int) -> bytes:

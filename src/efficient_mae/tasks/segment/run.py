@@ -31,7 +31,7 @@ from efficient_mae.tasks.downstream import (
     run_seeds,
     write_result,
 )
-from efficient_mae.tasks.segment.batches import MappedBatch, MappedDataset, SegmentTransform
+from efficient_mae.tasks.segment.batches import LONGEST, MappedBatch, MappedDataset, SegmentTransform
 from efficient_mae.tasks.segment.config import SegmentConfig
 from efficient_mae.tasks.segment.data import NOTHING, SegmentData, open_mapped
 from efficient_mae.tasks.segment.evaluation import Evaluation, Evaluator
@@ -173,6 +173,14 @@ class SegmentRun(DownstreamRun[SegmentConfig, SegmentData, Evaluation]):
     def fall(self, progress: float) -> float:
         """In a straight line."""
         return 1 - progress
+
+    def images_become(self) -> str:
+        (height, width), (low, high) = self.img_size, self.config.resize_range
+        short = min(self.img_size)
+        return (
+            f"images are resized to fit in {LONGEST * short:,} x {short:,} pixels, times {low:g} to {high:g}; of that "
+            f"{width:,} x {height:,} are a crop"
+        )
 
     def dataset(self) -> TrainDataset:
         data, seed = self.data, self.config.seed
