@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -175,8 +176,6 @@ def test_a_label_map_that_is_wrong_is_named_and_passed_over(data: Path, tmp_path
     segment(config(damaged(data, tmp_path / "data", kind), tmp_path / "run", epochs=1))
     ((name, reason),) = json.loads((tmp_path / "run" / "damaged.json").read_text())
     assert name.endswith("images/training/004.png")
-    import re
-
     assert re.search(what, reason) and "\n" not in reason
     assert f"skipped {name}" in capsys.readouterr().err
 

@@ -178,8 +178,8 @@ class SegmentRun(DownstreamRun[SegmentConfig, SegmentData, Evaluation]):
         (height, width), (low, high) = self.img_size, self.config.resize_range
         short = min(self.img_size)
         return (
-            f"images are resized to fit in {LONGEST * short:,} x {short:,} pixels, times {low:g} to {high:g}; of that "
-            f"{width:,} x {height:,} are a crop"
+            f"images are resized to fit in {LONGEST * short:,} x {short:,} pixels, times {low:g} to {high:g}, and "
+            f"{width:,} x {height:,} of that are a crop"
         )
 
     def dataset(self) -> TrainDataset:
