@@ -220,3 +220,17 @@ def test_cae_tuning(size: str, epochs: int, rate: float, layer_decay: float, dro
     found = settings(f"cae_finetune_{size}")
     assert (found["epochs"], found["layer_decay"], found["drop_path"]) == (epochs, layer_decay, drop_path)
     assert found["base_lr"] * found["batch_size"] / 256 == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("size", "width"), [("base", 768), ("large", 1024)])
+def test_segmentation(size: str, width: int):
+    found = settings(f"segment_{size}")
+    # 160,000 steps of 16 of ADE20K's 20,210 images, 1,500 of them warm-up, at 1e-4.
+    steps = found["epochs"] * (20_210 // 16)
+    assert steps == pytest.approx(160_000, rel=0.005) and found["batch_size"] == 16
+    assert found["warmup_epochs"] * (20_210 // 16) == pytest.approx(1500, rel=0.005)
+    assert found["base_lr"] * 16 / 256 == pytest.approx(1e-4) and found["weight_decay"] == 0.05
+    assert (found["img_size"], found["head_width"], found["aux_weight"]) == (512, width, 0.4)
+    assert int(found["img_size"] * found["stride"]) == 341 and found["reduce_zero_label"]
+    if size == "base":
+        assert (found["layer_decay"], found["drop_path"]) == (0.65, 0.1)

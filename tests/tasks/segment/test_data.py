@@ -138,7 +138,7 @@ def test_no_class_takes_too_much(tmp_path: Path):
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     shares = {}
     for limit in (0.75, 1.0):
-        held, make = [], transform(class_share=limit, resize_range=(1.5, 2.0))
+        held = []
         for seed in range(60):
             image = open_image((tmp_path / "a.png").read_bytes(), "a")
             _, labels = transform(class_share=limit, resize_range=(1.5, 2.0))(
