@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 import efficient_mae as emae
 from efficient_mae.cli import main
+from efficient_mae.data import normalize
+from efficient_mae.tasks.segment import run as run_module
 from efficient_mae.tasks.segment.config import SegmentConfig
 from efficient_mae.tasks.segment.model import load_segmenter
 from efficient_mae.tasks.segment.run import segment
@@ -141,6 +143,28 @@ def test_from_trained_weights_of_another_size(learned: Path, data: Path, tmp_pat
     grown, old = emae.load(tmp_path / "run").state_dict(), emae.load(learned).state_dict()
     assert grown["pos_embed"].shape[1] == 37 and old["pos_embed"].shape[1] == 17
     torch.testing.assert_close(grown["blocks.1.mlp.fc1.weight"], old["blocks.1.mlp.fc1.weight"], atol=1e-6, rtol=0)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_replayed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def infinite(images: torch.Tensor, mean, std) -> torch.Tensor:
+        """Of a crop that is all of one colour."""
+        flat = (images == images[:, :, :1, :1]).flatten(1).all(dim=1)[:, None, None, None]
+        return torch.where(flat, torch.inf, normalize(images, mean, std))
+
+    monkeypatch.setattr(run_module, "normalize", infinite)
+    shutil.copytree(data, tmp_path / "data")
+    Image.new("RGB", (40, 48), "white").save(tmp_path / "data" / "images" / "training" / "009.png")
+    Image.new("L", (40, 48), 1).save(tmp_path / "data" / "annotations" / "training" / "009.png")
+    given = {"photometric": False, "resize_range": (3.0, 3.0), "epochs": 1, "checkpoint_every": 1}
+    segment(config(tmp_path / "data", tmp_path / "run", **given))
+    (skipped,) = (json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
+    last = load_file(max((tmp_path / "run" / "checkpoints").iterdir()) / "model.safetensors")
+    assert all(value.isfinite().all() for value in last.values())  # batch norm's averages too
+    found = emae.replay(run=str(tmp_path / "run"), step=skipped["step"])
+    assert found.reproduced and found.module is not None
+    assert [Path(one.name).name for one in found.samples if isinstance(one.loss, str)] == ["009.png"]
 
 
 def damaged(data: Path, out: Path, kind: str) -> Path:
