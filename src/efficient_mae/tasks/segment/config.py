@@ -19,11 +19,7 @@ from efficient_mae.tasks.downstream import DownstreamConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(DownstreamConfig):
-    """Settings of `emae segment`; the defaults are those published for MAE's ViT-B on ADE20K, 160,000 steps of 16.
-
-    UPerNet's batch norm takes the statistics of a micro-batch; on GPUs of several processes those of all together. So
-    accum_iter changes what is learned: the fewer images, the coarser its statistics.
-    """
+    """Settings of `emae segment`; the defaults are those published for MAE's ViT-B on ADE20K, 160,000 steps of 16."""
 
     data: Location
     """folder with images/ and annotations/ (labels/, masks/), each of training/ and validation/ (train/, val/): a
@@ -40,6 +36,9 @@ class SegmentConfig(DownstreamConfig):
     """passes over the data"""
     batch_size: PositiveInt | None = 16
     """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
+    accum_iter: PositiveInt = 1
+    """micro-batches that an optimiser step is cut into, to fit the memory; batch norm takes the statistics of each (of
+    several GPUs' together), so this changes what is learned"""
     base_lr: Positive = 1.6e-3
     """learning rate at batch size 256; scales with the batch, and falls in a straight line"""
     warmup_epochs: NonNegative | None = None

@@ -112,6 +112,8 @@ class SegmentRun(DownstreamRun[SegmentConfig, SegmentData, Evaluation]):
                 f"batch_size={self.batch_size}: a micro-batch has 1 image, of which batch norm can take no "
                 "statistics; take 2 images or more for each micro-batch and process"
             )
+        if config.parallel == "fsdp" and self.config.precision == "bf16" and processes.device.type == "cuda":
+            raise InputError("parallel='fsdp' in bf16: batch norm wants its weights in float32; take ddp")
         if not config.resize_range[0] <= config.resize_range[1]:
             raise InputError(f"resize_range={list(config.resize_range)}: the first number must not exceed the second")
         if not config.scales:
