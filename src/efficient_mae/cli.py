@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
@@ -237,8 +237,11 @@ def _with_plain_values(arguments: list[str]) -> list[str]:
             resolved.append("true")
     for number, argument in enumerate(resolved):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-        kind = str(types.get(flag or resolved[number - 1]))
-        fewest = 0 if ", ...]" in kind else 1  # commas; of any number of numbers, one may stand alone
+        declared = types.get(flag or resolved[number - 1])
+        kind, parts = str(declared), () if get_origin(declared) is tuple else map(str, get_args(declared))
+        single = any("tuple" not in part and re.search(r"\b(int|float)\b", part) for part in parts)
+        # Commas, at least: where any number of numbers is meant, one may stand alone, unless it means itself.
+        fewest = 0 if ", ...]" in kind and not single else 1
         if "tuple" in kind and re.fullmatch(rf"[-+.\de]+(,[-+.\de]+){{{fewest},}}", value):
             resolved[number] = f"{flag}{equals}[{value}]"
     return resolved

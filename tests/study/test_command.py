@@ -1,12 +1,17 @@
 """`emae study` as a user runs it, at the smoke preset."""
 
+import contextlib
 import csv
+import io
 import json
+import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -16,9 +21,12 @@ from rich.console import Console
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.study import runs
-from efficient_mae.study.cells import CELLS
+from efficient_mae.data.sources.choice import ANY
+from efficient_mae.interop import load_whole
+from efficient_mae.study import runs, speeds
+from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.command import show_study
+from efficient_mae.study.presets import PRESETS, Preset
 from tests.tasks.conftest import flags, write_images
 from tests.tasks.labelled import write_labelled
 
@@ -30,14 +38,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_labelled(tmp_path_factory.mktemp("data"), train=16, test=6)
 
 
+def in_process(command: list[str], stdout: int | IO[bytes], **_) -> CompletedProcess:
+    """Runs a command in this process, which saves it its start."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed) if stdout == subprocess.PIPE else contextlib.nullcontext():
+        status = main(command[command.index("efficient_mae") + 1 :])
+    return CompletedProcess(command, status, printed.getvalue().encode())
+
+
 @pytest.fixture
 def study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Study:
-    """Runs the command with its cells in this process, which saves them their start; returns status and JSON."""
-
-    def in_process(command: list[str], **_) -> CompletedProcess:
-        return CompletedProcess(command, main(command[command.index("efficient_mae") + 1 :]))
-
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=in_process))
+    """Runs the command with its cells in this process; returns status and JSON."""
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=in_process, PIPE=subprocess.PIPE))
 
     def run(name: str, **settings) -> tuple[int, dict]:
         status = main(["study", name, "--preset", "smoke", "--json", *flags(**settings)])
@@ -50,7 +62,7 @@ def study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 def test_runs_have_processes_of_their_own_and_fail_alone(tmp_path: Path):
     def run_of(name: str, model: str) -> runs.CellRun:
         command = ("info", ("--model", model, "--depth", "1", "--decoder_depth", "1"))
-        return runs.CellRun(CELLS[name], 0, tmp_path / name, (command,))
+        return runs.CellRun(name, 0, tmp_path / name, (command,))
 
     good, bad = run_of("mae-0.75", "mae_vit_tiny_patch16"), run_of("mae-0.85", "mae_vit_tinny_patch16")
     failed = runs.run_all([good, bad], jobs=2)
@@ -94,6 +106,48 @@ def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: 
     assert (out / "table7" / "figure.png").stat().st_size > 1000
     with (out / "table7" / "table.csv").open() as file:
         assert {line["cell"] for line in csv.DictReader(file) if line["top-1 here"]} == {"gamma-2", "gamma-0.4"}
+
+
+def test_methods_are_compared_for_equal_epochs_and_equal_time(
+    data: Path, tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    out, seconds = tmp_path / "s", {"mae-0.75": 10.0, "beit": 4.2}
+
+    def timed(cell: Cell, preset: Preset, place: runs.Place, *_) -> dict[str, float]:
+        assert place.out == out and cell.as_long_as is None
+        return {"seconds": seconds[preset.directory(cell)], "memory": 0.5}
+
+    monkeypatch.setattr(speeds, "time_epoch", timed)
+    arguments = {"data": data, "out": out, "only": "mae-0.75,beit,mae-0.75-same-time,beit-same-time"}
+    status, result = study("table3", **arguments)
+    assert status == 0 and not result["failed"]
+    cells = {path.name for path in (out / "cells").iterdir()}
+    assert cells == {"mae-0.75", "beit", "tokenizer", "beit-same-time"}
+    rows = {row["cell"]: row["measured"] for row in result["rows"]}
+    assert len(rows) == 14 and rows["cae"] == {}
+    assert (rows["beit"]["epochs"], rows["beit-same-time"]["epochs"]) == (1, 2)
+    assert rows["mae-0.75"] == rows["mae-0.75-same-time"] and rows["beit-same-time"]["minutes"] == 4.2 / 60
+    beit, judges = out / "cells" / "beit" / "seed-0", ("finetune", "linear-probe", "knn")
+    judged = {judge: json.loads((beit / judge / "results.json").read_text()) for judge in judges}
+    assert rows["beit"]["top1"]["mean"] == judged["finetune"]["top1"]
+    assert rows["beit"]["linear_probe"]["mean"] == judged["linear-probe"]["top1"]
+    assert rows["beit"]["knn_untrained"]["mean"] == judged["knn"]["accuracy"]["untrained"]
+    assert judged["knn"]["train_images"] == 32  # the preset's few labels
+    assert load_whole(beit / "pretrain").config.vocab_size == 16  # of the tokenizer that was trained for it
+    table = (out / "table3" / "table.md").read_text()
+    assert "k-NN, raw pixels" in table and "minutes an epoch here" in table
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()}
+    assert study("table3", **arguments)[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_an_epoch_is_timed_in_a_process_of_its_own(data: Path, tmp_path: Path):
+    place = runs.Place(tmp_path, str(data), ANY, None, "cpu")
+    begin = time.perf_counter()
+    found = speeds.time_epoch(CELLS["simmim"], PRESETS["smoke"], place, tmp_path / "run", jobs=1)
+    assert 0 < found["seconds"] < time.perf_counter() - begin
+    assert 0.05 < found["memory"] < 8
 
 
 def test_figures_2_and_3_look_at_pretraining_alone(data: Path, tmp_path: Path, study: Study):

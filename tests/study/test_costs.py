@@ -20,10 +20,10 @@ def test_encoder_alone():
 def test_training_costs_three_forward_passes_of_two_flops_a_multiply_accumulate():
     preset, cell = PRESETS["cpu"], CELLS["mae-0.75"]
     config = model_config(preset.pretraining(cell))
-    alone, tuned = (training_flops(preset, cell, 10_000, finetunes=finetunes) for finetunes in (False, True))
-    epochs = preset.finetuning(cell)["epochs"]
+    alone, tuned = (training_flops(preset, cell, 10_000, judges=judges) for judges in ((), ("finetune",)))
+    epochs = preset.settings("finetune", cell)["epochs"]
     assert tuned - alone == pytest.approx(6e9 * encoder_gmacs(config) * 1000 * epochs)
-    assert training_flops(preset, cell, 20_000, finetunes=False) == pytest.approx(2 * alone)
+    assert training_flops(preset, cell, 20_000) == pytest.approx(2 * alone)
 
 
 def test_several_jobs_share_the_device_but_not_their_starts():

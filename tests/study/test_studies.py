@@ -1,20 +1,28 @@
 """What the tables are made of, and their costs against the paper's."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from efficient_mae.data.sources.choice import ANY
+from efficient_mae.methods import METHODS
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.presets import PRESETS, model_config
 from efficient_mae.study.results import collect_rows, collect_table_1
-from efficient_mae.study.runs import plan_runs
+from efficient_mae.study.runs import Place, plan_runs
+from efficient_mae.study.speeds import settle_time
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.tasks.classify.finetune import FinetuneConfig
+from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig
 from efficient_mae.tasks.pretrain_config import PretrainConfig
+from efficient_mae.tasks.tokenizer import TokenizerConfig
 
 SETTINGS = [
-    (preset, cell) for preset in PRESETS.values() for cell in CELLS.values() if preset.is_paper or not cell.paper_only
+    (preset, cell)
+    for preset in PRESETS.values()
+    for cell in CELLS.values()
+    if cell.paper in (None, preset.is_paper) and cell.as_long_as is None
 ]
 
 
@@ -25,7 +33,7 @@ def test_every_table_and_figure_is_there():
 @pytest.mark.parametrize("name", ["table3", "table4", "table5"])
 def test_counted_costs_are_the_papers(name: str, tmp_path: Path):
     compared = 0
-    for row in collect_rows(STUDIES[name], PRESETS["cpu"], tmp_path, range(3)):
+    for row in collect_rows(STUDIES[name], PRESETS["paper"], tmp_path, range(3)):
         close = {"gflops": {"rel": 0.015}, "patches": {"abs": 1.0}}
         for cost, value in row["computed"].items():
             if cost in row["paper"]:
@@ -45,24 +53,52 @@ def test_table_1_is_the_papers():
 def test_settings_are_those_of_the_commands(preset, cell):
     settings = preset.pretraining(cell)
     PretrainConfig(data="d", out="o", **settings)
-    FinetuneConfig(data="d", out="o", weights="w", **preset.finetuning(cell))
+    FinetuneConfig(data="d", out="o", weights="w", **preset.settings("finetune", cell))
+    LinearProbeConfig(data="d", out="o", weights="w", **preset.settings("linear-probe", cell))
+    for command in cell.made.values():
+        assert command == "tokenizer"
+        TokenizerConfig(data="d", out="o", **preset.settings(command, cell))
     config = model_config(settings)
     assert {name: getattr(config, name) for name in cell.settings} == cell.settings
 
 
 def test_cells_with_the_same_settings_share_their_runs(tmp_path: Path):
-    options = {"seeds": [0, 1], "data": "d", "choice": ANY, "labelled": "d", "out": tmp_path, "device": "cpu"}
-    cells = STUDIES["table3"].cells(with_paper_only=False)
-    folders = {run.folder.relative_to(tmp_path) for run in plan_runs(cells, PRESETS["cpu"], **options)}
-    names = ("mae-0.75", "mae-large16-1600", "efficient-mae-0.85", "efficient-mae-large16-1600")
-    assert folders == {Path("cells", name, f"seed-{seed}") for name in names for seed in (0, 1)}
-    assert len(plan_runs(STUDIES["table3"].cells(True), PRESETS["paper"], **options)) == 2 * 8
-    twice = PRESETS["cpu"].pretraining(CELLS["mae-large16-1600"])["epochs"]
-    assert twice == 2 * PRESETS["cpu"].pretraining(CELLS["mae-0.75"])["epochs"]
+    place = Place(tmp_path, "d", ANY, "d", "cpu")
+    names = {"mae-0.85", "beta-none", "efficient-mae-0.85", "decoder-1"}
+    runs = plan_runs([CELLS[name] for name in names], PRESETS["cpu"], [0, 1], ["finetune"], place)
+    folders = {run.folder.relative_to(tmp_path) for run in runs}
+    alike = names - {"decoder-1"}  # as deep as the preset's
+    assert folders == {Path("cells", name, f"seed-{seed}") for name in alike for seed in (0, 1)}
+    published = STUDIES["table3"].cells(paper=True)
+    assert len(plan_runs(published, PRESETS["paper"], [0, 1], [], place)) == 2 * 8
+
+
+def test_methods_are_compared_with_the_same_encoder():
+    by_epochs = [cell for cell in STUDIES["table3"].cells(paper=False) if cell.as_long_as is None]
+    assert {cell.method for cell in by_epochs} == {*METHODS}
+    for preset in PRESETS.values():
+        if not preset.is_paper:
+            sizes = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans")
+            configs = [model_config(preset.pretraining(cell)) for cell in by_epochs]
+            assert len({tuple(getattr(config, name) for name in sizes) for config in configs}) == 1
+
+
+def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
+    preset, slow, quick = PRESETS["cpu"], CELLS["simmim-same-time"], CELLS["cross-0.85-same-time"]
+    assert settle_time(slow, preset, tmp_path) is None
+    seconds = {"mae-0.75": 10.0, "simmim": 19.0, "cross-0.85": 8.1}
+    (tmp_path / "speeds.json").write_text(json.dumps({name: {"seconds": one} for name, one in seconds.items()}))
+    epochs = preset.pretraining(CELLS["mae-0.75"])["epochs"]
+    for cell, name in ((slow, "simmim"), (quick, "cross-0.85")):
+        settled = settle_time(cell, preset, tmp_path)
+        assert settled is not None and settled.settings["epochs"] == round(epochs * 10 / seconds[name])
+        assert preset.directory(settled) == cell.name
+    same = settle_time(CELLS["mae-0.75-same-time"], preset, tmp_path)
+    assert same is not None and preset.directory(same) == "mae-0.75"
 
 
 def test_tables_4_5_and_7_share_cells():
-    names = {cell.name for name in ("table4", "table5", "table7") for cell in STUDIES[name].cells(False)}
+    names = {cell.name for name in ("table4", "table5", "table7") for cell in STUDIES[name].cells(paper=False)}
     assert len(names) == 9 + 3 + 4
 
 
@@ -70,4 +106,4 @@ def test_the_papers_preset_is_its_recipes():
     settings = PRESETS["paper"].pretraining(CELLS["efficient-mae-0.95"])
     assert (settings["model"], settings["epochs"], settings["batch_size"]) == ("mae_vit_large_patch16", 200, 1024)
     assert (settings["mask_ratio"], settings["gamma"], settings["beta"]) == (0.95, 0.6, 26.0)
-    assert PRESETS["paper"].finetuning(CELLS["mae-base16-1600"])["epochs"] == 100
+    assert PRESETS["paper"].settings("finetune", CELLS["mae-base16-1600"])["epochs"] == 100

@@ -4,7 +4,7 @@ A name stands for one set of settings everywhere, so tables share the runs of th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # The paper's ablations: ViT-L/16, 200 epochs (Sec. 5.1).
@@ -18,16 +18,20 @@ class Cell:
     Attributes:
         name: of its directory, and what `--only` takes.
         settings: of `emae pretrain`, on top of the preset's.
-        length: how many times the preset's epochs it lasts.
-        recipe: what the paper's preset starts from; it says how long the run is there.
-        paper_only: needs a model size that the other presets don't have.
+        method: of its model, whose size is the preset's.
+        recipe: what the paper's preset starts from.
+        paper: run by the paper's preset alone (True), by the others alone (False), or by all.
+        made: of its settings, those that name a run of another command with the same seed: the command.
+        as_long_as: the cell that it lasts as long as, in time measured on this machine; None lasts its epochs.
     """
 
     name: str
     settings: Mapping[str, Any]
-    length: int = 1
+    method: str = "mae"
     recipe: str = ABLATION_RECIPE
-    paper_only: bool = False
+    paper: bool | None = None
+    made: Mapping[str, str] = field(default_factory=dict)
+    as_long_as: str | None = None
 
 
 def _cells() -> list[Cell]:
@@ -53,20 +57,15 @@ def _cells() -> list[Cell]:
         found.append(Cell(f"decoder-{depth}", objective(0.85, 0.6, 26.0, decoder_depth=depth)))
     for method, settings in METHODS.items():
         for size, epochs in PUBLISHED_RUNS[method]:
-            found.append(
-                Cell(
-                    f"{method}-{size}-{epochs}",
-                    settings,
-                    length=epochs // 800,
-                    recipe=f"{RECIPES[method]}_{size}_{epochs}",
-                    paper_only=size != "large16",
-                )
-            )
-    return found
+            recipe = f"{RECIPES[method]}_{size}_{epochs}"
+            found.append(Cell(f"{method}-{size}-{epochs}", settings, recipe=recipe, paper=True))
+    by_name = {cell.name: cell for cell in (*found, *GUESTS)}
+    timed = [replace(by_name[name], name=f"{name}{SAME_TIME}", paper=False, as_long_as=BUDGET) for name in COMPARED]
+    return [*by_name.values(), *timed]
 
 
-# Table 3: the methods that this package has, as settings of `emae pretrain`, and which of their runs the paper lists
-# (size and epochs). A method is added here and shows up in the table.
+# Table 3 in the paper's own preset: settings of `emae pretrain`, and which of their runs the paper lists (size and
+# epochs).
 METHODS: dict[str, dict[str, Any]] = {
     "mae": {"mask_ratio": 0.75, "gamma": 0.0, "beta": None},
     "efficient-mae": {"mask_ratio": 0.85, "gamma": 0.6, "beta": 26.0},
@@ -76,5 +75,27 @@ PUBLISHED_RUNS = {
     "mae": (("base16", 1600), ("large16", 800), ("large16", 1600), ("huge14", 1600)),
     "efficient-mae": (("base16", 800), ("large16", 800), ("large16", 1600), ("huge14", 800)),
 }
+
+# Table 3 elsewhere: every method of this package with the preset's encoder. A method is added here, and to the names
+# below, and shows up in the table.
+_TOKENS = {"tokenizer": "tokenizer"}
+GUESTS = (
+    Cell("cross-0.85", METHODS["efficient-mae"] | {"decoder": "cross"}, paper=False),
+    Cell("simmim", {}, method="simmim", paper=False),
+    Cell("maskfeat", {}, method="maskfeat", paper=False),
+    Cell("beit", {}, method="beit", paper=False, made=_TOKENS),
+    Cell("cae", {}, method="cae", paper=False, made=_TOKENS),
+)
+COMPARED = {
+    "mae-0.75": "MAE, 0.75",
+    "efficient-mae-0.85": "Efficient MAE, 0.85",
+    "cross-0.85": "Efficient MAE, 0.85, cross decoder",
+    "simmim": "SimMIM (ViT)",
+    "maskfeat": "MaskFeat",
+    "beit": "BEiT",
+    "cae": "CAE",
+}
+# The cell that the others last as long as, and what names of cells that do end with.
+BUDGET, SAME_TIME = "mae-0.75", "-same-time"
 
 CELLS = {cell.name: cell for cell in _cells()}

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from efficient_mae.study.cells import Cell
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import StudyList, duration, estimate, list_studies, measure_speed, seeds_of
 from efficient_mae.study.presets import Preset, find_preset
-from efficient_mae.study.runs import plan_runs, run_all
+from efficient_mae.study.runs import Place, plan_made, plan_runs, run_all
+from efficient_mae.study.speeds import measure_speeds, settle_time
 from efficient_mae.study.studies import STUDIES, Study
 from efficient_mae.study.tables import markdown_table
 from efficient_mae.study.write import StudyResult, write_study
@@ -83,9 +85,7 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
             f"{chosen.name}: {len(cells)} cells x {len(seeds)} seeds, {cost['flops']:.1e} FLOPs, about "
             f"{duration(cost['seconds'])} here if none of it is done yet"
         )
-        where = {"data": data, "choice": choice, "labelled": labelled, "out": out}
-        runs = plan_runs(cells, preset, seeds=seeds, **where, device=config.device)
-        failed = run_all(runs, config.jobs, preset.gpus(config.device))
+        failed = _run(cells, chosen, preset, seeds, Place(out, data, choice, labelled, config.device), config.jobs)
     else:
         _claim(out, preset, None)
     head = {
@@ -101,6 +101,18 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
     return write_study(head, chosen, preset, out, seeds)
 
 
+def _run(
+    cells: Sequence[Cell], chosen: Study, preset: Preset, seeds: Sequence[int], place: Place, jobs: int
+) -> dict[str, str]:
+    """Run what cells need, time them where that is asked for, then run them; why, by name, for those that failed."""
+    gpus = preset.gpus(place.device)
+    if failed := run_all(plan_made(cells, preset, seeds, place), jobs, gpus):
+        return failed
+    measure_speeds(cells, preset, place, jobs)
+    settled = [one for cell in cells if (one := settle_time(cell, preset, place.out)) is not None]
+    return run_all(plan_runs(settled, preset, seeds, chosen.judges, place), jobs, gpus)
+
+
 def _find_study(name: str | None) -> Study:
     if name is None:
         raise InputError(f"name a study: {', '.join(STUDIES)} (emae study --list)")
@@ -110,7 +122,7 @@ def _find_study(name: str | None) -> Study:
 
 
 def _choose_cells(chosen: Study, preset: Preset, only: str | None) -> list[Cell]:
-    cells = {cell.name: cell for cell in chosen.cells(with_paper_only=preset.is_paper)}
+    cells = {cell.name: cell for cell in chosen.cells(preset.is_paper)}
     if only is None:
         return list(cells.values())
     names = dict.fromkeys(name.strip() for name in only.split(","))
@@ -126,10 +138,10 @@ def _choose_cells(chosen: Study, preset: Preset, only: str | None) -> list[Cell]
 def _open_data(
     chosen: Study, preset: Preset, data: str | None, choice: DataChoice, out: Path
 ) -> tuple[str, str | None]:
-    """Check data and directory; return what to pre-train on, and what to fine-tune on if the study does."""
+    """Check data and directory; return what to pre-train on, and what judges take if the study has any."""
     if data is None:
         raise InputError(f"data must be given: {chosen.name} trains on it (emae study --help)")
-    if not chosen.finetunes:
+    if not chosen.judges:
         open_source(data, choice=choice)
         _claim(out, preset, data)
         return data, None

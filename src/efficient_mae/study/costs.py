@@ -1,6 +1,6 @@
 """What rows and whole studies cost, counted before anything is run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
 import torch
@@ -30,16 +30,17 @@ def predicted_patches(config: MethodConfig, images: int = 500) -> float:
     return config.tokens(config.planner()(noise))["predicted_patches"]
 
 
-def training_flops(preset: Preset, cell: Cell, images: int, finetunes: bool) -> float:
-    """FLOPs of a run of a cell: pre-training and, if it is judged so, fine-tuning.
+def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[str] = ()) -> float:
+    """FLOPs of a run of a cell: pre-training and, if it is judged so, fine-tuning, the most that judges take.
 
     Args:
         images: in the training data.
+        judges: commands that judge it.
     """
     forward, whole = _forward_gmacs(preset.name, cell.name)
     gmacs = forward * images * preset.pretraining(cell)["epochs"]
-    if finetunes:
-        gmacs += whole * min(preset.labels or images, images) * preset.finetuning(cell)["epochs"]
+    if "finetune" in judges:
+        gmacs += whole * min(preset.labels or images, images) * preset.settings("finetune", cell)["epochs"]
     return _TRAINING * 1e9 * gmacs
 
 

@@ -67,8 +67,8 @@ def estimate(
         jobs: runs at a time.
         speed: of :func:`measure_speed`.
     """
-    flops = [training_flops(preset, cell, images, study.finetunes) for cell in cells] * seeds
-    stages = 2 if study.finetunes else 1
+    flops = [training_flops(preset, cell, images, study.judges) for cell in cells] * seeds
+    stages = 1 + len(study.judges)
     return {"flops": sum(flops), "seconds": round(estimated_seconds(flops, stages, speed, jobs))}
 
 
@@ -89,7 +89,7 @@ def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs:
     speed = measure_speed(device) * preset.gpus(device)
     listed = []
     for study in STUDIES.values():
-        cells = study.cells(with_paper_only=preset.is_paper)
+        cells = study.cells(preset.is_paper)
         number = seeds_of(study, preset, seeds)
         cost = estimate(study, cells, preset, seeds=number, images=images, jobs=jobs, speed=speed)
         names = [cell.name for cell in cells]

@@ -19,18 +19,28 @@ _MASKED = "#7f9fe6"
 
 
 def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Accuracy of each row with its 95 % interval, and the paper's beside it on an axis of its own."""
-    figure, (here, paper) = _figure(7.6, 0.9 + 0.32 * len(rows), 2, sharey=True)
+    """Accuracies of each row with their 95 % intervals, and the paper's beside them, each on an axis of its own."""
+    measured = {"top1": "top-1 here", "linear_probe": "linear probe here", "knn": "k-NN here, grey: untrained"}
+    shown = [name for name in measured if name == "top1" or any(name in row["measured"] for row in rows)]
+    published = any("top1" in row["paper"] for row in rows)
+    figure, axes = _figure(
+        3.8 * (len(shown) + published), 0.9 + 0.32 * len(rows), len(shown) + published, sharey=True
+    )
+    for ax, name in zip(axes, shown, strict=False):
+        ax.set_xlabel(f"{measured[name]}, % (95 % interval)")
+        for figures, color in ((name, _BLUE), (f"{name}_untrained", _GREY)):
+            for number, row in enumerate(rows):
+                if score := row["measured"].get(figures):
+                    half = 100 * score.get("half_width", 0.0)
+                    at = 100 * score["mean"]
+                    ax.errorbar(at, number, xerr=half, fmt="o", color=color, capsize=3, markersize=5)
     for number, row in enumerate(rows):
-        if score := row["measured"].get("top1"):
-            half = 100 * score.get("half_width", 0.0)
-            here.errorbar(100 * score["mean"], number, xerr=half, fmt="o", color=_BLUE, capsize=3, markersize=5)
         if "top1" in row["paper"]:
-            paper.plot(row["paper"]["top1"], number, "D", color=_GREY, markersize=5)
-    here.set_yticks(range(len(rows)), [row["label"] for row in rows])
-    here.set_ylim(len(rows) - 0.5, -0.5)
-    here.set_xlabel("top-1 here, % (95 % interval)")
-    paper.set_xlabel("top-1 in the paper (ImageNet-1k), %")
+            axes[-1].plot(row["paper"]["top1"], number, "D", color=_GREY, markersize=5)
+    if published:
+        axes[-1].set_xlabel("top-1 in the paper (ImageNet-1k), %")
+    axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
     _save(figure, title, path)
 
 

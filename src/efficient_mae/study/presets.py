@@ -1,14 +1,14 @@
 """How large a study is: the model, the data and the schedules that its cells are run with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from efficient_mae.errors import InputError
 from efficient_mae.methods import MethodConfig
-from efficient_mae.recipes import recipe_settings
+from efficient_mae.recipes import recipe_settings, recipes
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
 
@@ -19,17 +19,19 @@ class Preset:
 
     Attributes:
         summary: one line.
-        pretrain: settings of `emae pretrain` that its cells share; None takes each cell's own recipe.
-        finetune: settings of `emae finetune`, or None for the recipe that goes with the cell's.
+        pretrain: settings of `emae pretrain` that its cells share as far as their methods have them, the model's name
+            without that of the method; None takes each cell's own recipe.
+        others: settings of the other commands that its cells need, by name: what judges them, and what is made
+            beforehand. The paper's takes the recipe that goes with the cell's.
         seeds: runs of each cell, unless told otherwise.
-        labels: labelled images that fine-tuning sees, spread over the data; None for all.
+        labels: labelled images that judges see, spread over the data; None for all.
         images: in the training data that it is made for, where none are named (`emae study --list`).
     """
 
     name: str
     summary: str
     pretrain: Mapping[str, Any] | None
-    finetune: Mapping[str, Any] | None
+    others: Mapping[str, Mapping[str, Any]]
     seeds: int
     labels: int | None
     images: int
@@ -47,24 +49,30 @@ class Preset:
         """The settings of a cell's pre-training, but for data, directory and seed."""
         if self.pretrain is None:
             return {**recipe_settings(cell.recipe), **cell.settings}
-        return {**self.pretrain, "epochs": self.pretrain["epochs"] * cell.length, **cell.settings}
+        model = f"{cell.method}_{self.pretrain['model']}"
+        known = {field.name for field in fields(PretrainConfig.of(model))}
+        shared = {name: value for name, value in self.pretrain.items() if name in known}
+        return {**shared, "model": model, **cell.settings}
 
     def directory(self, cell: Cell) -> str:
         """The name under which its runs are kept: that of the first cell that this preset runs alike."""
-        settings = self.pretraining(cell), self.finetuning(cell)
-        return next(
+        settings = self.pretraining(cell)
+        alike = (
             other.name
             for other in CELLS.values()
-            if (self.is_paper or not other.paper_only)
-            and (self.pretraining(other), self.finetuning(other)) == settings
+            if other.paper in (None, self.is_paper)
+            and other.as_long_as is None
+            and self.pretraining(other) == settings
         )
+        return next(alike, cell.name)
 
-    def finetuning(self, cell: Cell) -> dict[str, Any]:
-        """The settings of its fine-tuning, but for data, weights, directory and seed."""
-        if self.finetune is not None:
-            return dict(self.finetune)
+    def settings(self, command: str, cell: Cell) -> dict[str, Any]:
+        """The settings of another command that a cell needs, but for data, weights, directory and seed."""
+        if not self.is_paper:
+            return dict(self.others.get(command, {}))
         size = next(size for size in ("base", "large", "huge") if f"_{size}" in cell.recipe)
-        return recipe_settings(f"finetune_{size}")
+        recipe = f"{command.replace('-', '_')}_{size}"
+        return recipe_settings(recipe) if recipe in recipes() else {}
 
 
 def model_config(settings: Mapping[str, Any]) -> MethodConfig:
@@ -95,10 +103,18 @@ _LIGHT_FINETUNE = {
     "crop_scale": (0.6, 1.0),
     "eval_every": 1000,
 }
+_FEW = {"precision": "fp32", "num_workers": 0}
 # A garment lies on a plain ground. Of whole pictures the patches far from anything visible are ground, and easy; once
 # normalised they are nothing at all. So crops are small parts of the garment, and pixels stay as they are: then the
 # paper's question can be asked, what becomes of patches that are hard because they are far.
 _ZOOM = {"in_chans": 1, "norm_pix_loss": False, "crop_scale": (0.1, 0.3)}
+# What the other methods need to fit so few pixels and blocks, each as near to what it is published with as may be:
+# SimMIM hides squares of 4 pixels, of which an image has 49 here and 36 there; MaskFeat counts a patch's gradients as
+# one, since half a patch would be less than a pixel of the photograph; CAE's regressor has a decoder's one block; and
+# two blocks are too few for one to be skipped.
+_GUESTS = {"mask_unit": 4, "cell_size": 4, "regressor_depth": 1, "drop_path": 0.0}
+# A word a patch, learned from the crops that the methods see.
+_TOKENIZER = {"in_chans": 1, "crop_scale": _ZOOM["crop_scale"], "stride": 4, "num_blocks": 1, "panel_every": 1000}
 
 PRESETS = {
     preset.name: preset
@@ -108,23 +124,21 @@ PRESETS = {
             "seconds: 5 x 5 patches, one block; shows that everything runs",
             {
                 **_ZOOM,
-                "model": "mae_vit_tiny_patch4",
+                "model": "vit_tiny_patch4",
                 "img_size": 20,
                 "depth": 1,
                 "decoder_depth": 1,
                 "decoder_embed_dim": 32,
                 "epochs": 1,
                 "batch_size": 16,
-                "precision": "fp32",
-                "num_workers": 0,
                 "panel_every": 1000,
+                **_GUESTS,
+                **_FEW,
             },
             {
-                **_LIGHT_FINETUNE,
-                "epochs": 1,
-                "batch_size": 16,
-                "precision": "fp32",
-                "num_workers": 0,
+                "finetune": {**_LIGHT_FINETUNE, "epochs": 1, "batch_size": 16, **_FEW},
+                "linear-probe": {"epochs": 1, "batch_size": 16, "crop_scale": (0.6, 1.0), **_FEW},
+                "tokenizer": {**_TOKENIZER, "img_size": 20, "width": 8, "vocab_size": 16, "epochs": 1, **_FEW},
             },
             seeds=1,
             labels=32,
@@ -135,7 +149,7 @@ PRESETS = {
             "2 cores: 7 x 7 patches, 2 blocks, fashion-mnist-sample; a cell takes minutes",
             {
                 **_ZOOM,
-                "model": "mae_vit_tiny_patch4",
+                "model": "vit_tiny_patch4",
                 "img_size": 28,
                 "depth": 2,
                 "decoder_depth": 1,
@@ -146,13 +160,33 @@ PRESETS = {
                 "warmup_epochs": 0.5,
                 "num_workers": 0,
                 "panel_every": 1000,
+                **_GUESTS,
             },
             {
-                **_LIGHT_FINETUNE,
-                "epochs": 15,
-                "batch_size": 50,
-                "base_lr": 5e-3,
-                "num_workers": 0,
+                "finetune": {
+                    **_LIGHT_FINETUNE,
+                    "epochs": 15,
+                    "batch_size": 50,
+                    "base_lr": 5e-3,
+                    "num_workers": 0,
+                },
+                "linear-probe": {
+                    "epochs": 15,
+                    "batch_size": 50,
+                    "base_lr": 10.0,
+                    "crop_scale": (0.6, 1.0),
+                    "eval_every": 1000,
+                    "num_workers": 0,
+                },
+                "tokenizer": {
+                    **_TOKENIZER,
+                    "img_size": 28,
+                    "width": 64,
+                    "vocab_size": 256,
+                    "epochs": 4,
+                    "batch_size": 128,
+                    "num_workers": 0,
+                },
             },
             seeds=3,
             labels=1000,
@@ -163,7 +197,7 @@ PRESETS = {
             "one large GPU: 14 x 14 patches as in the paper, 6 blocks, fashion-mnist",
             {
                 **_ZOOM,
-                "model": "mae_vit_tiny_patch2",
+                "model": "vit_tiny_patch2",
                 "img_size": 28,
                 "depth": 6,
                 "decoder_depth": 2,
@@ -173,12 +207,22 @@ PRESETS = {
                 "base_lr": 1e-3,
                 "warmup_epochs": 1.0,
                 "panel_every": 1000,
+                **_GUESTS,
+                "cell_size": 2,
+                "regressor_depth": 2,
             },
             {
-                **_LIGHT_FINETUNE,
-                "epochs": 3,
-                "batch_size": 256,
-                "base_lr": 1e-3,
+                "finetune": {**_LIGHT_FINETUNE, "epochs": 3, "batch_size": 256, "base_lr": 1e-3},
+                "linear-probe": {"epochs": 10, "batch_size": 256, "base_lr": 10.0, "crop_scale": (0.6, 1.0)},
+                "tokenizer": {
+                    **_TOKENIZER,
+                    "img_size": 28,
+                    "stride": 2,
+                    "width": 64,
+                    "vocab_size": 256,
+                    "epochs": 4,
+                    "batch_size": 512,
+                },
             },
             seeds=3,
             labels=None,
@@ -188,7 +232,7 @@ PRESETS = {
             "paper",
             "the paper's recipes, ViT-L/16 on ImageNet-1k (give it as --data); days on 8 large GPUs",
             None,
-            None,
+            {},
             seeds=1,
             labels=None,
             images=1_281_167,

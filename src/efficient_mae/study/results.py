@@ -1,8 +1,10 @@
 """What came of a study's runs, row by row, beside what the paper reports."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.study.cells import ABLATION_RECIPE, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, model_config, recipe_settings
+from efficient_mae.study.runs import made_settings
+from efficient_mae.study.speeds import settle_time, speed_of
 from efficient_mae.study.studies import TABLE_1, Study
+from efficient_mae.tasks.classify.result import RESULTS
 from efficient_mae.tasks.intervals import mean_and_interval
 
 
@@ -25,21 +30,22 @@ def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) 
 
     Returns:
         For each row its `label`, `cell` and `settings`; `measured`, by name `mean`, `values` and, of two seeds and
-        more, the 95 % interval, and `gmacs` of the model that ran; `computed` costs of the paper's own model;
+        more, the 95 % interval, and `gmacs` of the model that ran, where methods are timed also its `epochs`,
+        `minutes` an epoch and `memory` (GB); `computed` costs of the paper's own model;
         `paper`, its figures. `difference` is this row's accuracy less that of the first row measured, seed by seed.
     """
     rows: list[dict[str, Any]] = []
     reference: dict[int, float] = {}
-    for row in study.rows:
+    for row in study.rows_of(preset.is_paper):
         found: dict[str, Any] = {"label": row.label, "cell": None, "settings": {}, "measured": {}, "computed": {}}
         if row.cell is not None:
-            measured, accuracies = _measured(row.cell, preset, out, seeds, study.finetunes)
+            measured, accuracies = _measured(row.cell, preset, out, seeds, study.judges)
             found |= {
                 "cell": row.cell.name,
                 "settings": dict(row.cell.settings),
                 "measured": measured,
                 "difference": _difference(accuracies, reference),
-                "computed": _computed(study, row.cell),
+                "computed": _computed(study, row.cell) if row in study.rows else {},
             }
             reference = reference or accuracies
         rows.append(found | {"paper": dict(row.paper)})
@@ -55,24 +61,43 @@ def _computed(study: Study, cell: Cell) -> dict[str, float]:
 
 
 def _measured(
-    cell: Cell, preset: Preset, out: Path, seeds: Sequence[int], finetunes: bool
+    cell: Cell, preset: Preset, out: Path, seeds: Sequence[int], judges: Collection[str]
 ) -> tuple[dict[str, Any], dict[int, float]]:
     """Figures of a cell's runs, and its accuracies by seed if the study fine-tunes."""
-    folder = out / "cells" / preset.directory(cell)
-    by_seed = {seed: figures for seed in seeds if (figures := read_figures(folder / f"seed-{seed}"))}
+    settled = settle_time(cell, preset, out)
+    if settled is None:
+        return {}, {}
+    folder = out / "cells" / preset.directory(settled)
+    # Cells are shared: what another study has had judged is not for one that hasn't.
+    by_seed = {seed: figures for seed in seeds if (figures := read_figures(folder / f"seed-{seed}", judges))}
     if not by_seed:
         return {}, {}
-    measured: dict[str, Any] = {"seeds": list(by_seed), "gmacs": count_gmacs(model_config(preset.pretraining(cell)))}
-    # Cells are shared: what another study has fine-tuned is not for one that doesn't.
-    for name in ("top1", "loss") if finetunes else ("loss",):
+    settings = preset.pretraining(settled)
+    made = made_settings(settled, out, next(iter(by_seed)))
+    measured: dict[str, Any] = {"seeds": list(by_seed), "gmacs": count_gmacs(model_config(settings | made))}
+    if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
+        minutes = speed["seconds"] / 60
+        measured |= {"epochs": settings["epochs"], "minutes": minutes, "memory": speed["memory"]}
+    for name in ("loss", *(figure for judge in judges for figure in _FIGURES[judge])):
         if values := [figures[name] for figures in by_seed.values() if name in figures]:
             measured[name] = summary(values)
-    accuracies = {seed: figures["top1"] for seed, figures in by_seed.items() if finetunes and "top1" in figures}
-    return measured, accuracies
+    return measured, {seed: figures["top1"] for seed, figures in by_seed.items() if "top1" in figures}
 
 
-def read_figures(folder: Path) -> dict[str, float]:
-    """Figures of a cell's run with a seed; none before it is done, no accuracy before it is fine-tuned.
+# Of each judge, its figures by our name and by the keys of its result.
+_FIGURES = {
+    "finetune": {"top1": ("top1",)},
+    "linear-probe": {"linear_probe": ("top1",)},
+    "knn": {
+        "knn": ("accuracy", "trained"),
+        "knn_untrained": ("accuracy", "untrained"),
+        "knn_raw_pixels": ("accuracy", "raw_pixels"),
+    },
+}
+
+
+def read_figures(folder: Path, judges: Collection[str]) -> dict[str, float]:
+    """Figures of a cell's run with a seed; none before it is done, none of a judge that hasn't judged it.
 
     Args:
         folder: as :class:`efficient_mae.study.runs.CellRun` lays it out.
@@ -83,8 +108,10 @@ def read_figures(folder: Path) -> dict[str, float]:
     rows = [row for row in map(json.loads, lines) if "loss" in row]
     last = [row["loss"] for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
     figures = {"loss": float(np.mean(last))}
-    if (folder / "finetune.json").is_file():
-        figures["top1"] = json.loads((folder / "finetune" / "results.json").read_bytes())["top1"]
+    for judge in judges:
+        if (folder / f"{judge}.json").is_file():
+            result = json.loads((folder / judge / RESULTS).read_bytes())
+            figures |= {name: reduce(getitem, keys, result) for name, keys in _FIGURES[judge].items()}
     return figures
 
 

@@ -1,8 +1,9 @@
-"""Runs the cells of a study: each an `emae pretrain` and an `emae finetune` in processes of their own.
+"""Runs the cells of a study: each an `emae pretrain` and the commands that judge it, in processes of their own.
 
     OUT/cells/CELL/seed-S/pretrain/   run directory of `emae pretrain`
-    OUT/cells/CELL/seed-S/finetune/   run directory of `emae finetune`
-    OUT/cells/CELL/seed-S/log.txt     what both printed
+    OUT/cells/CELL/seed-S/JUDGE/      that of each judge, or `results.json` alone of one that has none
+    OUT/cells/CELL/seed-S/log.txt     what all printed
+    OUT/cells/COMMAND/seed-S/         the same of what cells need beforehand, as a tokenizer
 
 A process that crashes takes its own run with it and no other. A run that is done leaves a record of its command, and
 is not started again; one that isn't goes on from its last checkpoint.
@@ -25,67 +26,112 @@ from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.presets import Preset
+from efficient_mae.tasks.classify.result import RESULTS
+from efficient_mae.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)
 class CellRun:
-    """A cell with a seed.
+    """A cell, or what cells need beforehand, with a seed.
 
     Attributes:
+        of: the name of the cell or command.
         folder: of its runs.
         commands: subcommand of `emae` and its arguments, in the order to run them.
     """
 
-    cell: Cell
+    of: str
     seed: int
     folder: Path
     commands: tuple[tuple[str, tuple[str, ...]], ...]
 
     @property
     def name(self) -> str:
-        return f"{self.cell.name} seed {self.seed}"
+        return f"{self.of} seed {self.seed}"
 
     def is_done(self) -> bool:
         """All of its commands have run to their end."""
         return all(_record(self.folder, command) == list(arguments) for command, arguments in self.commands)
 
 
+@dataclass(frozen=True)
+class Place:
+    """What the runs of a directory of studies have in common.
+
+    Attributes:
+        out: the directory.
+        data: to pre-train on.
+        choice: of what they hold.
+        labelled: for judges; None has no run judged.
+        device: as `emae pretrain --device`.
+    """
+
+    out: Path
+    data: str
+    choice: DataChoice
+    labelled: str | None
+    device: str
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The choice, as far as one was made."""
+        return {name: value for name, value in asdict(self.choice).items() if value is not None}
+
+    def pretraining(self, cell: Cell, preset: Preset, seed: int) -> dict[str, Any]:
+        """All settings of a cell's pre-training but its directory."""
+        common = {"seed": seed, "device": self.device, "data": self.data, **self.chosen}
+        return {**preset.pretraining(cell), **made_settings(cell, self.out, seed), **common}
+
+
+def made_settings(cell: Cell, out: Path, seed: int) -> dict[str, Path]:
+    """A cell's settings that name runs of other commands."""
+    return {name: _folder(out, command, seed) / command for name, command in cell.made.items()}
+
+
+def _folder(out: Path, name: str, seed: int) -> Path:
+    return out / "cells" / name / f"seed-{seed}"
+
+
+def plan_made(cells: Sequence[Cell], preset: Preset, seeds: Sequence[int], place: Place) -> list[CellRun]:
+    """The runs that these cells need beforehand."""
+    runs = {}
+    for seed in seeds:
+        for cell in cells:
+            for command in cell.made.values():
+                folder = _folder(place.out, command, seed)
+                where = {"seed": seed, "device": place.device, "data": place.data, "out": folder / command}
+                given = flags({**preset.settings(command, cell), **place.chosen, **where})
+                runs.setdefault(folder, CellRun(command, seed, folder, ((command, given),)))
+    return list(runs.values())
+
+
 def plan_runs(
-    cells: Sequence[Cell],
-    preset: Preset,
-    *,
-    seeds: Sequence[int],
-    data: str,
-    choice: DataChoice,
-    labelled: str | None,
-    out: Path,
-    device: str,
+    cells: Sequence[Cell], preset: Preset, seeds: Sequence[int], judges: Sequence[str], place: Place
 ) -> list[CellRun]:
     """The runs of these cells, a seed of all before the next seed.
 
     Args:
-        data: to pre-train on.
-        choice: of what they hold.
-        labelled: to fine-tune on; None does not fine-tune.
-        out: directory of the studies that share these cells.
-        device: as `emae pretrain --device`.
+        judges: commands that judge each, if there are labels.
     """
     runs = {}
     for seed in seeds:
         for cell in cells:
-            folder = out / "cells" / preset.directory(cell) / f"seed-{seed}"
-            common = {"seed": seed, "device": device}
-            taken = {name: value for name, value in asdict(choice).items() if value is not None}
-            first = {**preset.pretraining(cell), **common, "data": data, **taken, "out": folder / "pretrain"}
-            commands = [("pretrain", _flags(first))]
-            if labelled is not None:
-                weights = {"weights": folder / "pretrain", "out": folder / "finetune"}
-                weights |= taken if labelled == data else {}
-                commands.append(
-                    ("finetune", _flags({**preset.finetuning(cell), **common, "data": labelled, **weights}))
-                )
-            runs.setdefault(folder, CellRun(cell, seed, folder, tuple(commands)))
+            folder = _folder(place.out, preset.directory(cell), seed)
+            first = {**place.pretraining(cell, preset, seed), "out": folder / "pretrain"}
+            commands = [("pretrain", flags(first))]
+            for judge in judges if place.labelled is not None else ():
+                settings = {**preset.settings(judge, cell), "seed": seed, "device": place.device}
+                settings |= {"data": place.labelled, "weights": folder / "pretrain"}
+                settings |= {"out": folder / judge} if has_directory(judge) else {}
+                settings |= place.chosen if place.labelled == place.data else {}
+                commands.append((judge, flags(settings)))
+            runs.setdefault(folder, CellRun(cell.name, seed, folder, tuple(commands)))
     return list(runs.values())
+
+
+def has_directory(command: str) -> bool:
+    """A command keeps its result in a run directory of its own; else it prints it."""
+    return command in TASKS
 
 
 def launcher(gpus: int) -> list[str]:
@@ -124,21 +170,31 @@ def run_all(runs: Sequence[CellRun], jobs: int, gpus: int = 1) -> dict[str, str]
 def _run(run: CellRun, jobs: int, gpus: int) -> str:
     """Run what a run still lacks; return why it failed, or nothing."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
-    if jobs > 1:  # they share the cores, and would get in each other's way
-        environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // jobs))
+    environment = environment_of(jobs)
     for command, arguments in run.commands:
         if _record(run.folder, command) == list(arguments):
             continue
+        prints = not has_directory(command)
         with (run.folder / "log.txt").open("ab") as log:
             start = log.tell()
-            line = stopping_with_this_process([*launcher(gpus), command, *arguments])
-            done = subprocess.run(line, stdout=log, stderr=log, env=environment)
+            line = stopping_with_this_process([*launcher(gpus), command, *arguments, *["--json"] * prints])
+            done = subprocess.run(line, stdout=subprocess.PIPE if prints else log, stderr=log, env=environment)
         if done.returncode:
             printed = (run.folder / "log.txt").read_bytes()[start:].decode(errors="replace").strip()
             return printed.splitlines()[-1] if printed else f"exit status {done.returncode}"
+        if prints:
+            (run.folder / command).mkdir(exist_ok=True)
+            replace_file(run.folder / command / RESULTS, done.stdout)
         replace_file(run.folder / f"{command}.json", json.dumps(list(arguments), indent=1).encode())
     return ""
+
+
+def environment_of(jobs: int) -> dict[str, str]:
+    """The variables of a process that is one of so many at a time."""
+    environment = dict(os.environ)
+    if jobs > 1:  # they share the cores, and would get in each other's way
+        environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // jobs))
+    return environment
 
 
 def _record(folder: Path, command: str) -> list[str] | None:
@@ -147,7 +203,7 @@ def _record(folder: Path, command: str) -> list[str] | None:
     return json.loads(file.read_bytes()) if file.is_file() else None
 
 
-def _flags(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def flags(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Settings as a user would type them."""
     return tuple(part for name, value in settings.items() for part in (f"--{name}", _typed(value)))
 

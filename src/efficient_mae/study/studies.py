@@ -6,7 +6,7 @@ The paper's figures are of ImageNet-1k, for ViT-L/16 pre-trained for 200 epochs 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from efficient_mae.study.cells import CELLS, METHODS, PUBLISHED_RUNS, Cell
+from efficient_mae.study.cells import CELLS, COMPARED, METHODS, PUBLISHED_RUNS, SAME_TIME, Cell
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Study:
     Attributes:
         title: what it shows.
         rows: its lines, or the runs that a figure looks at.
-        finetunes: its runs are judged by fine-tuning, which needs labels.
+        small: its lines in presets other than the paper's, where they differ.
+        judges: commands that judge each run, which takes labels.
         one_seed: a single run of each cell is all it looks at.
         costs: what of a row is counted: `gflops`, `patches`.
         remark: what must be known to read it.
@@ -41,15 +42,20 @@ class Study:
     name: str
     title: str
     rows: tuple[Row, ...] = ()
-    finetunes: bool = True
+    small: tuple[Row, ...] = ()
+    judges: tuple[str, ...] = ("finetune",)
     one_seed: bool = False
     costs: tuple[str, ...] = ()
     remark: str = ""
 
-    def cells(self, with_paper_only: bool) -> list[Cell]:
-        """The cells of its rows, each once."""
-        found = {row.cell.name: row.cell for row in self.rows if row.cell is not None}
-        return [cell for cell in found.values() if with_paper_only or not cell.paper_only]
+    def rows_of(self, paper: bool) -> tuple[Row, ...]:
+        """Its lines in the paper's own preset or in the others."""
+        return self.rows if paper or not self.small else self.small
+
+    def cells(self, paper: bool) -> list[Cell]:
+        """The cells of its rows in the paper's own preset or in the others, each once."""
+        found = {row.cell.name: row.cell for row in self.rows_of(paper) if row.cell is not None}
+        return [cell for cell in found.values() if cell.paper in (None, paper)]
 
 
 def _row(label: str, cell: str, **paper: float) -> Row:
@@ -98,6 +104,19 @@ def _table_3() -> tuple[Row, ...]:
     }
     return tuple(Row(label, own.get(label), paper) for label, paper in _TABLE_3.items())
 
+
+_METHODS = tuple(
+    Row(f"{label}{budget}", CELLS[f"{name}{ending}"])
+    for budget, ending in (("", ""), (", same time", SAME_TIME))
+    for name, label in COMPARED.items()
+)
+
+_TABLE_3_REMARK = (
+    "Presets other than `paper` hold all methods of this package against each other, with encoders of the same "
+    "depth, width and patches: for as many epochs, and for as much time as MAE takes, in whole epochs. The minutes of an "
+    "epoch, and the memory of the process, were measured beforehand, one method after another (`speeds.json`). The "
+    "training of the tokenizer whose words BEiT and CAE learn is in neither. Every judge sees the same labels."
+)
 
 # Columns DF and DM of rows 3 and 4 stand swapped in the paper: 14.2 GFLOPs can only be the row with decoder masking,
 # and Table 8 has 84.3 for beta = 26 without the loss and 84.5 for the loss without beta.
@@ -167,15 +186,16 @@ _LOSSES_BY_RATIO = tuple(Row(row.label, row.cell, {"loss": row.paper["loss"]}) f
 STUDIES = {
     study.name: study
     for study in (
-        Study("table1", "Cost of MAE against mask ratio (ViT-L/16)", finetunes=False),
+        Study("table1", "Cost of MAE against mask ratio (ViT-L/16)", judges=()),
         Study("table2", "Accuracy and loss of MAE against mask ratio", _MAE_BY_RATIO),
         Study(
             "table3",
             "Methods of masked image modelling",
             _table_3(),
+            _METHODS,
+            judges=("finetune", "linear-probe", "knn"),
             costs=("gflops",),
-            remark="Where the preset isn't `paper`, its one model stands for ViT-L/16, and 1600 epochs for twice the "
-            "preset's. Rows without a measurement are methods or sizes that weren't run.",
+            remark=_TABLE_3_REMARK,
         ),
         Study(
             "table4",
@@ -202,14 +222,14 @@ STUDIES = {
         ),
         Study("table9", "Depth of the decoder", _TABLE_9, costs=("gflops",)),
         Study("fig1", "Accuracy and cost against mask ratio", _FIGURE_1, costs=("gflops",)),
-        Study("fig2", "Count and loss of masked patches against P²Dist", _LOSSES_BY_RATIO, finetunes=False),
+        Study("fig2", "Count and loss of masked patches against P²Dist", _LOSSES_BY_RATIO, judges=()),
         Study(
             "fig3",
             "Loss of each patch of real images, MAE at 0.90",
             (_row("MAE, 0.90", "mae-0.90"),),
-            finetunes=False,
+            judges=(),
             one_seed=True,
         ),
-        Study("fig4", "Masked patches by P²Dist", finetunes=False),
+        Study("fig4", "Masked patches by P²Dist", judges=()),
     )
 }

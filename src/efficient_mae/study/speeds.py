@@ -1,0 +1,106 @@
+"""How long an epoch of each method takes here, measured before cells that are to last as long as another.
+
+OUT/speeds.json              seconds an epoch and memory of a process, by the directory of the cell
+OUT/speeds/CELL/round-R/     the timed runs
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from efficient_mae.children import stopping_with_this_process
+from efficient_mae.console import say
+from efficient_mae.engine.logging import read_metrics
+from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.errors import InputError
+from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.presets import Preset
+from efficient_mae.study.runs import Place, environment_of, flags, launcher
+
+_FILE, _ROUNDS = "speeds.json", 2
+
+
+def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: int) -> None:
+    """Train an epoch of each cell that has a budget of time, and of what it lasts as long as, one after another.
+
+    Twice, so that what else the machine does meets all of them. What was measured is kept; a cell that is new is
+    measured with all others anew.
+
+    Args:
+        jobs: runs at a time that the study will have: each is timed with as many cores as it will have then.
+    """
+    timed = {}
+    for cell in cells:
+        if cell.as_long_as is not None:
+            for one in (CELLS[cell.as_long_as], _by_epochs(cell)):
+                timed[preset.directory(one)] = one
+    if not timed.keys() - read_speeds(place.out).keys():
+        return
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in timed}
+    for number in range(_ROUNDS):
+        for name, cell in timed.items():
+            folder = place.out / "speeds" / name / f"round-{number}"
+            found[name].append(time_epoch(cell, preset, place, folder, jobs))
+            say(f"{name}: {found[name][-1]['seconds']:.1f} seconds an epoch (round {number + 1} of {_ROUNDS})")
+    speeds = {
+        name: {
+            "seconds": mean(one["seconds"] for one in rounds),
+            "memory": max(one["memory"] for one in rounds),
+            "rounds": [one["seconds"] for one in rounds],
+        }
+        for name, rounds in found.items()
+    }
+    replace_file(place.out / _FILE, json.dumps(speeds, indent=1).encode())
+
+
+def time_epoch(cell: Cell, preset: Preset, place: Place, folder: Path, jobs: int) -> dict[str, float]:
+    """Seconds of an epoch, and the memory of the process that trained it at its largest, GB."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    settings = {**place.pretraining(cell, preset, seed=0), "epochs": 1, "warmup_epochs": 0, "log_every": 1}
+    line = [*launcher(1), "pretrain", *flags({**settings, "out": folder / "pretrain"})]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(stopping_with_this_process(line), stdout=log, stderr=log, env=environment_of(jobs))
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise InputError(f"{cell.name}: the run that was to be timed failed ({folder / 'log.txt'})")
+    rows = [row for row in read_metrics(folder / "pretrain" / "metrics.jsonl") if "images_per_second" in row]
+    images = rows[-1]["step"] * settings["batch_size"]
+    return {
+        "seconds": images / median(row["images_per_second"] for row in rows[len(rows) // 2 :]),
+        "memory": used.ru_maxrss * 1024 / 1e9,
+    }
+
+
+def read_speeds(out: Path) -> dict[str, dict[str, Any]]:
+    """What was measured so far: `seconds` an epoch, `memory` (GB) and `rounds`, by the directory of the cell."""
+    file = out / _FILE
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
+def speed_of(cell: Cell, preset: Preset, out: Path) -> dict[str, Any]:
+    """That of a cell's method, empty before it is measured."""
+    return read_speeds(out).get(preset.directory(_by_epochs(cell)), {})
+
+
+def settletime_epoch(cell: Cell, preset: Preset, out: Path) -> Cell | None:
+    """A cell with as many epochs as it has time for, at least one; None before that is measured."""
+    if cell.as_long_as is None:
+        return cell
+    other = CELLS[cell.as_long_as]
+    own, budget = speed_of(cell, preset, out), speed_of(other, preset, out)
+    if not own or not budget:
+        return None
+    epochs = preset.pretraining(other)["epochs"] * budget["seconds"] / own["seconds"]
+    settled = {**cell.settings, "epochs": max(1, round(epochs))}
+    return dataclasses.replace(cell, settings=settled, as_long_as=None)
+
+
+def _by_epochs(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, as_long_as=None)
