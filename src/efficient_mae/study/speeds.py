@@ -89,7 +89,7 @@ def speed_of(cell: Cell, preset: Preset, out: Path) -> dict[str, Any]:
     return read_speeds(out).get(preset.directory(_by_epochs(cell)), {})
 
 
-def settletime_epoch(cell: Cell, preset: Preset, out: Path) -> Cell | None:
+def settle_time(cell: Cell, preset: Preset, out: Path) -> Cell | None:
     """A cell with as many epochs as it has time for, at least one; None before that is measured."""
     if cell.as_long_as is None:
         return cell

@@ -113,9 +113,10 @@ _METHODS = tuple(
 
 _TABLE_3_REMARK = (
     "Presets other than `paper` hold all methods of this package against each other, with encoders of the same "
-    "depth, width and patches: for as many epochs, and for as much time as MAE takes, in whole epochs. The minutes of an "
-    "epoch, and the memory of the process, were measured beforehand, one method after another (`speeds.json`). The "
-    "training of the tokenizer whose words BEiT and CAE learn is in neither. Every judge sees the same labels."
+    "depth, width and patches: for as many epochs, and for as much time as MAE takes, in whole epochs. The minutes "
+    "of an epoch, and the memory of the process, were measured beforehand, one method after another "
+    "(`speeds.json`). The training of the tokenizer whose words BEiT and CAE learn is in neither. Every judge sees "
+    "the same labels."
 )
 
 # Columns DF and DM of rows 3 and 4 stand swapped in the paper: 14.2 GFLOPs can only be the row with decoder masking,
