@@ -67,7 +67,8 @@ def test_runs_have_processes_of_their_own_and_fail_alone(tmp_path: Path):
     good, bad = run_of("mae-0.75", "mae_vit_tiny_patch16"), run_of("mae-0.85", "mae_vit_tinny_patch16")
     failed = runs.run_all([good, bad], jobs=2)
     assert [*failed] == ["mae-0.85 seed 0"] and "did you mean mae_vit_tiny_patch16?" in failed["mae-0.85 seed 0"]
-    assert "GMACs an image" in (good.folder / "log.txt").read_text()
+    # What has no run directory keeps what it says of itself.
+    assert json.loads((good.folder / "info" / "results.json").read_text())["gmacs"] > 0
     assert good.is_done() and not bad.is_done()
 
 
@@ -118,15 +119,16 @@ def test_methods_are_compared_for_equal_epochs_and_equal_time(
         return {"seconds": seconds[preset.directory(cell)], "memory": 0.5}
 
     monkeypatch.setattr(speeds, "time_epoch", timed)
-    arguments = {"data": data, "out": out, "only": "mae-0.75,beit,mae-0.75-same-time,beit-same-time"}
+    arguments = {"data": data, "out": out, "only": "mae,beit,mae-same-time,beit-same-time"}
     status, result = study("table3", **arguments)
     assert status == 0 and not result["failed"]
+    # At this preset's own rate MAE's cell is that of other tables.
     cells = {path.name for path in (out / "cells").iterdir()}
     assert cells == {"mae-0.75", "beit", "tokenizer", "beit-same-time"}
     rows = {row["cell"]: row["measured"] for row in result["rows"]}
     assert len(rows) == 14 and rows["cae"] == {}
     assert (rows["beit"]["epochs"], rows["beit-same-time"]["epochs"]) == (1, 2)
-    assert rows["mae-0.75"] == rows["mae-0.75-same-time"] and rows["beit-same-time"]["minutes"] == 4.2 / 60
+    assert rows["mae"] == rows["mae-same-time"] and rows["beit-same-time"]["minutes"] == 4.2 / 60
     beit, judges = out / "cells" / "beit" / "seed-0", ("finetune", "linear-probe", "knn")
     judged = {judge: json.loads((beit / judge / "results.json").read_text()) for judge in judges}
     assert rows["beit"]["top1"]["mean"] == judged["finetune"]["top1"]

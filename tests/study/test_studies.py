@@ -76,6 +76,8 @@ def test_cells_with_the_same_settings_share_their_runs(tmp_path: Path):
 def test_methods_are_compared_with_the_same_encoder():
     by_epochs = [cell for cell in STUDIES["table3"].cells(paper=False) if cell.as_long_as is None]
     assert {cell.method for cell in by_epochs} == {*METHODS}
+    rates = {preset.pretraining(cell)["base_lr"] for preset in (PRESETS["cpu"],) for cell in by_epochs}
+    assert len(rates) == 1
     for preset in PRESETS.values():
         if not preset.is_paper:
             sizes = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans")
@@ -84,17 +86,17 @@ def test_methods_are_compared_with_the_same_encoder():
 
 
 def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
-    preset, slow, quick = PRESETS["cpu"], CELLS["simmim-same-time"], CELLS["cross-0.85-same-time"]
+    preset, slow, quick = PRESETS["cpu"], CELLS["simmim-same-time"], CELLS["cross-same-time"]
     assert settle_time(slow, preset, tmp_path) is None
-    seconds = {"mae-0.75": 10.0, "simmim": 19.0, "cross-0.85": 8.1}
+    seconds = {"mae": 10.0, "simmim": 19.0, "cross": 8.1}
     (tmp_path / "speeds.json").write_text(json.dumps({name: {"seconds": one} for name, one in seconds.items()}))
-    epochs = preset.pretraining(CELLS["mae-0.75"])["epochs"]
-    for cell, name in ((slow, "simmim"), (quick, "cross-0.85")):
+    epochs = preset.pretraining(CELLS["mae"])["epochs"]
+    for cell, name in ((slow, "simmim"), (quick, "cross")):
         settled = settle_time(cell, preset, tmp_path)
         assert settled is not None and settled.settings["epochs"] == round(epochs * 10 / seconds[name])
         assert preset.directory(settled) == cell.name
-    same = settle_time(CELLS["mae-0.75-same-time"], preset, tmp_path)
-    assert same is not None and preset.directory(same) == "mae-0.75"
+    same = settle_time(CELLS["mae-same-time"], preset, tmp_path)
+    assert same is not None and preset.directory(same) == "mae"
 
 
 def test_tables_4_5_and_7_share_cells():

@@ -1,7 +1,7 @@
 """How large a study is: the model, the data and the schedules that its cells are run with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Preset:
         seeds: runs of each cell, unless told otherwise.
         labels: labelled images that judges see, spread over the data; None for all.
         images: in the training data that it is made for, where none are named (`emae study --list`).
+        compared: settings of `emae pretrain` of cells that compare methods, on top of what all cells share.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Preset:
     seeds: int
     labels: int | None
     images: int
+    compared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_paper(self) -> bool:
@@ -50,8 +52,9 @@ class Preset:
         if self.pretrain is None:
             return {**recipe_settings(cell.recipe), **cell.settings}
         model = f"{cell.method}_{self.pretrain['model']}"
-        known = {field.name for field in fields(PretrainConfig.of(model))}
-        shared = {name: value for name, value in self.pretrain.items() if name in known}
+        known = {one.name for one in fields(PretrainConfig.of(model))}
+        common = {**self.pretrain, **(self.compared if cell.compared else {})}
+        shared = {name: value for name, value in common.items() if name in known}
         return {**shared, "model": model, **cell.settings}
 
     def directory(self, cell: Cell) -> str:
@@ -113,6 +116,9 @@ _ZOOM = {"in_chans": 1, "norm_pix_loss": False, "crop_scale": (0.1, 0.3)}
 # one, since half a patch would be less than a pixel of the photograph; CAE's regressor has a decoder's one block; and
 # two blocks are too few for one to be skipped.
 _GUESTS = {"mask_unit": 4, "cell_size": 4, "regressor_depth": 1, "drop_path": 0.0}
+# Of 1e-3, 2e-3 and 4e-3 the one with the least training loss after 40 steps with seed 0, for every method but
+# MaskFeat, of which the losses lay within 1 %.
+_RATE = {"base_lr": 4e-3}
 # A word a patch, learned from the crops that the methods see.
 _TOKENIZER = {"in_chans": 1, "crop_scale": _ZOOM["crop_scale"], "stride": 4, "num_blocks": 1, "panel_every": 1000}
 
@@ -191,6 +197,7 @@ PRESETS = {
             seeds=3,
             labels=1000,
             images=10_000,
+            compared=_RATE,
         ),
         Preset(
             "gpu",
