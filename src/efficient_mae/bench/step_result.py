@@ -58,7 +58,7 @@ class StepResult(Result):
         matmul_tflops: the rate of a large matrix product in the same rounds.
         shares_of: the method whose step the following are shares of.
         p2dist_share: time that one core takes for P2Dist; None where there is none.
-        masks_share: the same for masks, P2Dist and packing together.
+        masks_share: the same for all that is planned of a batch: masks, and P2Dist and packing where there are any.
         methods: in the order in which they are compared.
     """
 
@@ -109,12 +109,12 @@ def show_bench_step(result: StepResult, console: Console) -> None:
         table.add_row(row.name, *cells)
     console.print(table)
     share = result.p2dist_share
-    p2dist = "" if share is None else f" (P2Dist {share:.2%})"
+    parts, p2dist = ("masks", "") if share is None else ("masks, P2Dist and packing", f" (P2Dist {share:.2%})")
     memory = "; GB: peak memory" if any(row.peak_gigabytes is not None for row in rows) else ""
     console.print(
         f"speed: {rows[0].name} = 1; saved: what its GMACs promise; share: of a matrix product's "
         f"{result.matmul_tflops:.3g} TFLOP/s{memory}\n"
-        f"masks, P2Dist and packing take one core {result.masks_share:.2%} of the step of {result.shares_of}"
+        f"{parts} take one core {result.masks_share:.2%} of the step of {result.shares_of}"
         f"{p2dist}",
         highlight=False,
     )

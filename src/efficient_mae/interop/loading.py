@@ -9,7 +9,7 @@ from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.errors import InputError
-from efficient_mae.interop import beit_files, simmim_files
+from efficient_mae.interop.authors_files import reader_of
 from efficient_mae.interop.described import (
     TIMM,
     TIMM_FOLDER,
@@ -137,10 +137,9 @@ def _read_foreign(path: str | Path, file: Path | None) -> Trained:
     if file.is_dir():
         raise foreign(file)
     read = read_tensors(file)
-    if simmim_files.is_simmim(read.tensors):
-        model = simmim_files.read_simmim(file, read.tensors)
-    elif beit_files.is_beit(read.tensors):
-        model = beit_files.read_beit(file, read.tensors)
+    if found := reader_of(read.tensors):
+        _, reader = found
+        model = reader(file, read.tensors)
     else:
         read = plain_vit(read, file)
         model = build(read, file)

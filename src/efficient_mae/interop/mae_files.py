@@ -15,7 +15,7 @@ from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import check_architecture, load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.interop import beit_files, simmim_files
+from efficient_mae.interop.authors_files import reader_of
 from efficient_mae.interop.state_dicts import (
     StateDict,
     encoder_arguments_of,
@@ -41,9 +41,8 @@ def from_mae_checkpoint(path: str | Path) -> MaskedAutoencoder:
     """
     file = Path(path)
     read = read_tensors(file)
-    others = {"simmim": simmim_files.is_simmim, "beit": beit_files.is_beit}
-    if method := next((name for name, is_one in others.items() if is_one(read.tensors)), None):
-        raise InputError(f"{path}: holds a model of {method}; efficient_mae.load takes it")
+    if other := reader_of(read.tensors):
+        raise InputError(f"{path}: holds a model of {other[0]}; efficient_mae.load takes it")
     model = build(plain_vit(read, file), file)
     if not isinstance(model, MaskedAutoencoder):
         raise InputError(

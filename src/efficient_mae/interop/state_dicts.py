@@ -23,10 +23,10 @@ from efficient_mae.backbones import SIZES
 from efficient_mae.errors import InputError
 
 # Suffixes of files that torch.save writes.
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".pth", ".pyth", ".pt", ".bin", ".ckpt")
 
 # Where a checkpoint keeps its weights; of a teacher and its student the teacher, which is what such training is for.
-_WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict", "backbone", "encoder", "module")
+_WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict", "model_state", "backbone", "encoder", "module")
 
 # Wrappers within wrappers; more are a file that holds itself.
 _DEEPEST = 8

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.masking import p2dist
 from efficient_mae.masking.schedules import P2DIST
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
@@ -57,7 +56,8 @@ _SOFT_INK = "#5b6470"
 # Below this many pixels an image is shown as the pixels it is, and not smoothed.
 _SMALL = 112
 
-_COLUMNS = ("Input", "Visible patches", "Difficulty", "Reconstruction", "Loss of each patch")
+_DIFFICULTY = "Difficulty"
+_COLUMNS = ("Input", "Visible patches", _DIFFICULTY, "Reconstruction", "Loss of each patch")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Cells:
         painted: the same with their predicted patches filled in.
         mask: True = masked.
         predicted: masked patches that the decoder reconstructed.
-        difficulty: of the masked patches, nan elsewhere and where it is infinite.
+        difficulty: of the masked patches, nan elsewhere and where it is infinite; None of a method that has none.
         loss: of the predicted patches, nan elsewhere.
     """
 
@@ -77,7 +77,7 @@ class _Cells:
     painted: Float[np.ndarray, "R h w colours"]
     mask: Bool[np.ndarray, "R H W"]
     predicted: Bool[np.ndarray, "R H W"]
-    difficulty: Float[np.ndarray, "R H W"]
+    difficulty: Float[np.ndarray, "R H W"] | None
     loss: Float[np.ndarray, "R H W"]
 
 
@@ -91,7 +91,8 @@ def draw_panel(
     colours: tuple[int, int, int] | None = None,
     path: Path | None = None,
 ) -> Figure | None:
-    """Input, mask, P2Dist, reconstruction and loss of each patch, a row an image; the first six of the batch.
+    """Input, mask, reconstruction and loss of each patch, a row an image; the first six of the batch. Of a method
+    that weighs patches by their difficulty, that of each too.
 
     A caption says how the reconstruction was brought back to pixels, and with which masks.
 
@@ -158,11 +159,13 @@ def _gather(
     config: MethodConfig,
     colours: tuple[int, int, int] | None,
 ) -> _Cells:
-    """The first rows of the batch, as what can be drawn; P2Dist where the method itself measures no difficulty."""
+    """The first rows of the batch, as what can be drawn."""
+    predicted, difficulty = out.mask, None
     if isinstance(out, MAEOutput):
-        predicted, difficulty = out.predicted, out.difficulty
-    else:
-        predicted, difficulty = out.mask, p2dist(out.mask, config.patch_size)
+        predicted, difficulty = (
+            out.predicted,
+            torch.where(out.mask & out.difficulty.isfinite(), out.difficulty, torch.nan),
+        )
     shown = slice(MAX_ROWS)
     drawn = list(range(3 if images.shape[1] >= 3 else 1)) if colours is None else [one - 1 for one in colours]
     scale, shift = (
@@ -177,13 +180,12 @@ def _gather(
     loss = torch.full(out.mask.shape, torch.nan, device=images.device)
     if len(out.errors) == int(predicted.sum()):  # else they are of something else than patches
         loss[predicted] = out.errors.float()
-    difficulty = torch.where(out.mask & difficulty.isfinite(), difficulty, torch.nan)
     return _Cells(
         pictures=pixels(images),
         painted=pixels(painted),
         mask=out.mask[shown].cpu().numpy(),
         predicted=predicted[shown].cpu().numpy(),
-        difficulty=difficulty[shown].cpu().numpy(),
+        difficulty=None if difficulty is None else difficulty[shown].cpu().numpy(),
         loss=loss[shown].cpu().numpy(),
     )
 
@@ -223,7 +225,8 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
     metric, normalises = getattr(config, "difficulty", P2DIST[0]), getattr(config, "norm_pix_loss", False)
     across = _CELL * min(1.0, max(width / height, _NARROWEST / _CELL))
     down = across * height / width
-    lefts = [_MARGIN + column * (across + _GAP) for column in range(len(_COLUMNS))]
+    columns = [words for words in _COLUMNS if words != _DIFFICULTY or cells.difficulty is not None]
+    lefts = [_MARGIN + column * (across + _GAP) for column in range(len(columns))]
     full_width = lefts[-1] + across + _MARGIN
     masked, predicted = (float(patches.sum(axis=(1, 2)).mean()) for patches in (cells.mask, cells.predicted))
     caption = [
@@ -235,10 +238,13 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
     sheet = _Sheet(full_width, _HEAD + rows * (down + _GAP) - _GAP + foot)
 
     sheet.text(_MARGIN, sheet.size[1] - 0.29, title, 11, fontweight="bold")
-    for left, words in zip(lefts, _COLUMNS, strict=True):
-        words = "P²Dist" if words == "Difficulty" and metric in P2DIST else words
+    for left, words in zip(lefts, columns, strict=True):
+        words = "P²Dist" if words == _DIFFICULTY and metric in P2DIST else words
         sheet.text(left, sheet.size[1] - _HEAD + 0.08, words, _FINE + 1)
-    distances = ScalarMappable(Normalize(np.nanmin(cells.difficulty), np.nanmax(cells.difficulty)), "viridis")
+    difficulty = cells.difficulty
+    distances = None
+    if difficulty is not None:
+        distances = ScalarMappable(Normalize(np.nanmin(difficulty), np.nanmax(difficulty)), "viridis")
     worst = float(np.nanmax(cells.loss)) if np.isfinite(cells.loss).any() else 1.0
     errors = ScalarMappable(Normalize(0.0, worst), "plasma")
     for row in range(rows):
@@ -247,20 +253,22 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
         _show_picture(axes[0], cells.pictures[row])
         _show_picture(axes[1], cells.pictures[row])
         _cover(axes[1], cells.mask[row], config.patch_size, {"facecolor": _HIDDEN})
-        _show_map(axes[2], cells.difficulty[row], (height, width), distances)
-        _show_picture(axes[3], cells.painted[row])
-        _show_map(axes[4], cells.loss[row], (height, width), errors)
-        for ax in (axes[3], axes[4]):
+        if difficulty is not None and distances is not None:
+            _show_map(axes[2], difficulty[row], (height, width), distances)
+        _show_picture(axes[-2], cells.painted[row])
+        _show_map(axes[-1], cells.loss[row], (height, width), errors)
+        for ax in axes[-2:]:
             _cover(ax, cells.mask[row] & ~cells.predicted[row], config.patch_size, _LEFT_OUT)
 
     under = foot - 0.18
-    sheet.colour_bar(distances, lefts[2], under, across, "" if metric == "visible_neighbours" else "pixels")
+    if distances is not None:
+        sheet.colour_bar(distances, lefts[2], under, across, "" if metric == "visible_neighbours" else "pixels")
     if masked != predicted:
-        sheet.swatch(lefts[3], under, 0.22, _BAR, _LEFT_OUT)
+        sheet.swatch(lefts[-2], under, 0.22, _BAR, _LEFT_OUT)
         why = "left out" if getattr(config, "beta", None) is None else "beyond beta: left out"
-        sheet.text(lefts[3] + 0.28, under, why, _FINE, _SOFT_INK)
+        sheet.text(lefts[-2] + 0.28, under, why, _FINE, _SOFT_INK)
     normalised = " (normalised)" if normalises and across == _CELL else ""
-    sheet.colour_bar(errors, lefts[4], under, across, config.measured + normalised)
+    sheet.colour_bar(errors, lefts[-1], under, across, config.measured + normalised)
     for line, words in enumerate(reversed(caption)):
         sheet.text(_MARGIN, _MARGIN + line * _LINE, words, 7.5, _SOFT_INK)
     return sheet.figure

@@ -13,7 +13,8 @@ from transformers import TimmWrapperModel, ViTMAEForPreTraining
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.interop import ImageStatistics, adapt_statistics, load_statistics, save_encoder
+from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.interop import ImageStatistics, adapt_statistics, file_metadata, load_statistics, save_encoder
 from efficient_mae.interop.timm_models import describe_run
 from efficient_mae.tasks.export import command as task
 from efficient_mae.tasks.export.command import FORMATS, ExportConfig, export
@@ -72,6 +73,43 @@ def test_exports_are_weights_again(run: Path, tmp_path: Path):
     first, last = emae.load(run).state_dict(), emae.load(tmp_path / "safetensors").state_dict()
     assert all(torch.equal(value, first[name]) for name, value in last.items())
     assert load_statistics(tmp_path / "safetensors") == STATISTICS
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind"),
+    [
+        ("beit_vit_tiny_patch8", {"depth": 2, "smallest_block": 2}, "BeitForMaskedImageModeling"),
+        ("simmim_swin_tiny_window4", {"depth": (1, 1), "mask_unit": 8}, "SwinForMaskedImageModeling"),
+    ],
+)
+def test_transformers_has_other_methods_whole(name: str, settings: dict, kind: str, tmp_path: Path):
+    torch.manual_seed(0)
+    model = emae.create_model(name, img_size=32, **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    file = tmp_path / "model.safetensors"
+    save_tensors(file, model.state_dict(), file_metadata(model.config, STATISTICS))
+    result = export(ExportConfig(weights=str(file), out=str(tmp_path / "hf"), format="transformers"))
+    assert result.largest_difference < 1e-5
+    names: dict = {}
+    exec(result.snippet, names)
+    assert type(names["model"]).__name__ == kind
+    images, mask = torch.randn(2, 3, 32, 32), model.plan(2, torch.Generator().manual_seed(1)).mask
+    with torch.no_grad():
+        theirs = names["model"](images, bool_masked_pos=mask.flatten(1))[0 if kind.startswith("Beit") else 1]
+        again = emae.load(tmp_path / "hf")
+        latent = again.backbone.forward_masked(images, mask, again.mask_token)
+        ours = again.lm_head(latent).flatten(1, 2) if kind.startswith("Beit") else again(images, mask).reconstruction
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_what_transformers_has_not(tmp_path: Path):
+    model = emae.create_model("maskfeat_vit_tiny_patch8", img_size=32, depth=1)
+    save_tensors(tmp_path / "m.safetensors", model.state_dict(), file_metadata(model.config, STATISTICS))
+    with pytest.raises(ValueError, match="maskfeat, and transformers has models of mae, beit and simmim alone"):
+        export(ExportConfig(weights=str(tmp_path / "m.safetensors"), out=str(tmp_path / "o"), format="transformers"))
+    assert not (tmp_path / "o").exists()
 
 
 def test_outputs_that_differ_are_an_error_and_leave_nothing(run: Path, tmp_path: Path, monkeypatch):

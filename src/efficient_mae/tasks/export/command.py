@@ -15,7 +15,6 @@ from efficient_mae.interop import ImageStatistics, adapt_encoder, adapt_statisti
 from efficient_mae.interop.classifiers import Classifier, adapt_classifier, find_head, load_classifier
 from efficient_mae.interop.graphs import require_onnx
 from efficient_mae.methods import Method, backbone_of
-from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.ranges import Location, Pixels, PositiveInt, Settings
 from efficient_mae.tasks.export.formats import CLASSIFIER_FORMATS, FORMATS, Format, Model
 from efficient_mae.tasks.export.images import TransformCheck, check_transform
@@ -37,7 +36,7 @@ class ExportConfig(Settings):
     out: Location
     """folder to write; must not exist, or be empty"""
     format: str = "timm"
-    """timm, transformers (with the decoder), safetensors (an encoder's), onnx or torch-export"""
+    """timm, transformers (all of it, of MAE, BEiT and SimMIM), safetensors (an encoder's), onnx or torch-export"""
     img_size: Pixels | None = None
     """pixels, one number or [height, width] (null: as trained)"""
     patch_size: PositiveInt | None = None
@@ -155,9 +154,7 @@ def _model(config: ExportConfig) -> tuple[Model, ImageStatistics, Format]:
             raise InputError(
                 f"{next(iter(changed))}: a decoder can't be adapted, and format=transformers has one; leave it out"
             )
-        if isinstance(model, Method) and not isinstance(model, MaskedAutoencoder):
-            raise InputError(f"{config.weights}: a model of {model.config.method}; format=transformers writes MAE's")
-        if not isinstance(model, MaskedAutoencoder):
+        if not isinstance(model, Method):
             raise InputError(
                 f"{config.weights}: holds an encoder alone, and format=transformers needs the decoder; "
                 "give the run directory, or --format timm"

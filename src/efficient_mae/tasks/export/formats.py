@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -22,9 +22,11 @@ from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.graphs import CLASSES, output_name, run_onnx, save_onnx, save_torch_export
 from efficient_mae.interop.hf_images import needs_own_processor, quiet
 from efficient_mae.interop.timm_models import quoted, save_timm, timm_snippet
-from efficient_mae.interop.vit_mae import save_hf, save_hf_classifier
+from efficient_mae.interop.vit_mae import HF_CLASSES, hf_kind, save_hf, save_hf_classifier
 from efficient_mae.methods import Method
+from efficient_mae.methods.beit import BEiT
 from efficient_mae.methods.mae import MaskedAutoencoder
+from efficient_mae.methods.simmim import SimMIM
 from efficient_mae.tasks.export.images import Transform, timm_transform, transformers_transform
 
 Model = Method | Backbone | Classifier
@@ -94,9 +96,11 @@ def _torch_export_outputs(folder: Path, model: Model, images: Tensor) -> Pairs:
     return [(program(images), _outputs(model, images))]
 
 
-def _transformers_outputs(folder: Path, model: MaskedAutoencoder, images: Tensor) -> Pairs:
+def _transformers_outputs(folder: Path, model: Method, images: Tensor) -> Pairs:
     import transformers
 
+    if not isinstance(model, MaskedAutoencoder):
+        return _transformers_predictions(folder, cast(BEiT | SimMIM, model), images)
     with quiet(transformers):
         whole = transformers.ViTMAEForPreTraining.from_pretrained(folder, local_files_only=True).eval()
         # Nothing masked, and noise that leaves the patches in their order: the tokens are the encoder's.
@@ -112,6 +116,25 @@ def _transformers_outputs(folder: Path, model: MaskedAutoencoder, images: Tensor
     hidden = theirs.mask.bool()
     ours = plain(images, hidden.view(-1, rows, columns))
     return [(tokens, _outputs(model, images)), (theirs.logits[hidden], ours.prediction), (theirs.loss, ours.loss)]
+
+
+def _transformers_predictions(folder: Path, model: BEiT | SimMIM, images: Tensor) -> Pairs:
+    """Of every patch or pixel, with hidden patches among them; the loss too where it needs no tokenizer."""
+    import transformers
+
+    with quiet(transformers):
+        hf = getattr(transformers, _transformers_class(folder)).from_pretrained(folder, local_files_only=True).eval()
+    plan = model.eval().plan(len(images), torch.Generator().manual_seed(0))
+    theirs = hf(images, bool_masked_pos=plan.mask.flatten(1))
+    if isinstance(model, BEiT):
+        latent = model.backbone.forward_masked(images, plan.mask, model.mask_token)
+        return [(theirs.logits, model.lm_head(latent).flatten(1, 2))]
+    ours = model(images, plan)
+    return [(theirs.reconstruction, ours.reconstruction), (theirs.loss, ours.loss)]
+
+
+def _transformers_class(folder: Path) -> str:
+    return HF_CLASSES[cast(str, hf_kind(folder))]
 
 
 def _transformers_classifier_outputs(folder: Path, model: Classifier, images: Tensor) -> Pairs:
@@ -132,11 +155,12 @@ def _processor_line(folder: Path, in_chans: int) -> str:
     return f"processor = AutoImageProcessor.from_pretrained({quoted(folder)}{code})\n"
 
 
-def _transformers_snippet(folder: Path, model: MaskedAutoencoder) -> str:
+def _transformers_snippet(folder: Path, model: Method) -> str:
+    name = _transformers_class(folder)
     return f"""\
-from transformers import AutoImageProcessor, ViTMAEForPreTraining
+from transformers import AutoImageProcessor, {name}
 
-model = ViTMAEForPreTraining.from_pretrained({quoted(folder)})
+model = {name}.from_pretrained({quoted(folder)})
 {_processor_line(folder, model.config.in_chans)}"""
 
 
