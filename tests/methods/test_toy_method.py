@@ -107,6 +107,9 @@ def test_it_is_timed_and_counted(capsys: pytest.CaptureFixture[str]):
     assert row["computed"] == pytest.approx((macs + 56 * 56 // 2 * width * 3) / 1e9, rel=1e-3)
     assert main(["bench", "flops", "--model", MODEL["model"]]) == 0
     assert "colour" in capsys.readouterr().out
+    assert main(["bench", "step", *flags(**small)]) == 0
+    said = capsys.readouterr().out
+    assert "masks take one core" in said and "P2Dist" not in said and "packing" not in said
     cost = result_of(capsys, "info", *flags(**MODEL))["cost"]
     assert cost["masked_patches"] == 7 and cost["ratio"] == 1
 
@@ -154,7 +157,12 @@ def test_what_it_paints_is_drawn(run: Path, tmp_path: Path):
     )
     assert (tmp_path / "a.png").stat().st_size > 10_000
     words = " ".join(text.get_text() for text in figure.texts)
-    assert "P²Dist" in words and "7 of 16 patches hidden" in words and "beta" not in words
+    assert (
+        "P²Dist" not in words
+        and "Loss of each patch" in words
+        and "7 of 16 patches hidden" in words
+        and "beta" not in words
+    )
 
 
 def test_settings_keep_to_one_method():

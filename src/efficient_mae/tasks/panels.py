@@ -162,10 +162,8 @@ def _gather(
     """The first rows of the batch, as what can be drawn."""
     predicted, difficulty = out.mask, None
     if isinstance(out, MAEOutput):
-        predicted, difficulty = (
-            out.predicted,
-            torch.where(out.mask & out.difficulty.isfinite(), out.difficulty, torch.nan),
-        )
+        predicted = out.predicted
+        difficulty = torch.where(out.mask & out.difficulty.isfinite(), out.difficulty, torch.nan)
     shown = slice(MAX_ROWS)
     drawn = list(range(3 if images.shape[1] >= 3 else 1)) if colours is None else [one - 1 for one in colours]
     scale, shift = (
