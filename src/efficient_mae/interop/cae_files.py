@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ def read_cae(file: Path, weights: Mapping[str, Tensor]) -> CAE:
         patch, in_chans = given["patch_size"], given["in_chans"]
         mean, std = default_mean_std(in_chans)
         grid = tuple(side // patch for side in given["img_size"])
-        usual = CAEConfig.usual((grid[0], grid[1]), given["depth"], in_chans) | {"mean": mean, "std": std}
+        usual: dict[str, Any] = CAEConfig.usual((grid[0], grid[1]), given["depth"], in_chans)
+        usual |= {"mean": mean, "std": std}
         depths = {f"{part}_depth": num_blocks(tensors, f"{part}_blocks") for part in ("regressor", "decoder")}
         model = CAE(CAEConfig(**usual | given | depths, vocab_size=len(tensors["lm_head.weight"])))
     except (KeyError, ValueError, IndexError) as error:
