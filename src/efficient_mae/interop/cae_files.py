@@ -54,10 +54,10 @@ def read_cae(file: Path, weights: Mapping[str, Tensor]) -> CAE:
         patch, in_chans = given["patch_size"], given["in_chans"]
         mean, std = default_mean_std(in_chans)
         grid = tuple(side // patch for side in given["img_size"])
-        usual: dict[str, Any] = CAEConfig.usual((grid[0], grid[1]), given["depth"], in_chans)
-        usual |= {"mean": mean, "std": std}
-        depths = {f"{part}_depth": num_blocks(tensors, f"{part}_blocks") for part in ("regressor", "decoder")}
-        model = CAE(CAEConfig(**usual | given | depths, vocab_size=len(tensors["lm_head.weight"])))
+        settings: dict[str, Any] = CAEConfig.usual((grid[0], grid[1]), given["depth"], in_chans) | given
+        settings |= {f"{part}_depth": num_blocks(tensors, f"{part}_blocks") for part in ("regressor", "decoder")}
+        settings |= {"mean": mean, "std": std, "vocab_size": len(tensors["lm_head.weight"])}
+        model = CAE(CAEConfig(**settings))
     except (KeyError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
