@@ -137,3 +137,28 @@ def test_every_encoder_gives_a_pyramid(name: str):
 def test_what_is_too_small_is_one_line():
     with torch.device("meta"), pytest.raises(InputError, match="1 x 1 patches: UPerNet halves them"):
         UPerNet(VisionTransformer(16, 16, embed_dim=24, depth=2, num_heads=3), 5, UPerNetConfig(width=8))
+
+
+@pytest.mark.parametrize("init_values", [None, 0.3])
+def test_relative_positions_begin_as_the_plain_vit(init_values: float | None):
+    torch.manual_seed(0)
+    encoder = VisionTransformer((32, 48), 8, embed_dim=24, depth=2, num_heads=3, init_values=init_values)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    plain, relative = (
+        UPerNet(encoder, 5, UPerNetConfig(width=8, aux_width=4, relative_positions=which)).eval()
+        for which in (False, True)
+    )
+    heads = {name: value for name, value in plain.state_dict().items() if "encoder" not in name}
+    relative.load_state_dict(heads, strict=False)
+    images = torch.randn(2, 3, 32, 48)
+    torch.testing.assert_close(relative(images)[0], plain(images)[0], rtol=1e-4, atol=1e-4)
+    relative(images)[0].square().sum().backward()
+    tables = [p for name, p in relative.named_parameters() if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 2 and all((table == 0).all() and table.grad.abs().sum() > 0 for table in tables)
+
+
+def test_relative_positions_are_for_a_plain_vit():
+    with pytest.raises(InputError, match="relative_positions=true: is for a plain ViT; a swin encoder has them"):
+        UPerNet(make("swin"), 5, UPerNetConfig(width=8, relative_positions=True))

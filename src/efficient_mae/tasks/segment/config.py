@@ -37,8 +37,8 @@ class SegmentConfig(DownstreamConfig):
     batch_size: PositiveInt | None = 16
     """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
     accum_iter: PositiveInt = 1
-    """micro-batches that an optimiser step is cut into, to fit the memory; batch norm takes the statistics of each (of
-    several GPUs' together), so this changes what is learned"""
+    """micro-batches that an optimiser step is cut into, to fit the memory; batch norm takes the statistics of each
+    (of all GPUs' together), so this changes what is learned"""
     base_lr: Positive = 1.6e-3
     """learning rate at batch size 256; scales with the batch, and falls in a straight line"""
     warmup_epochs: NonNegative | None = None
@@ -49,6 +49,8 @@ class SegmentConfig(DownstreamConfig):
     """factor by which the learning rate falls from each layer of the encoder to the one before it"""
     drop_path: Annotated[float, Ge(0), Le(0.99)] = 0.1
     """share of the images for which the last block is skipped; grows from 0 in the first block"""
+    relative_positions: bool = False
+    """of a plain ViT: each block also learns a bias by relative position, and scales its layers, as published"""
     head_width: PositiveInt | None = None
     """channels of the head's maps (null: the width of a plain ViT, of a Swin 512)"""
     aux_width: PositiveInt = 256

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from efficient_mae.backbones import Backbone
+from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
 from efficient_mae.engine.storage.checksums import refuse_damage
@@ -17,9 +17,8 @@ from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
-from efficient_mae.interop.files import find_weights, load_own
+from efficient_mae.interop.files import find_weights
 from efficient_mae.interop.headers import TaskHeads, foreign, read_own_header
-from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import (
     NonNegativeInt,
     Positive,
@@ -31,6 +30,7 @@ from efficient_mae.ranges import (
 )
 from efficient_mae.tasks.downstream import feature_maps, timm_encoder
 from efficient_mae.tasks.segment.heads import FCNHead, NormedStages, PlainPyramid, UPerHead
+from efficient_mae.tasks.segment.relative import with_relative_positions
 
 # The task's name in files.
 SEGMENT = "segment"
@@ -47,6 +47,7 @@ class UPerNetConfig(Settings):
     Attributes:
         width, aux_width: of the head's and the auxiliary head's own maps.
         dropout: share of the channels, before the classes.
+        relative_positions: whether a plain ViT also learns a bias by relative position in each block.
         first_label: number in label maps of the first class: 1 where 0 stands for none, as in ADE20K.
         stride, flip_test, scales: how whole images are segmented; see `SegmentConfig`.
     """
@@ -54,6 +55,7 @@ class UPerNetConfig(Settings):
     width: PositiveInt
     aux_width: PositiveInt = 256
     dropout: Probability = 0.1
+    relative_positions: bool = False
     first_label: NonNegativeInt = 0
     stride: Share = 2 / 3
     flip_test: bool = False
@@ -80,7 +82,8 @@ class UPerNet(nn.Module):
         super().__init__()
         self.img_size = encoder.img_size
         self.places = feature_places(encoder)
-        self.encoder = timm_encoder(encoder, drop_path)
+        make = with_relative_positions if config.relative_positions else timm_encoder
+        self.encoder = make(encoder, drop_path)
         plain = len(encoder.strides) == 1
         dims = encoder.dims * len(self.places) if plain else encoder.dims
         self.neck = PlainPyramid(encoder.dims[0]) if plain else NormedStages(dims)
@@ -177,10 +180,10 @@ def load_segmenter(path: str | Path) -> Segmenter:
     if header.heads is None or header.heads.task != SEGMENT:
         raise InputError(f"{path}: holds no model of emae segment; give a run of it")
     refuse_damage(file.parent, file.name)
-    encoder = backbone_of(load_own(file))
     try:
         config = UPerNetConfig(**with_tuples(header.heads.arguments))
-    except TypeError:
+        encoder = BACKBONES[header.backbone](**with_tuples(header.model))
+    except (KeyError, TypeError):
         raise foreign(file) from None
     model = UPerNet(encoder, len(header.heads.classes), config)
     load_model(file, model)

@@ -144,6 +144,7 @@ class SegmentRun(DownstreamRun[SegmentConfig, SegmentData, Evaluation]):
             width=config.head_width or 0,  # it is settled
             aux_width=config.aux_width,
             dropout=config.dropout,
+            relative_positions=config.relative_positions,
             first_label=self.data.labelling.first_label,
             stride=config.stride,
             flip_test=config.flip_test,
