@@ -47,6 +47,12 @@ _COMMANDS: dict[str, Command] = {
         "tasks.predict:show_predict",
         "write the classes of images to a table, or of their pixels to label maps",
     ),
+    "scenes": Command(
+        "tasks.scenes.command:ScenesConfig",
+        "tasks.scenes.command:scenes",
+        "tasks.scenes.command:show_scenes",
+        "make a small benchmark for segmentation and detection",
+    ),
     "replay": Command(
         "tasks.replay:ReplayConfig",
         "tasks.replay:replay",

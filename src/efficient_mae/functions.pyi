@@ -16,6 +16,7 @@ from efficient_mae.tasks.embed import EmbedResult
 from efficient_mae.tasks.export.command import ExportResult
 from efficient_mae.tasks.predict import PredictResult
 from efficient_mae.tasks.reconstruct import ReconstructResult
+from efficient_mae.tasks.scenes.command import ScenesResult
 from efficient_mae.tasks.segment.predict import LabelMapsResult
 from efficient_mae.tasks.segment.result import SegmentResult, SegmentSeedsResult
 
@@ -75,3 +76,6 @@ def embed(**settings: Any) -> EmbedResult:
 
 def predict(**settings: Any) -> PredictResult | LabelMapsResult:
     """`emae predict`: write the classes of images to a table, or of their pixels to label maps."""
+
+def scenes(**settings: Any) -> ScenesResult:
+    """`emae scenes`: make a small benchmark for segmentation and detection."""
