@@ -22,6 +22,7 @@ _GARMENTS = "fashion-mnist-sample"
 _PARTS = {"train": "train", "val": "test"}
 
 _Scenes = Annotated[int, Ge(1), Le(1_000_000)]
+_Objects = Annotated[int, Ge(0), Le(99)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class ScenesConfig(Settings):
     """held-out scenes, of garments that no training scene shows"""
     size: Annotated[int, Ge(32), Le(1024)] = 128
     """height and width of a scene in pixels"""
-    objects: tuple[Annotated[int, Ge(0), Le(99)], Annotated[int, Ge(1), Le(99)]] = (2, 6)
+    objects: tuple[_Objects, _Objects] = (2, 6)
     """least and most objects of a scene; a heap of garments, annotated as a crowd, counts as one"""
     seed: Seed = 0
     """of all that is random: the same seed, the same scenes, however many are made"""
