@@ -41,7 +41,8 @@ class BenchDataConfig(ModelChoice, DataChoice, ReadingSettings):
     """Settings of `emae bench data`."""
 
     data: Location
-    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
+    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or
+    photographs-sample"""
     batch_size: PositiveInt = 64
     """images of a batch, of one process"""
     crop_scale: tuple[Share, Share] = (0.2, 1.0)

@@ -41,7 +41,8 @@ class RunConfig(DataChoice, ReadingSettings):
     """Settings of a training run."""
 
     data: Location
-    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample"""
+    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or
+    photographs-sample"""
     out: Location
     """run directory; the same command again resumes the run in it"""
     epochs: PositiveInt = 100

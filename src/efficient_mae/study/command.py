@@ -40,7 +40,8 @@ class StudyConfig(DataChoice, Settings):
     preset: str = "cpu"
     """smoke (seconds), cpu (2 cores), gpu (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
     data: Location | None = None
-    """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample"""
+    """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample;
+    Figures 2 to 4 need no labels: photographs-sample"""
     out: Location | None = None
     """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
     only: str | None = None

@@ -47,7 +47,8 @@ class EmbedConfig(DataChoice, ReadingSettings):
     """run directory (of any task), checkpoint, export, timm:NAME, folder of timm's or transformers', .safetensors or
     .pth"""
     data: Location
-    """folder of images, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample; labels aren't needed"""
+    """folder of images, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or photographs-sample; labels aren't
+    needed"""
     out: Location
     """file to write: .parquet, or .npy or .safetensors with names and labels in a .csv beside it"""
     part: Literal["train", "test"] = "train"

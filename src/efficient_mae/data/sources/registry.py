@@ -15,6 +15,7 @@ from efficient_mae.data.sources.choice import ANY, DataChoice
 from efficient_mae.data.sources.fashion_mnist import open_full, open_sample
 from efficient_mae.data.sources.folder import open_folder
 from efficient_mae.data.sources.hub import open_hub
+from efficient_mae.data.sources.photographs import open_photographs
 from efficient_mae.data.sources.shards import open_shards
 from efficient_mae.errors import InputError, NoHeldOutPart, nearest
 
@@ -69,9 +70,13 @@ class Fingerprinted(Protocol):
         ...
 
 
-NAMED: dict[str, Callable[[str], Source]] = {"fashion-mnist-sample": open_sample, "fashion-mnist": open_full}
+NAMED: dict[str, Callable[[str], Source]] = {
+    "fashion-mnist-sample": open_sample,
+    "photographs-sample": open_photographs,
+    "fashion-mnist": open_full,
+}
 SCHEMES: dict[str, Callable[[str, str, DataChoice], Source]] = {"hf": open_hub, "wds": open_shards}
-ACCEPTED = "a folder of images, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or fashion-mnist"
+ACCEPTED = f"a folder of images, hf:NAME_OR_PATH, wds:PATTERN, {', '.join(NAMED)}"
 
 
 def open_source(spec: str, part: str = "train", choice: DataChoice = ANY) -> Source:
@@ -79,7 +84,7 @@ def open_source(spec: str, part: str = "train", choice: DataChoice = ANY) -> Sou
 
     Args:
         spec: a folder of images; `hf:NAME_OR_PATH` (Hugging Face datasets); `wds:PATTERN` (WebDataset shards);
-            `fashion-mnist-sample` (ships with the package); `fashion-mnist`.
+            `fashion-mnist-sample` or `photographs-sample` (ship with the package); `fashion-mnist`.
         part: "train", or "test" for the held-out part.
         choice: where the data leave one.
 
