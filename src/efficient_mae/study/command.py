@@ -38,7 +38,8 @@ class StudyConfig(DataChoice, Settings):
     list: bool = False
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
-    """smoke (seconds), cpu (2 cores), gpu (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
+    """smoke (seconds), cpu (2 cores), photographs (2 cores, Figures 2 to 4), gpu (one large GPU) or paper
+    (ImageNet-1k, days on 8 GPUs)"""
     data: Location | None = None
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample;
     Figures 2 to 4 need no labels: photographs-sample"""

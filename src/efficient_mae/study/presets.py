@@ -200,6 +200,33 @@ PRESETS = {
             compared=_RATE,
         ),
         Preset(
+            "photographs",
+            "2 cores: 14 x 14 patches in RGB as in the paper, 2 blocks, photographs-sample; Figures 2 to 4",
+            {
+                "model": "mae_vit_tiny_patch8",
+                "img_size": 112,
+                "depth": 2,
+                "decoder_depth": 1,
+                "decoder_embed_dim": 96,
+                "epochs": 180,
+                "batch_size": 48,
+                "base_lr": 4e-3,
+                "warmup_epochs": 18,
+                "num_workers": 0,
+                "panel_every": 1000,
+            },
+            {
+                **_LIGHT_FINETUNE,
+                "epochs": 15,
+                "batch_size": 50,
+                "base_lr": 5e-3,
+                "num_workers": 0,
+            },
+            seeds=3,
+            labels=1000,
+            images=48,
+        ),
+        Preset(
             "gpu",
             "one large GPU: 14 x 14 patches as in the paper, 6 blocks, fashion-mnist",
             {

@@ -15,7 +15,8 @@ class PredictConfig(DataChoice, ReadingSettings):
     weights: Location
     """run directory of finetune, linear-probe or segment, or an export of one"""
     data: Location
-    """folder of images, hf:NAME_OR_PATH, wds:PATTERN, or fashion-mnist-sample; labels aren't needed"""
+    """folder of images, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or photographs-sample; labels aren't
+    needed"""
     out: Location | None = None
     """classes of images: table to write, .csv or .parquet (null: predictions.csv); of pixels: folder for a PNG of
     each image, numbered as the label maps that were learned from (null: predictions)"""
