@@ -35,6 +35,12 @@ _COMMANDS: dict[str, Command] = {
         "tasks.classify.knn:show_knn",
         "k-NN accuracy of an encoder, an untrained one, and raw pixels",
     ),
+    "probe": Command(
+        "tasks.classify.probe.command:ProbeConfig",
+        "tasks.classify.probe.command:probe",
+        "tasks.classify.probe.command:show_probe",
+        "judge encoders by ridge, logistic regression and k-NN, and compare them",
+    ),
     "embed": Command(
         "tasks.embed:EmbedConfig",
         "tasks.embed:embed",

@@ -11,6 +11,7 @@ from efficient_mae.report.command import PretrainResult, ReportResult
 from efficient_mae.report.tokenizer import TokenizerResult
 from efficient_mae.study.command import StudyList, StudyResult
 from efficient_mae.tasks.classify.knn import KnnResult
+from efficient_mae.tasks.classify.probe.result import ProbeResult
 from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
 from efficient_mae.tasks.embed import EmbedResult
 from efficient_mae.tasks.export.command import ExportResult
@@ -43,6 +44,9 @@ def reconstruct(**settings: Any) -> ReconstructResult:
 
 def knn(**settings: Any) -> KnnResult:
     """`emae knn`: k-NN accuracy of an encoder, an untrained one, and raw pixels."""
+
+def probe(**settings: Any) -> ProbeResult:
+    """`emae probe`: judge encoders by ridge, logistic regression and k-NN, and compare them."""
 
 def replay(**settings: Any) -> ReplayResult:
     """`emae replay`: do a skipped step of a run again, and show what went wrong."""

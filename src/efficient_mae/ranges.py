@@ -82,8 +82,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in self.locations:
-            if isinstance(value := getattr(self, name), str):
+            value = getattr(self, name)
+            if isinstance(value, str):
                 object.__setattr__(self, name, at_home(value))
+            elif isinstance(value, tuple | list):
+                object.__setattr__(self, name, tuple(map(at_home, value)))
         for name, declared in self.ranges.items():
             check_range(name, getattr(self, name), declared)
 
@@ -184,7 +187,8 @@ def _is_union(declared: Any) -> bool:
 
 
 def _is_location(declared: Any) -> bool:
-    return declared == Location or (_is_union(declared) and any(map(_is_location, get_args(declared))))
+    composed = _is_union(declared) or get_origin(declared) is tuple
+    return declared == Location or (composed and any(map(_is_location, get_args(declared))))
 
 
 def _is_checked(declared: Any) -> bool:

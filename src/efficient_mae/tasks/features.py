@@ -6,11 +6,13 @@ Letters: B images, C channels, h and w height and width in pixels, D width, H an
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from efficient_mae.backbones import Backbone
+from efficient_mae.backbones import Backbone, VisionTransformer
 from efficient_mae.data import EvalBatch, EvalTransform, Reading, Source, make_eval_loader, normalize
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.distributed import autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
@@ -18,6 +20,10 @@ from efficient_mae.tasks.left_out import LeftOut
 
 # No pool: a feature for each patch.
 GRID = "none"
+# The means of its quarters, and those after each of its last blocks, one after the other.
+QUARTERS, BLOCKS = "grid2", "blocks"
+# So many, as DINO's linear probes take them.
+_LAST_BLOCKS = 4
 
 
 @torch.no_grad()
@@ -25,13 +31,36 @@ def extract_features(
     encoder: Backbone,
     images: Float[Tensor, "B C h w"],
     pool: str = "avg",
-) -> Float[Tensor, "B D"] | Float[Tensor, "B rows columns D"]:
-    """One feature an image, of the encoder's kinds, or, `none`, one of each of its last places; in float32.
+) -> Float[Tensor, "B values"] | Float[Tensor, "B rows columns D"]:
+    """One feature an image, of the encoder's kinds, or of several means, `grid2` and `blocks`; or, `none`, one of
+    each of its last places; in float32.
 
     Raises:
         InputError: the encoder has no such.
     """
-    return (encoder.feature_map(images) if pool == GRID else encoder.pooled(images, pool)).float()
+    if pool == GRID:
+        return encoder.feature_map(images).float()
+    if pool == QUARTERS:
+        return F.adaptive_avg_pool2d(encoder.feature_map(images).float().movedim(-1, 1), 2).flatten(1)
+    return (_last_blocks(encoder, images) if pool == BLOCKS else encoder.pooled(images, pool)).float()
+
+
+def _last_blocks(encoder: Backbone, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B values"]:
+    """Means of the patches' features after each of the last blocks, normalised by the final norm."""
+    if not isinstance(encoder, VisionTransformer):
+        raise InputError(f"pool={BLOCKS!r}: is for vit encoders, and this is a {encoder.family}")
+    x, means = encoder.embed(images), []
+    for number, block in enumerate(encoder.blocks):
+        x = block(x)
+        if number >= encoder.depth - _LAST_BLOCKS:
+            means.append(encoder.norm(x)[:, 1:].mean(dim=1))
+    return torch.cat(means, dim=1)
+
+
+def untrained(encoder: Backbone, seed: int) -> Backbone:
+    """An encoder of the same shape, with the weights that the seed draws."""
+    with torch_seeded(seed):
+        return encoder.resized()
 
 
 def embed(
@@ -41,7 +70,7 @@ def embed(
     *,
     precision: str,
     pool: str = "avg",
-) -> Float[Tensor, "B D"] | Float[Tensor, "B H W D"]:
+) -> Float[Tensor, "B values"] | Float[Tensor, "B H W D"]:
     """Features of images that lie where the encoder does."""
     pixels = normalize(images, statistics.mean, statistics.std)
     with autocast(precision, images.device):

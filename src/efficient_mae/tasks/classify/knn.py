@@ -8,11 +8,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from efficient_mae.backbones import Backbone
 from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import DataChoice, Subset, describe_images, open_labelled
-from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
@@ -20,7 +18,7 @@ from efficient_mae.interop import find_run_settings, load, load_statistics
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.classify.neighbours import classify
-from efficient_mae.tasks.features import embed, labelled_batches
+from efficient_mae.tasks.features import embed, labelled_batches, untrained
 
 # Held-out images' pixels that are held at a time, in bytes: 14,000 images of 224 x 224.
 HELD_PIXELS = 2**31
@@ -115,7 +113,7 @@ def knn(config: KnnConfig) -> KnnResult:
     precision = resolve_precision(config.precision, device)
     embeds = {
         name: partial(embed, model.to(device).eval(), statistics=statistics, precision=precision, pool=config.pool)
-        for name, model in (("untrained", _untrained(encoder, config.seed)), ("trained", encoder))
+        for name, model in (("untrained", untrained(encoder, config.seed)), ("trained", encoder))
     }
     pixels = {"raw_pixels": partial(torch.flatten, start_dim=1)}
     damaged: dict[str, str] = {}
@@ -161,12 +159,6 @@ def knn(config: KnnConfig) -> KnnResult:
 def _check_k(k: int, images: int) -> None:
     if k > images:
         raise InputError(f"k={k}: must lie between 1 and the {images} training images")
-
-
-def _untrained(encoder: Backbone, seed: int) -> Backbone:
-    """An encoder of the same shape, with the weights that the seed draws."""
-    with torch_seeded(seed):
-        return encoder.resized()
 
 
 def show_knn(result: KnnResult, console: Console) -> None:

@@ -1,0 +1,267 @@
+"""`emae probe`: encoders judged by what simple classifiers learn from their features, and compared in pairs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from glob import glob, has_magic
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from efficient_mae.backbones import Backbone
+from efficient_mae.console import say
+from efficient_mae.data import DataChoice, LabelledData, describe_images, open_labelled
+from efficient_mae.data.sources.labelled import labels_of
+from efficient_mae.data.sources.measure import ReadingSettings
+from efficient_mae.engine.machine.distributed import find_device, resolve_precision
+from efficient_mae.errors import InputError
+from efficient_mae.interop import ImageStatistics, find_run_settings, load, load_statistics
+from efficient_mae.methods import backbone_of
+from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
+from efficient_mae.tasks.classify.probe.images import (
+    Features,
+    check_same_images,
+    draw_subsets,
+    pixel_features,
+    pixel_name,
+    read_features,
+)
+from efficient_mae.tasks.classify.probe.judges import JUDGES, Lesson
+from efficient_mae.tasks.classify.probe.record import Record
+from efficient_mae.tasks.classify.probe.result import Judged, Judgement, Pair, ProbeResult
+from efficient_mae.tasks.classify.probe.statistics import accuracy_estimate, holm, mcnemar, paired_difference
+from efficient_mae.tasks.features import embed, labelled_batches, untrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(DataChoice, ReadingSettings):
+    """Settings of `emae probe`."""
+
+    weights: tuple[Location, ...] | Location
+    """encoder, or several as [A,B]: run directory, checkpoint, export, timm:NAME, folder of timm's or transformers',
+    .safetensors or .pth; a pattern such as runs/a-* names the seeds of one encoder"""
+    data: Location | None = None
+    """labelled images with a held-out part (null: the first run's own data)"""
+    labels: PositiveInt | None = 1000
+    """training images of each label subset, stratified (null: all of them, once)"""
+    subsets: PositiveInt = 10
+    """label subsets, the same for every encoder"""
+    pool: Literal["avg", "token", "grid2", "blocks"] = "avg"
+    """feature of an image: avg, the mean of its patches' tokens; token, its class token; grid2, the means of its four
+    quarters; blocks, the means after each of the last four blocks"""
+    judges: tuple[Literal["ridge", "logistic", "knn"], ...] = ("ridge", "logistic", "knn")
+    """of standardised features ridge and logistic regression, of centred ones k nearest neighbours"""
+    folds: PositiveInt = 5
+    """of the cross-validation by which logistic regression chooses the strength of its penalty; ridge leaves out one"""
+    k: PositiveInt = 20
+    """neighbours that vote"""
+    baselines: bool = False
+    """judge raw pixels too, and each encoder untrained"""
+    out: Location | None = None
+    """file for which held-out images were classified rightly, .safetensors"""
+    seed: Seed = 0
+    """of the label subsets and folds"""
+    untrained_seed: Seed = 0
+    """of the untrained encoders' weights"""
+    batch_size: PositiveInt = 256
+    """images encoded at a time"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    precision: str = "auto"
+    """bf16, fp32, or auto: bf16 where the hardware computes in it"""
+    num_workers: NonNegativeInt = 1
+    """processes that read images"""
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """What a feature is made by; `model` None stands for raw pixels of images as `like` takes them."""
+
+    name: str
+    model: Backbone | None
+    like: Backbone
+    statistics: ImageStatistics
+
+
+def probe(config: ProbeConfig) -> ProbeResult:
+    """Judge encoders by the classifiers that ridge and logistic regression and nearest neighbours make of few labels.
+
+    Every encoder has the same label subsets and the same held-out images, of which none has a part in any choice. The
+    same call gives the same figures.
+
+    Raises:
+        InputError: no such weights or data, data that :func:`efficient_mae.data.open_labelled` refuses, label subsets
+            that can't be drawn, more folds or neighbours than a subset has images, other images that can be read by
+            one encoder than by another, or different numbers of seeds.
+    """
+    given = (config.weights,) if isinstance(config.weights, str) else tuple(config.weights)
+    groups = {name: _seeds_of(name) for name in given}
+    if len({len(files) for files in groups.values()}) > 1:
+        counts = ", ".join(f"{name}: {len(files)}" for name, files in groups.items())
+        raise InputError(f"weights: each encoder needs as many seeds as the others ({counts})")
+    settings = find_run_settings(next(iter(groups.values()))[0]) if config.data is None else {}
+    spec = config.data or settings.get("data")
+    if spec is None:
+        raise InputError(f"{given[0]}: isn't a run directory, so its data is unknown; give --data")
+    data = open_labelled(spec, choice=config.alone(settings))
+    subsets = draw_subsets(data, config.labels, config.subsets, config.seed)
+    _check(config, data, subsets)
+    damaged: dict[str, str] = {}
+    rows: dict[str, list[Features]] = {}
+    wanted = np.unique(np.concatenate(subsets))
+    for encoder in _encoders(groups, config):
+        found = _features(encoder, config, data, wanted, damaged)
+        if rows:
+            check_same_images(next(iter(rows.values()))[0], found)
+        rows.setdefault(encoder.name, []).append(found)
+    judged, right = [], {}
+    for name, of_seeds in rows.items():
+        one, right[name] = _judge(name, of_seeds, subsets, data, config)
+        judged.append(one)
+    first = next(iter(rows.values()))[0]
+    if config.out is not None:
+        Record.of(data, subsets, first.test_images, right).write(config.out)
+    return ProbeResult(
+        data=spec,
+        pool=config.pool,
+        labels=len(subsets[0]),
+        subsets=len(subsets),
+        test_images=len(first.test_images),
+        damaged=dict(sorted(damaged.items())),
+        encoders=judged,
+        pairs=[pair for judge in dict.fromkeys(config.judges) for pair in _pairs(judge, right)],
+        out=config.out,
+    )
+
+
+def _seeds_of(pattern: str) -> list[str]:
+    found = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
+    if not found:
+        raise InputError(f"weights={pattern}: nothing matches this pattern")
+    return found
+
+
+def _check(config: ProbeConfig, data: LabelledData, subsets: list[np.ndarray]) -> None:
+    """Raise InputError for what can't be learnt from label subsets of this size."""
+    size, labels = len(subsets[0]), labels_of(data.train)
+    if config.k > size and "knn" in config.judges:
+        raise InputError(f"k={config.k}: must lie between 1 and the {size} labelled images of a subset")
+    if "logistic" in config.judges:
+        most = min(int(np.bincount(labels[subset]).max()) for subset in subsets)
+        if not 2 <= config.folds <= most:
+            raise InputError(
+                f"folds={config.folds}: must lie between 2 and the {most} images of a subset's largest class; a subset "
+                f"has {size}"
+            )
+    if any(len(np.unique(labels[subset])) < 2 for subset in subsets):
+        raise InputError(f"labels={size}: a subset of so few has images of one class alone; give more")
+
+
+def _encoders(groups: dict[str, list[str]], config: ProbeConfig) -> Iterator[_Encoder]:
+    """Every encoder with each of its seeds, and what stands beside them; one at a time is held."""
+    pixels: dict[str, _Encoder] = {}
+    shapes: dict[str, list[_Encoder]] = {}
+    for name, files in groups.items():
+        for place, file in enumerate(files):
+            model, statistics = backbone_of(load(file)).float(), load_statistics(file)
+            if config.pool == "token":
+                model.check_pool(config.pool)
+            yield _Encoder(name, model, model, statistics)
+            if place or not config.baselines:
+                continue
+            blank = _Encoder("", None, model, statistics)
+            pixels.setdefault(f"{pixel_name(model)} {model.in_chans} {model.img_size} {statistics}", blank)
+            shape = f"{type(model).__name__} {sorted(model.arguments.items())} {statistics}"
+            shapes.setdefault(shape, [])
+            shapes[shape].append(_Encoder(name, model, model, statistics))
+    seeds = len(next(iter(groups.values())))
+    for first, *_ in shapes.values():
+        name = "untrained" if len(shapes) == 1 else f"untrained, like {first.name}"
+        for seed in range(seeds):
+            model = untrained(first.like, config.untrained_seed + seed)
+            yield _Encoder(name, model, first.like, first.statistics)
+    for one in pixels.values():
+        name = pixel_name(one.like)
+        if len(pixels) > 1:
+            name += f" of {' x '.join(map(str, (one.like.in_chans, *one.like.img_size)))}"
+        for _ in range(seeds):
+            yield _Encoder(name, None, one.like, one.statistics)
+
+
+def _features(
+    encoder: _Encoder, config: ProbeConfig, data: LabelledData, wanted: np.ndarray, damaged: dict[str, str]
+) -> Features:
+    device = find_device(config.device)
+    reading = config.reading(data.train, encoder.like.in_chans, encoder.statistics.reading)
+    say(f"{encoder.name}: {describe_images(data.train, reading, encoder.like.img_size).text}")
+    make = pixel_features(encoder.statistics)
+    if encoder.model is not None:
+        how = {"precision": resolve_precision(config.precision, device), "pool": config.pool}
+        make = partial(embed, encoder.model.to(device).eval(), statistics=encoder.statistics, **how)
+    read = partial(
+        labelled_batches,
+        encoder=encoder.like,
+        reading=reading,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        device=device,
+        damaged=damaged,
+    )
+    return read_features(encoder.name, data, wanted, make, read)
+
+
+def _judge(
+    name: str, of_seeds: list[Features], subsets: list[np.ndarray], data: LabelledData, config: ProbeConfig
+) -> tuple[Judged, dict[str, np.ndarray]]:
+    """A row, and its single answers (seeds, label subsets, held-out images) by judge."""
+    labels, asked = labels_of(data.train), labels_of(data.test)
+    judgements, right = {}, {}
+    for judge in dict.fromkeys(config.judges):
+        answers = [
+            [JUDGES[judge](_lesson(features, subset, labels, len(data.classes), config)) for subset in subsets]
+            for features in of_seeds
+        ]
+        truth = asked[of_seeds[0].test_images]
+        right[judge] = np.array([[one.classes == truth for one in row] for row in answers])
+        strengths = [[one.strength for one in row if one.strength is not None] for row in answers]
+        judgements[judge] = Judgement(
+            accuracy=accuracy_estimate(right[judge]),
+            accuracies=right[judge].mean(axis=2).tolist(),
+            strengths=strengths if strengths[0] else None,
+        )
+    width = of_seeds[0].train.shape[1]
+    return Judged(encoder=name, seeds=len(of_seeds), width=width, judgements=judgements), right
+
+
+def _lesson(features: Features, subset: np.ndarray, labels: np.ndarray, classes: int, config: ProbeConfig) -> Lesson:
+    readable = np.isin(features.train_images, subset)
+    numbers = features.train_images[readable]
+    return Lesson(
+        features.train[readable], labels[numbers], features.test, classes, config.folds, config.seed % 2**32, config.k
+    )
+
+
+def _pairs(judge: str, right: dict[str, dict[str, np.ndarray]]) -> list[Pair]:
+    found = [
+        (first, second, paired_difference(right[first][judge], right[second][judge]))
+        for first, second in combinations(right, 2)
+    ]
+    corrected = holm([difference.p for *_, difference in found])
+    return [
+        Pair(
+            judge=judge,
+            first=first,
+            second=second,
+            difference=difference,
+            p_holm=p,
+            mcnemar=_mcnemar(right[first][judge], right[second][judge]),
+        )
+        for (first, second, difference), p in zip(found, corrected, strict=True)
+    ]
+
+
+def _mcnemar(first: np.ndarray, second: np.ndarray) -> float | None:
+    if len(first) > 1:
+        return None
+    return mcnemar(first[0].mean(axis=0) > 0.5, second[0].mean(axis=0) > 0.5)

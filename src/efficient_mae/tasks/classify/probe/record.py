@@ -1,0 +1,97 @@
+"""Which held-out images were classified rightly, kept so that encoders judged apart can be compared answer by answer.
+
+Letters: S seeds, L label subsets, N held-out images.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from safetensors import SafetensorError, safe_open
+
+from efficient_mae.data import LabelledData
+from efficient_mae.engine.storage.data_record import DataRecord
+from efficient_mae.engine.storage.durable import PARTIAL, save_tensors
+from efficient_mae.errors import InputError
+
+_RIGHT = "efficient_mae_probe"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Answers of judges.
+
+    Attributes:
+        images: a digest of the label subsets and the held-out images.
+        right: by row and judge, whether each answer was right.
+    """
+
+    images: str
+    right: Mapping[str, Mapping[str, Bool[np.ndarray, "S L N"]]]
+
+    @classmethod
+    def of(
+        cls,
+        data: LabelledData,
+        subsets: Sequence[np.ndarray],
+        test_images: np.ndarray,
+        right: Mapping[str, Mapping[str, np.ndarray]],
+    ) -> "Record":
+        """Of these answers on these images."""
+        digest = blake2b(digest_size=16)
+        for source in (data.train, data.test):
+            record = DataRecord.of(source)
+            digest.update(f"{record.images} {record.names} ".encode())
+        for numbers in (*subsets, test_images):
+            digest.update(np.asarray(numbers, dtype=np.int64).tobytes() + b" ")
+        return cls(digest.hexdigest(), right)
+
+    def write(self, file: str) -> None:
+        """Into a safetensors file, whole or not at all.
+
+        Raises:
+            InputError: another ending, or the folder isn't there.
+        """
+        path = Path(file)
+        if path.suffix != ".safetensors" or not path.parent.is_dir():
+            raise InputError(f"out={file}: must end in .safetensors and lie in a folder that is there")
+        names = list(self.right)
+        tensors = {
+            f"{number}/{judge}": torch.from_numpy(right)
+            for number, name in enumerate(names)
+            for judge, right in self.right[name].items()
+        }
+        partial = path.with_name(f"{PARTIAL}{path.name}")
+        save_tensors(partial, tensors, {_RIGHT: json.dumps({"images": self.images, "rows": names})})
+        partial.replace(path)
+
+
+def read_record(file: Path) -> Record:
+    """What :meth:`Record.write` wrote.
+
+    Raises:
+        InputError: it is no such file.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            head = json.loads((stored.metadata() or {})[_RIGHT])
+            right: dict[str, dict[str, np.ndarray]] = {name: {} for name in head["rows"]}
+            for key in stored.keys():  # noqa: SIM118 - it is no dictionary
+                number, _, judge = key.partition("/")
+                right[head["rows"][int(number)]][judge] = stored.get_tensor(key).numpy()
+            return Record(head["images"], right)
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError):
+        raise InputError(f"{file}: isn't what emae probe --out writes") from None
+
+
+def check_same_images(records: Mapping[str, Record]) -> None:
+    """Raise InputError unless all of these, by name, are of the same label subsets and held-out images."""
+    (first, one), *others = records.items()
+    for name, other in others:
+        if one.images != other.images:
+            raise InputError(f"{first} and {name} were judged on different images or label subsets; probe both alike")
