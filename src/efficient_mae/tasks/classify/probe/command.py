@@ -1,7 +1,7 @@
 """`emae probe`: encoders judged by what simple classifiers learn from their features, and compared in pairs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob, has_magic
 from itertools import combinations
@@ -53,7 +53,7 @@ class ProbeConfig(DataChoice, ReadingSettings):
     judges: tuple[Literal["ridge", "logistic", "knn"], ...] = ("ridge", "logistic", "knn")
     """of standardised features ridge and logistic regression, of centred ones k nearest neighbours"""
     folds: PositiveInt = 5
-    """of the cross-validation by which logistic regression chooses the strength of its penalty; ridge leaves out one"""
+    """of the cross-validation by which logistic regression chooses its penalty's strength; ridge leaves out one"""
     k: PositiveInt = 20
     """neighbours that vote"""
     baselines: bool = False
@@ -136,7 +136,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
 
 
 def _seeds_of(pattern: str) -> list[str]:
-    found = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
+    found = sorted(glob(pattern)) if has_magic(pattern) else [pattern]  # noqa: PTH207 - it may be absolute
     if not found:
         raise InputError(f"weights={pattern}: nothing matches this pattern")
     return found
@@ -151,8 +151,8 @@ def _check(config: ProbeConfig, data: LabelledData, subsets: list[np.ndarray]) -
         most = min(int(np.bincount(labels[subset]).max()) for subset in subsets)
         if not 2 <= config.folds <= most:
             raise InputError(
-                f"folds={config.folds}: must lie between 2 and the {most} images of a subset's largest class; a subset "
-                f"has {size}"
+                f"folds={config.folds}: must lie between 2 and the {most} images of the largest class of a subset, "
+                f"which has {size}"
             )
     if any(len(np.unique(labels[subset])) < 2 for subset in subsets):
         raise InputError(f"labels={size}: a subset of so few has images of one class alone; give more")
@@ -161,32 +161,26 @@ def _check(config: ProbeConfig, data: LabelledData, subsets: list[np.ndarray]) -
 def _encoders(groups: dict[str, list[str]], config: ProbeConfig) -> Iterator[_Encoder]:
     """Every encoder with each of its seeds, and what stands beside them; one at a time is held."""
     pixels: dict[str, _Encoder] = {}
-    shapes: dict[str, list[_Encoder]] = {}
+    shapes: dict[str, _Encoder] = {}
     for name, files in groups.items():
-        for place, file in enumerate(files):
+        for file in files:
             model, statistics = backbone_of(load(file)).float(), load_statistics(file)
             if config.pool == "token":
                 model.check_pool(config.pool)
-            yield _Encoder(name, model, model, statistics)
-            if place or not config.baselines:
-                continue
-            blank = _Encoder("", None, model, statistics)
-            pixels.setdefault(f"{pixel_name(model)} {model.in_chans} {model.img_size} {statistics}", blank)
-            shape = f"{type(model).__name__} {sorted(model.arguments.items())} {statistics}"
-            shapes.setdefault(shape, [])
-            shapes[shape].append(_Encoder(name, model, model, statistics))
-    seeds = len(next(iter(groups.values())))
-    for first, *_ in shapes.values():
-        name = "untrained" if len(shapes) == 1 else f"untrained, like {first.name}"
-        for seed in range(seeds):
-            model = untrained(first.like, config.untrained_seed + seed)
-            yield _Encoder(name, model, first.like, first.statistics)
-    for one in pixels.values():
-        name = pixel_name(one.like)
-        if len(pixels) > 1:
-            name += f" of {' x '.join(map(str, (one.like.in_chans, *one.like.img_size)))}"
-        for _ in range(seeds):
-            yield _Encoder(name, None, one.like, one.statistics)
+            one = _Encoder(name, model, model, statistics)
+            yield one
+            shapes.setdefault(f"{type(model).__name__} {sorted(model.arguments.items())}", one)
+            pixels.setdefault(pixel_name(model), one)
+    if not config.baselines:
+        return
+    seeds = range(len(next(iter(groups.values()))))
+    for one in shapes.values():
+        name = "untrained" if len(shapes) == 1 else f"untrained, like {one.name}"
+        for seed in seeds:
+            yield replace(one, name=name, model=untrained(one.like, config.untrained_seed + seed))
+    for name, one in pixels.items():
+        for _ in seeds:
+            yield replace(one, name=name, model=None)
 
 
 def _features(

@@ -47,7 +47,7 @@ class Features:
 def draw_subsets(
     data: LabelledData, labels: int | None, number: int, seed: int
 ) -> list[Int64[np.ndarray, " labels"]]:
-    """Numbers of the training images of each label subset, ascending; stratified, and by the seed and the labels alone.
+    """Numbers of the training images of each label subset, ascending; stratified, by seed and labels alone.
 
     Args:
         labels: images of a subset; None takes all, once.
@@ -127,7 +127,7 @@ def _pixels(images: Tensor, statistics: ImageStatistics) -> Tensor:
 
 
 def pixel_name(encoder: Backbone) -> str:
-    """What raw pixels are called in a table."""
-    height, width = (min(MOST_PIXELS, length) for length in encoder.img_size)
-    averaged = (height, width) != tuple(encoder.img_size)
-    return f"raw pixels{f', averaged to {height} x {width}' if averaged else ''}"
+    """What raw pixels of the images that an encoder takes are called in a table."""
+    height, width = encoder.img_size
+    averaged = f" averaged to {MOST_PIXELS}" if max(height, width) > MOST_PIXELS else ""
+    return f"raw pixels, {encoder.in_chans} x {height} x {width}{averaged}"

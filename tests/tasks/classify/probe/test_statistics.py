@@ -1,0 +1,75 @@
+"""Intervals against simulations, tests against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+
+from efficient_mae.tasks.classify.probe.statistics import (
+    accuracy_estimate,
+    holm,
+    mcnemar,
+    paired_difference,
+    replicates,
+)
+
+
+def crossed(rng: np.random.Generator, seeds: int, subsets: int, images: int, gain: float) -> np.ndarray:
+    """Differences with a part of each seed, subset and image, and one of their own, about a true gain."""
+    parts = (
+        rng.normal(size=(seeds, 1, 1)) * 0.02,
+        rng.normal(size=(1, subsets, 1)) * 0.01,
+        rng.normal(size=(1, 1, images)) * 0.3,
+        rng.normal(size=(seeds, subsets, images)) * 0.1,
+    )
+    return (gain + sum(parts)).astype(np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_interval_covers_what_is_true():
+    """95 of a hundred, over anew drawn seeds, subsets and images at once; of images alone it would be far fewer."""
+    rng = np.random.default_rng(0)
+    covered, alone = 0, 0
+    for _ in range(150):
+        values = crossed(rng, 12, 10, 150, 0.03)
+        low, high = np.quantile(replicates(values, number=300), (0.025, 0.975))
+        covered += low <= 0.03 <= high
+        low, high = np.quantile(replicates(values.mean(axis=(0, 1), keepdims=True), number=300), (0.025, 0.975))
+        alone += low <= 0.03 <= high
+    assert 0.89 * 150 <= covered <= 150
+    assert 0.5 * 150 < alone < 150, "of images alone there is some spread at least"
+
+
+def test_its_spread_is_that_of_the_means():
+    """Of 4 seeds and nothing else: the standard error of their mean, not one too small by 4 / 3."""
+    values = np.float32([1, 4, 2, 9])[:, None, None] * np.ones((1, 5, 20), np.float32)
+    expected = np.std([1, 4, 2, 9], ddof=1) / 2
+    assert replicates(values, number=20_000).std() == pytest.approx(expected, rel=0.03)
+
+
+def test_a_paired_difference():
+    rng = np.random.default_rng(1)
+    first = rng.random((1, 10, 400)) < 0.7
+    better = first | (rng.random((1, 10, 400)) < 0.2)
+    found = paired_difference(first, better)
+    assert found.mean == pytest.approx(better.mean() - first.mean())
+    assert 0 < found.low < found.mean < found.high and found.p < 0.001
+    assert paired_difference(better, first).mean == -found.mean
+    same = paired_difference(first, first)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert paired_difference(first, better) == found
+    estimate = accuracy_estimate(first)
+    assert estimate.low < first.mean() < estimate.high
+
+
+def test_mcnemar_is_the_exact_binomial():
+    first = np.array([True] * 9 + [False] * 2 + [True] * 30)
+    second = np.array([False] * 9 + [True] * 2 + [True] * 30)
+    by_hand = 2 * sum(math.comb(11, count) for count in range(3)) / 2**11
+    assert mcnemar(first, second) == pytest.approx(by_hand)
+    assert mcnemar(first, first) == 1
+
+
+def test_holm_by_hand():
+    # 0.01 x 4, 0.02 x 3, 0.03 x 2 and, not below the one before, 0.04 x 1.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1, 1] and holm([]) == []
