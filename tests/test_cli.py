@@ -178,6 +178,35 @@ def test_info_as_json(capsys: pytest.CaptureFixture[str]):
     assert {"torch", "cores", "precision"} <= result["environment"].keys()
 
 
+def test_info_of_weights_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import timm.models.vision_transformer as timm_vit
+    from safetensors.torch import save_file
+
+    vit = timm_vit.VisionTransformer(
+        img_size=(32, 32), patch_size=8, embed_dim=192, depth=2, num_heads=3, num_classes=7
+    )
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    found = printed(capsys, tmp_path / "vit.safetensors")
+    learned = sum(value.numel() for value in vit.parameters()) - (192 * 7 + 7)
+    assert found["weights"] | {"path": "", "mean": [], "std": []} == {
+        "path": "", "kind": "a file of another software", "mean": [], "std": [],
+        "taken": learned, "left_out": {"head.weight": 192 * 7, "head.bias": 7},
+    }  # fmt: skip
+    assert found["cost"]["encoder_parameters"] == learned - 17 * 192  # positions aren't learned here
+    # 2 blocks of 17 tokens: 12 D^2 each, and attention's 2 N D; the patches' 3 x 8 x 8 D.
+    by_hand = 2 * (17 * 12 * 192**2 + 2 * 17**2 * 192) + 16 * 192 * 192
+    assert found["cost"]["gmacs"] == pytest.approx(by_hand / 1e9, rel=1e-3)
+    assert (found["model"]["depth"], found["model"]["img_size"]) == (2, [32, 32])
+    status, out, _ = run(capsys, "info", "--weights", str(tmp_path / "vit.safetensors"))
+    assert status == 0 and "1,351 left out (head" in out and "16 patches of 8 px" in out and "decoder" not in out
+
+
+def printed(capsys: pytest.CaptureFixture[str], weights: Path) -> dict:
+    status, out, err = run(capsys, "info", "--weights", str(weights), "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
 def test_info_of_a_run(trained: Path, capsys: pytest.CaptureFixture[str]):
     status, out, _ = run(capsys, "info", "--weights", str(trained))
     assert status == 0 and "16 x 16, 1 channels, 16 patches of 4 px" in out

@@ -73,6 +73,42 @@ def test_wrappers(wrapper: str, tmp_path: Path):
         same_features(tmp_path / "weights.safetensors", expected)
 
 
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("student", "teacher"), "teacher"),  # DINO's
+        (("state_dict_ema", "state_dict"), "state_dict"),  # timm's
+        (("model_ema", "model"), "model"),
+        (("student", "anything"), None),
+    ],
+)
+def test_which_of_several_encoders_is_taken_is_said(names: tuple[str, str], taken: str | None, tmp_path: Path):
+    vits = {name: {key: value * (number + 1) for key, value in their_vit().state_dict().items()}
+            for number, name in enumerate(names)}  # fmt: skip
+    file = tmp_path / "weights.pth"
+    torch.save({**vits, "epoch": 3, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}}, file)
+    if taken is None:
+        with pytest.raises(ValueError, match="holds no state dict, neither itself nor under .*; it has student, any"):
+            emae.load(file)
+        return
+    (other,) = set(names) - {taken}
+    with pytest.warns(UserWarning) as said:
+        trained = read_trained(file)
+    assert [str(one.message) for one in said] == [
+        f"{file}: holds several encoders: {taken} is taken, and {other} left out; to take another, give a file with "
+        "it alone"
+    ]
+    assert torch.equal(trained.model.state_dict()["norm.weight"], vits[taken]["norm.weight"])
+    assert trained.left_out == {f"{other}.{name}": value.numel() for name, value in vits[other].items()}
+
+
+def test_in_one_dict_it_is_said_too(tmp_path: Path):
+    vit = dict(their_vit().state_dict())
+    torch.save({"state_dict": prefixed("student.", vit) | prefixed("teacher.", vit)}, tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match=r"holds several encoders: teacher\. is taken, and student\. left out"):
+        emae.load(tmp_path / "a.pth")
+
+
 def test_what_is_left_out_is_named(tmp_path: Path):
     weights = their_vit(num_classes=10).state_dict()
     torch.save(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from efficient_mae.backbones import Backbone
+from efficient_mae.backbones.patches import as_pair
 from efficient_mae.methods import METHODS, Method, MethodConfig, Plan
 
 
@@ -51,11 +53,11 @@ def count_gmacs(config: MethodConfig, images: int = 64, seed: int = 0) -> float:
     return _count(*_meta_model(config, images, seed)) / 1e9
 
 
-def encoder_gmacs(config: MethodConfig) -> float:
+def encoder_gmacs(model: MethodConfig | Backbone) -> float:
     """Multiply-accumulates of the encoder alone over a whole image, 1e9: Table 1's mask ratio 0."""
     with torch.device("meta"):
-        encoder = config.make_backbone()
-        image = torch.empty(1, config.in_chans, *config.img_size)
+        encoder = model.make_backbone() if isinstance(model, MethodConfig) else type(model)(**model.arguments)
+        image = torch.empty(1, encoder.in_chans, *as_pair(encoder.arguments["img_size"]))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.forward_features(image)
     return counter.get_total_flops() / 2e9

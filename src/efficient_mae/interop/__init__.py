@@ -11,7 +11,15 @@ from efficient_mae.interop.files import (
     save_encoder,
 )
 from efficient_mae.interop.headers import ImageStatistics, file_metadata
-from efficient_mae.interop.loading import load, load_config, load_statistics, load_whole, read_trained
+from efficient_mae.interop.loading import (
+    Description,
+    describe_weights,
+    load,
+    load_config,
+    load_statistics,
+    load_whole,
+    read_trained,
+)
 from efficient_mae.interop.mae_files import from_mae_checkpoint
 from efficient_mae.interop.starting import Start, start_from
 from efficient_mae.interop.timm_models import load_snippet, to_timm
@@ -19,11 +27,13 @@ from efficient_mae.interop.vit_mae import from_hf, to_hf
 
 __all__ = [
     "CHANNELS",
+    "Description",
     "ImageStatistics",
     "Start",
     "Trained",
     "adapt_encoder",
     "adapt_statistics",
+    "describe_weights",
     "encoder_of",
     "file_metadata",
     "find_optimizer",

@@ -10,7 +10,8 @@ from torch import Tensor
 from efficient_mae.data import default_mean_std
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.interop.state_dicts import StateDict, encoder_arguments_of, num_blocks
+from efficient_mae.interop.foreign_files import StateDict
+from efficient_mae.interop.state_dicts import encoder_arguments_of, num_blocks
 from efficient_mae.methods.cae import CAE, CAEConfig
 
 # A second encoder, a copy of the first a step before, from which theirs takes the latents to be predicted.

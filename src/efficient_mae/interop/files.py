@@ -22,6 +22,7 @@ from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import save_tensors
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
+from efficient_mae.interop.foreign_files import SUFFIXES
 from efficient_mae.interop.headers import (
     HEAD,
     PROBED,
@@ -31,7 +32,6 @@ from efficient_mae.interop.headers import (
     foreign,
     read_own_header,
 )
-from efficient_mae.interop.state_dicts import SUFFIXES
 from efficient_mae.methods import METHODS, Method, MethodConfig, backbone_of
 from efficient_mae.ranges import with_tuples
 

@@ -1,6 +1,8 @@
 """A trained model from wherever it lies: a run, a checkpoint, an export, timm, transformers, an original file."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from efficient_mae.backbones import Backbone
@@ -19,9 +21,18 @@ from efficient_mae.interop.described import (
     read_timm_folder,
 )
 from efficient_mae.interop.files import Trained, find_weights, load_own, read_metadata
-from efficient_mae.interop.headers import HEAD, ImageStatistics, early_statistics, foreign, is_own, read_statistics
+from efficient_mae.interop.foreign_files import SUFFIXES, read_tensors
+from efficient_mae.interop.headers import (
+    HEAD,
+    ImageStatistics,
+    early_statistics,
+    foreign,
+    is_own,
+    read_own_header,
+    read_statistics,
+)
 from efficient_mae.interop.mae_files import build
-from efficient_mae.interop.state_dicts import SUFFIXES, plain_vit, read_tensors
+from efficient_mae.interop.state_dicts import plain_vit
 from efficient_mae.interop.vit_mae import HF_CLASSES, hf_kind, hf_statistics, load_hf_folder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 from efficient_mae.methods.tokens import TokenMethod
@@ -80,6 +91,55 @@ def load_config(path: str | Path) -> MethodConfig:
     """
     own = _own_file(path)
     return load_whole(path).config if own is None else read_metadata(own)[0]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What somebody's weights are.
+
+    Attributes:
+        kind: who described them, in words.
+        model: its config, of a whole one, or the encoder if there is no more.
+        statistics: of its images.
+        taken: number of parameters that are read; the table of positions counts as one of them.
+        left_out: what lies beside them, a head for one: number of parameters by name.
+    """
+
+    kind: str
+    model: MethodConfig | Backbone
+    statistics: ImageStatistics
+    taken: int
+    left_out: Mapping[str, int]
+
+
+def describe_weights(path: str | Path) -> Description:
+    """What is at a path; of this software's own whole models without reading their weights.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    own, kind = _own_file(path), _kind(path)
+    if own is not None and read_own_header(own).method is not None:
+        taken = sum(shape.numel() for shape in read_header(own)[1].values())
+        return Description(kind, load_config(path), load_statistics(path), taken, {})
+    trained = read_trained(path)
+    model = trained.model.config if isinstance(trained.model, Method) else trained.model
+    taken = sum(value.numel() for value in trained.model.state_dict().values())
+    return Description(kind, model, trained.statistics, taken, trained.left_out)
+
+
+def _kind(path: str | Path) -> str:
+    place = _folder(path)
+    if str(path).startswith(TIMM):
+        return "timm's, in the local cache"
+    if (model_type := hf_kind(place)) is not None:
+        return f"a folder of transformers', model_type {model_type}"
+    if (own := _own_file(path)) is None:
+        return "a folder of timm's" if is_timm_folder(place) else "a file of another software"
+    header = read_own_header(own)
+    if header.head is not None:
+        return f"a classifier of this software, of {len(header.head.classes)} classes"
+    return "an encoder of this software" if header.method is None else f"a model of this software, by {header.method}"
 
 
 def load_statistics(path: str | Path) -> ImageStatistics:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from efficient_mae.engine.storage.checkpoint import load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.interop.state_dicts import StateDict, encoder_arguments_of
+from efficient_mae.interop.foreign_files import StateDict
+from efficient_mae.interop.state_dicts import encoder_arguments_of
 from efficient_mae.methods.hog import BINS
 from efficient_mae.methods.maskfeat import MaskFeat, MaskFeatConfig
 

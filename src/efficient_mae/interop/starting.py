@@ -13,7 +13,7 @@ from efficient_mae.backbones import SIZES, Backbone
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder
 from efficient_mae.interop.files import Trained
-from efficient_mae.interop.state_dicts import first
+from efficient_mae.interop.foreign_files import first
 from efficient_mae.methods import Method, backbone_of
 
 # Share of the weights of an encoder that must fit.

@@ -1,42 +1,28 @@
-"""Weights that others wrote, wrapped and named in their way, as those of our encoder. Nothing in a file is ever run.
+"""Weights that others wrote and named in their way, as those of our encoder.
 
-Where they lie, how they are named and how large they are says what they are of; what can't be told, or isn't a plain
-ViT's, is refused by name. D width, P patch size, N patches.
+How they are named and how large they are says what they are of; what can't be told, or isn't a plain ViT's, is
+refused by name. D width, P patch size, N patches.
 """
 
-import argparse
 import math
-import pickle
 import re
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from efficient_mae.backbones import SIZES
 from efficient_mae.errors import InputError
-
-# Suffixes of files that torch.save writes.
-SUFFIXES = (".pth", ".pyth", ".pt", ".bin", ".ckpt")
-
-# Where a checkpoint keeps its weights; of a teacher and its student the teacher, which is what such training is for.
-_WRAPPERS = ("teacher", "state_dict", "model", "model_state_dict", "model_state", "backbone", "encoder", "module")
-
-# Wrappers within wrappers; more are a file that holds itself.
-_DEEPEST = 8
-
-# What compiling and sharding put between the names of modules.
-_WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-# The tensor that every plain ViT has, in timm's names and in transformers'.
-_PATCHES = "patch_embed.proj.weight"
-_THEIR_PATCHES = "embeddings.patch_embeddings.projection.weight"
+from efficient_mae.interop.foreign_files import (
+    PATCHES,
+    THEIR_PATCHES,
+    StateDict,
+    first,
+    read_tensors,
+    tell_of_choice,
+)
 
 # transformers' names (of files, and of models in memory since version 5) and timm's.
 _THEIRS = (
@@ -57,41 +43,6 @@ _THEIRS = (
 
 # What lies beside an encoder in its files and isn't part of it.
 _BESIDE = re.compile(r"(head|head_dist|fc_norm|pre_logits|pooler|classifier)\..*|mask_token")
-
-
-@dataclass(frozen=True)
-class StateDict:
-    """An encoder's weights under timm's names, perhaps with a decoder's under MAE's.
-
-    Attributes:
-        tensors: by name.
-        left_out: what else the file holds, by name there: number of parameters.
-        content: the whole file, of which this is a part.
-    """
-
-    tensors: dict[str, Tensor]
-    left_out: dict[str, int] = field(default_factory=dict)
-    content: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def has_decoder(self) -> bool:
-        """Whether it is all of MAE's model."""
-        return "mask_token" in self.tensors and any(name.startswith("decoder_blocks.") for name in self.tensors)
-
-
-def read_tensors(file: Path) -> StateDict:
-    """What is in a file of somebody else's, `.safetensors` or what torch.save wrote, under the names there, without
-    what compiling and sharding put between them.
-
-    Raises:
-        InputError: no such file, no weights, or ones with code in them (which isn't run).
-    """
-    content = _unpickled(file) if file.suffix in SUFFIXES else _read_safetensors(file)
-    tensors, left_out = _unwrapped(content, file)
-    # A view of one number can claim any shape, and a model of that shape would fill the memory.
-    if any(value.untyped_storage().nbytes() < value.nbytes for value in tensors.values()):
-        raise InputError(f"{file}: its tensors are larger than the file, so they aren't a model's")
-    return StateDict({_WRAPPED.sub("", name): value for name, value in tensors.items()}, left_out, content)
 
 
 def read_state_dict(file: Path, img_size: tuple[int, int] | None = None) -> StateDict:
@@ -133,48 +84,31 @@ def _encoder_alone(state: StateDict) -> StateDict:
     return StateDict(kept, state.left_out | beside, state.content)
 
 
-def _unwrapped(content: dict[str, Any], file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The state dict within, whatever else its dict holds (an epoch, for one), and what other weights there are."""
-    left_out: dict[str, int] = {}
-    for _ in range(_DEEPEST):
-        found = [name for name in _WRAPPERS if isinstance(content.get(name), dict)]
-        if not found or any(name.endswith((_PATCHES, _THEIR_PATCHES)) for name in _tensors(content)):
-            break
-        for other in found[1:]:
-            left_out |= {f"{other}.{name}": value.numel() for name, value in _tensors(content[other]).items()}
-        content = content[found[0]]
-    if not (tensors := _tensors(content)):
-        raise InputError(f"{file}: holds no state dict, neither itself nor under {', '.join(_WRAPPERS)}")
-    return tensors, left_out
-
-
-def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-
-
 def _encoder_prefix(names: Iterable[str], file: Path) -> str:
     """What the encoder's names begin with, whoever wrapped it.
 
     Raises:
         InputError: there is no encoder, or several of which none is a teacher.
     """
-    marks = (_PATCHES, _THEIR_PATCHES)
+    marks = (PATCHES, THEIR_PATCHES)
     prefixes = sorted(
         {name.removesuffix(mark) for name in names for mark in marks if name == mark or name.endswith(f".{mark}")}
     )
     if not prefixes:
         raise InputError(
-            f"{file}: of an architecture that can't be told: no {_PATCHES} as in a plain ViT among {first(names)}"
+            f"{file}: of an architecture that can't be told: no {PATCHES} as in a plain ViT among {first(names)}"
         )
     chosen = [prefix for prefix in prefixes if "teacher" in prefix] or prefixes
     if len(chosen) > 1:
         raise InputError(f"{file}: holds several encoders ({', '.join(chosen)}); give a file with one of them")
+    if others := [prefix for prefix in prefixes if prefix != chosen[0]]:
+        tell_of_choice(file, chosen[0], others)
     return chosen[0]
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' names as timm's, with queries, keys and values in one; timm's as they are."""
-    if _THEIR_PATCHES not in tensors:
+    if THEIR_PATCHES not in tensors:
         return tensors
     renamed: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -200,7 +134,7 @@ def _folded(tensors: dict[str, Tensor], img_size: tuple[int, int] | None) -> dic
             folded[f"{linear}.bias"] = scale * folded[f"{linear}.bias"]
     if "cls_token" in folded and "pos_embed" in folded:
         positions = folded["pos_embed"]
-        patches = _patches(folded[_PATCHES], img_size, positions.shape[1])
+        patches = _patches(folded[PATCHES], img_size, positions.shape[1])
         if positions.ndim == 3 and positions.shape[1] == patches[0] * patches[1]:
             folded["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return folded
@@ -228,12 +162,12 @@ def encoder_arguments_of(
         KeyError, ValueError, IndexError: another architecture.
     """
     weights = state.tensors
-    width, in_chans, *patch = weights[_PATCHES].shape
+    width, in_chans, *patch = weights[PATCHES].shape
     patches = weights["pos_embed"].shape[1] - 1
-    rows, columns = _patches(weights[_PATCHES], img_size, patches)
+    rows, columns = _patches(weights[PATCHES], img_size, patches)
     if len(patch) != 2 or patch[0] != patch[1] or rows * columns != patches:
         raise InputError(
-            f"{file}: weights of another architecture, {_PATCHES} is {(width, in_chans, *patch)} and pos_embed "
+            f"{file}: weights of another architecture, {PATCHES} is {(width, in_chans, *patch)} and pos_embed "
             f"{tuple(weights['pos_embed'].shape)}; a plain ViT's have square patches on a square grid"
         )
     heads = {size.embed_dim: size.num_heads for size in SIZES.values()}
@@ -261,40 +195,3 @@ def num_blocks(weights: dict[str, Tensor], blocks: str) -> int:
     if not found or found != set(range(len(found))):
         raise KeyError(blocks)
     return len(found)
-
-
-def first(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _read_safetensors(file: Path) -> dict[str, Any]:
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a readable safetensors file ({error})") from None
-
-
-def _unpickled(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    try:
-        # MAE's training checkpoints hold a Namespace, a plain record: unpickling one sets attributes, no more.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error)):
-            raise InputError(
-                f"{file}: holds more than tensors and plain values ({found[1].strip('.,')}), which could run code; "
-                "nothing in it was run. Give a file with the weights alone"
-            ) from None
-        raise InputError(f"{file}: not a checkpoint that PyTorch wrote") from None
-    # Bytes that are no checkpoint fail wherever the reader happens to stumble.
-    except Exception:
-        raise InputError(f"{file}: not a whole checkpoint that PyTorch wrote") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: holds a {type(content).__name__}, so it isn't a checkpoint of a model")
-    return content

@@ -185,14 +185,28 @@ def test_several_images_in_a_sample(tmp_path):
     def chosen(key):
         return open_source(f"wds:{path}", "train", DataChoice(key=key))
 
-    with pytest.warns(UserWarning, match="1 samples left out: they hold images, but none as key='jpg' has it"):
+    with pytest.warns(
+        UserWarning, match="1 samples left out: they hold images, but none as key='jpg' has it; .* depth.png, jpg"
+    ):
         pictures = chosen("jpg")
     assert shades(pictures) == [2, 3] and [pictures.label(i) for i in range(2)] == [0, None]
     assert shades(chosen(".JPG, depth.png")) == [2, 3, 5]
     assert shades(chosen("depth.png,jpg")) == [1, 3, 5]
     assert shades(chosen("*")) == [1, 2, 3, 5]
-    with pytest.raises(InputError, match="no image in 1 shards whose name ends as key='webp' has it"):
+    left_out = "no image in 1 shards whose name ends as key='webp' has it; names there end in depth.png, jpg"
+    with pytest.raises(InputError) as caught:
         chosen("webp")
+    assert str(caught.value) == f"wds:{path}: {left_out}"
+
+
+def test_what_there_is_in_place_of_images(tmp_path):
+    """Also from the cache; what stands in a file of anybody's is not printed as it is, or at any length."""
+    odd = [(f"{number}.{'x' * 60}", b"") for number in range(3)] + [("3.a\x1b[31m", b""), ("4.txt", b"")]
+    path = write_members(tmp_path / "a.tar", [*odd, ("4.json", b"{}")])
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            open_source(f"wds:{path}")
+        assert str(caught.value) == f"wds:{path}: no image in 1 shards; names there end in txt, json"
 
 
 def test_names_with_dots_that_are_no_numbers(tmp_path):
@@ -237,7 +251,9 @@ def test_labels_in_json(tmp_path):
     assert labelled(tmp_path / "a.tar", contents[:2], label="kind")[1] == ["1", "2"]
     source, labels = labelled(tmp_path / "a.tar", contents[:2], label="species")
     assert source.classes is None and labels == [None, None]
-    assert source.why_unlabelled.startswith("its samples have no .json member with an entry called species")
+    assert source.why_unlabelled == (
+        "its samples have no .json member with an entry called species (--label names another: label, kind, class)"
+    )
 
 
 def test_labels_of_several_shards(tmp_path):

@@ -30,9 +30,11 @@ from efficient_mae.errors import InputError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # Of what an entry holds, and of what it means: to be raised with every change of this file that changes either.
-_VERSION = 2
+_VERSION = 3
 # Longest .cls and .json members that are looked into, in bytes.
 _LONGEST_CLASS, _LONGEST_JSON = 200, 2**20
+# Endings and entries that are remembered, to be named where another is asked for, and the longest of them.
+_MOST_NAMES, _LONGEST_NAME = 20, 50
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ShardIndex:
         sizes: of the images, in bytes.
         labels: places in `texts`, -1 for a sample without one.
         texts: the different labels.
+        endings, entries: how members' names end, and what entries are in .json members; the first that are met.
         left_out: samples that hold images, but none of those asked for.
         damage: why the shard could not be read to its end; empty if it could.
     """
@@ -56,6 +59,8 @@ class ShardIndex:
     sizes: Int64[np.ndarray, " S"]
     labels: Int64[np.ndarray, " S"]
     texts: np.ndarray
+    endings: np.ndarray
+    entries: np.ndarray
     left_out: int = 0
     damage: str = ""
 
@@ -107,8 +112,9 @@ def _read(entry: Path, key: str) -> ShardIndex | None:
             if str(arrays["key"]) != key:
                 return None
             columns = {name: arrays[name] for name in ("ends", "starts", "sizes", "labels")}
-            texts, left_out, damage = arrays["texts"], int(arrays["left_out"]), str(arrays["damage"])
-            index = ShardIndex(arrays["names"], **columns, texts=texts, left_out=left_out, damage=damage)
+            words = {name: arrays[name] for name in ("texts", "endings", "entries")}
+            left_out, damage = int(arrays["left_out"]), str(arrays["damage"])
+            index = ShardIndex(arrays["names"], **columns, **words, left_out=left_out, damage=damage)
     except Exception:  # numpy and zipfile raise whatever a damaged file leads them to
         return None
     lengths = np.diff(index.ends, prepend=0)
@@ -119,8 +125,7 @@ def _read(entry: Path, key: str) -> ShardIndex | None:
         and lengths.sum() == len(index.names)
         and (index.starts >= 0).all()
         and (index.sizes >= 0).all()
-        and index.texts.dtype.kind == "U"
-        and index.texts.ndim == 1
+        and all(column.dtype.kind == "U" and column.ndim == 1 for column in words.values())
         and ((index.labels >= -1) & (index.labels < len(index.texts))).all()
     )
     return index if right else None
@@ -144,12 +149,14 @@ def _index(path: Path, choice: DataChoice) -> ShardIndex:
     names, damage, left_out = bytearray(), "", 0
     ends, starts, sizes, labels = array("q"), array("q"), array("q"), array("q")
     texts: dict[str, int] = {}
+    seen, entries = dict[str, None](), dict[str, None]()
     wanted = choice.key and [ending.strip(" .") for ending in choice.key.lower().split(",")]
     # Arrays in shards are features or labels more often than images, where they aren't asked for.
     endings = extensions() - (ARRAYS if not wanted or choice.key == EACH else set())
     try:
         with path.open("rb") as file:
             for sample in _samples(_members(file, path), whole_names=choice.key == EACH):
+                _note(seen, (one.ending for one in sample))
                 images = [one for one in sample if one.ending.rpartition(".")[2] in endings]
                 if wanted and choice.key != EACH and images:
                     images = [one for ending in wanted for one in images if one.ending == ending][:1]
@@ -157,7 +164,7 @@ def _index(path: Path, choice: DataChoice) -> ShardIndex:
                 if len(images) > 1:
                     raise InputError(_several(path, images))
                 for image in images:
-                    text = _read_label(file, sample, choice.label)
+                    text = _read_label(file, sample, choice.label, entries)
                     names += _encoded(image.name)
                     label = -1 if text is None else texts.setdefault(text, len(texts))
                     for column, value in zip((ends, starts, sizes, labels), (len(names), *image[2:], label)):
@@ -170,10 +177,19 @@ def _index(path: Path, choice: DataChoice) -> ShardIndex:
     return ShardIndex(
         np.frombuffer(names, np.uint8),
         *(np.frombuffer(column, np.int64) for column in (ends, starts, sizes, labels)),
-        texts=np.array(list(texts), dtype=np.str_),
+        texts=np.array(list(texts), np.str_),
+        endings=np.array(list(seen), np.str_),
+        entries=np.array(list(entries), np.str_),
         left_out=left_out,
         damage=damage,
     )
+
+
+def _note(words: dict[str, None], found: Iterable[str]) -> None:
+    """Remember those that aren't known yet, as long as there are few."""
+    for word in found:  # a damaged or odd file may have any
+        if len(words) < _MOST_NAMES and len(word) <= _LONGEST_NAME and word.isprintable():
+            words.setdefault(word)
 
 
 def _encoded(name: str) -> bytes:
@@ -251,8 +267,12 @@ def _split_name(name: str, whole_names: bool) -> tuple[str, str]:
     return folder + slash + ".".join(parts[:last]), ".".join(parts[last:]).lower()
 
 
-def _read_label(file: BinaryIO, sample: list[_Member], entry: str | None) -> str | None:
-    """What a sample's .cls member says, or an entry of its .json member; None if neither says anything."""
+def _read_label(file: BinaryIO, sample: list[_Member], entry: str | None, entries: dict[str, None]) -> str | None:
+    """What a sample's .cls member says, or an entry of its .json member; None if neither says anything.
+
+    Args:
+        entries: in which those of the .json member are noted.
+    """
     members = {one.ending: one for one in sample}
     if entry is None and "cls" in members:
         return _content(file, members["cls"], _LONGEST_CLASS).decode("utf-8", "backslashreplace").strip() or None
@@ -261,6 +281,7 @@ def _read_label(file: BinaryIO, sample: list[_Member], entry: str | None) -> str
             held = json.loads(_content(file, members["json"], _LONGEST_JSON))
         except (ValueError, RecursionError):
             return None
+        _note(entries, held if type(held) is dict else ())
         values = [held[name] for name in ([entry] if entry else LABELS) if name in held] if type(held) is dict else []
         if values and isinstance(values[0], str | int):
             return str(values[0]).strip() or None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from PIL import Image
 
 from efficient_mae.console import printable
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, open_image
+from efficient_mae.data.images.formats import extensions
 from efficient_mae.data.sources.choice import ANY, DataChoice
 from efficient_mae.data.sources.folder import find_parts
 from efficient_mae.data.sources.names import LABELS, PackedNames, classes_of
-from efficient_mae.data.sources.shard_index import index_shard
+from efficient_mae.data.sources.shard_index import ShardIndex, index_shard
 from efficient_mae.errors import InputError, NoHeldOutPart
 
 
@@ -54,10 +55,10 @@ class ShardSource:
         if not any(len(index.ends) for index in indices):
             reasons = "".join(f"; {path}: {reason}" for path, reason in self.damaged_shards[:1])
             chosen = "" if choice.key is None else f" whose name ends as key={choice.key!r} has it"
-            raise InputError(f"{name}: no image in {len(paths)} shards{chosen}{reasons}")
+            raise InputError(f"{name}: no image in {len(paths)} shards{chosen}{_endings_there(indices)}{reasons}")
         if left_out := sum(index.left_out for index in indices):
             what = f"{name}: {left_out} samples left out: they hold images, but none as key={choice.key!r} has it"
-            warnings.warn(what, stacklevel=2)
+            warnings.warn(what + _endings_there(indices), stacklevel=2)
         self._names = PackedNames.joined([(index.names, index.ends) for index in indices])
         # Tensors, so that worker processes share them however they are started. The last sample of each shard, and
         # of each sample its image's place in the shard and length in bytes, and its label or -1.
@@ -75,7 +76,11 @@ class ShardSource:
         if self.classes is None:
             entry = choice.label or " or ".join(LABELS)
             what = "no .json member" if choice.label else "neither a .cls member nor a .json member"
-            self.why_unlabelled = f"its samples have {what} with an entry called {entry} (--label names another)"
+            known = dict.fromkeys(word for index in indices for word in index.entries.tolist())
+            there = f": {', '.join(known)}" if known else ""
+            self.why_unlabelled = (
+                f"its samples have {what} with an entry called {entry} (--label names another{there})"
+            )
             if len(texts):
                 self.why_unlabelled = f"its {len(texts):,} different labels are no classes"
 
@@ -113,6 +118,13 @@ class ShardSource:
 
     def _path(self, index: int) -> Path:
         return self._paths[int(torch.searchsorted(self._lasts, index, right=True))]
+
+
+def _endings_there(indices: Sequence[ShardIndex]) -> str:
+    """How the names of the images end that there are, of all members where there are none."""
+    known = list(dict.fromkeys(ending for index in indices for ending in index.endings.tolist()))
+    images = [ending for ending in known if ending.rpartition(".")[2] in extensions()]
+    return f"; names there end in {', '.join(images or known)}" if known else ""
 
 
 def open_shards(pattern: str, part: str, choice: DataChoice = ANY) -> ShardSource:
