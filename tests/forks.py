@@ -20,10 +20,11 @@ from tests.processes import free_port, survivors
 
 
 class Ended(NamedTuple):
-    """Exit status, negative for the signal that ended it, and what it said on stderr."""
+    """Exit status, negative for the signal that ended it, and what it said on stderr and on stdout."""
 
     status: int
     stderr: str
+    stdout: str
 
 
 class Run:
@@ -64,7 +65,10 @@ class Run:
         left = survivors(lambda process: process.group in self.pids)
         self.signal(signal.SIGKILL)
         assert not left, f"they live on: {left}"
-        return [Ended(self._statuses[pid], log.read_text()) for pid, log in zip(self.pids, self._logs, strict=True)]
+        return [
+            Ended(self._statuses[pid], log.read_text(), log.with_suffix(".out").read_text())
+            for pid, log in zip(self.pids, self._logs, strict=True)
+        ]
 
 
 class ForkServer:
@@ -118,7 +122,8 @@ class ForkServer:
         for rank in range(processes):
             self._count += 1
             logs.append(self._folder / f"stderr-{self._count}.txt")
-            logs[-1].touch()  # a kill may come before the child opens it
+            for file in (logs[-1], logs[-1].with_suffix(".out")):
+                file.touch()  # a kill may come before the child opens it
             environment = {} if processes == 1 else {
                 "RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank),
                 "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -144,7 +149,9 @@ def _serve(requests: IO[str]) -> None:
             answer = os.fork()
             if answer == 0:
                 _become(request)
-                os._exit(efficient_mae.cli.main(request["start"]))  # and of this process leave nothing
+                status = efficient_mae.cli.main(request["start"])
+                sys.stdout.flush()
+                os._exit(status)  # and of this process leave nothing
             with suppress(PermissionError):  # the child has done it already
                 os.setpgid(answer, answer)
         print(json.dumps(answer), flush=True)
@@ -155,9 +162,9 @@ def _become(request: dict) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may have been ignored
     os.environ.update(request["environment"])
-    log = os.open(request["log"], os.O_WRONLY)
+    log, results = (os.open(file, os.O_WRONLY) for file in (request["log"], Path(request["log"]).with_suffix(".out")))
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor, stream in ((nothing, 0), (nothing, 1), (log, 2)):
+    for descriptor, stream in ((nothing, 0), (results, 1), (log, 2)):
         os.dup2(descriptor, stream)
     if request["folder"] is not None:
         os.chdir(request["folder"])

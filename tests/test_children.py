@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,11 +24,15 @@ PATIENCE = 10.0
 
 
 class Started:
-    """A command whose standard output goes through a pipe, and which all that it starts can be told by."""
+    """A command whose standard output goes through a pipe, and which all that it starts can be told by.
 
-    def __init__(self, command: list[str]):
-        self._mark = f"EMAE_TEST={uuid.uuid4()}"
-        environment = ENVIRONMENT | dict([self._mark.split("=")])
+    Args:
+        temporary: folder for its temporary files.
+    """
+
+    def __init__(self, command: list[str], temporary: Path):
+        self._mark, self.temporary = f"EMAE_TEST={uuid.uuid4()}", temporary
+        environment = ENVIRONMENT | dict([self._mark.split("=")]) | {"TMPDIR": str(temporary)}
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **output)
 
@@ -37,7 +42,8 @@ class Started:
         return survivors(lambda one: mark in one.environment and one.pid != self.process.pid, patience)
 
     def assert_gone(self) -> None:
-        """Killed, it leaves no process, its standard output is closed, and no shared memory has a name."""
+        """Killed, it leaves no process, its standard output is closed, no shared memory has a name, and
+        multiprocessing's folders are gone."""
         others = self.others()
         assert others, "there was nothing that could have been left"
         held = {path for pid in (self.process.pid, *(one.pid for one in others)) for path in segments(pid)}
@@ -45,7 +51,7 @@ class Started:
         began = time.monotonic()
         self.process.communicate(timeout=PATIENCE)  # to the end of the pipe
         assert self.others(PATIENCE) == [] and time.monotonic() - began < PATIENCE
-        while left := {path for path in held if path.exists()}:
+        while left := {path for path in held if path.exists()} | {*self.temporary.glob("pymp-*")}:
             assert time.monotonic() - began < PATIENCE, left
             time.sleep(0.05)
 
@@ -54,6 +60,13 @@ def segments(pid: int) -> set[Path]:
     """Shared memory with a name that a process has mapped."""
     mapped = (line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/" in line)
     return {path for path in map(Path, mapped) if path.exists()}
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Of a path that is short enough for a socket's."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -66,39 +79,40 @@ def started() -> Iterator[list[Started]]:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def start(started: list[Started], command: list[str]) -> Started:
-    started.append(Started(command))
+def start(started: list[Started], command: list[str], temporary: Path) -> Started:
+    started.append(Started(command, temporary))
     return started[-1]
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_workers_whose_queue_is_full(started: list[Started], method: str):
-    command = start(started, [sys.executable, "-m", "tests.test_children", "load", method])
+def test_workers_whose_queue_is_full(started: list[Started], temporary: Path, method: str):
+    command = start(started, [sys.executable, "-m", "tests.test_children", "load", method], temporary)
+    assert command.process.stdout.readline() == b"full\n"
+    assert len([*temporary.glob("pymp-*/listener-*")]) == {"fork": 1, "spawn": 1, "forkserver": 2}[method]
+    command.assert_gone()
+
+
+def test_a_process_of_a_pool(started: list[Started], temporary: Path):
+    command = start(started, [sys.executable, "-m", "tests.test_children", "compute"], temporary)
     assert command.process.stdout.readline() == b"full\n"
     command.assert_gone()
 
 
-def test_a_process_of_a_pool(started: list[Started]):
-    command = start(started, [sys.executable, "-m", "tests.test_children", "compute"])
-    assert command.process.stdout.readline() == b"full\n"
-    command.assert_gone()
-
-
-def test_a_program_and_what_it_has_started(started: list[Started], tmp_path: Path):
+def test_a_program_and_what_it_has_started(started: list[Started], temporary: Path, tmp_path: Path):
     out, folder = tmp_path / "run", write_images(tmp_path / "images", 40)
     settings = {"data": folder, "out": out, "epochs": 2000, "batch_size": 8, "log_every": 1, **TINY}
     settings["checkpoint_every"] = 100_000  # one that is there was made at the end
     line = emae("pretrain", **settings)
-    command = start(started, [sys.executable, "-m", "tests.test_children", "run", *line])
+    command = start(started, [sys.executable, "-m", "tests.test_children", "run", *line], temporary)
     wait_for_steps(out)
     command.assert_gone()
     assert max(out.glob("checkpoints/step-*"))  # it stopped in good order
 
 
-def test_processes_of_torchrun(started: list[Started], tmp_path: Path):
+def test_processes_of_torchrun(started: list[Started], temporary: Path, tmp_path: Path):
     out, folder = tmp_path / "run", write_images(tmp_path / "images", 40)
     settings = {"data": folder, "out": out, "epochs": 2000, "batch_size": 8, "log_every": 1, **TINY}
-    command = start(started, emae("pretrain", processes=2, **settings))
+    command = start(started, emae("pretrain", processes=2, **settings), temporary)
     wait_for_steps(out)
     command.assert_gone()
 

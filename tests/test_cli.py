@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.commands import COMMANDS
 from efficient_mae.errors import broken_library
@@ -165,6 +166,16 @@ def test_flags_override_a_recipe_and_print_config_shows_it(capsys: pytest.Captur
         main(["pretrain", "--config", "demo", "--out", "somewhere", "--gamma", "0.4", "--print_config"])
     settings = yaml.safe_load(capsys.readouterr().out)
     assert (settings["gamma"], settings["data"], settings["img_size"]) == (0.4, "fashion-mnist-sample", 28)
+
+
+def test_report_reads_files_of_earlier_versions(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "old.yaml").write_text(f"weights: {trained}\n")
+    expected = {"report": str(trained / "report.html")}
+    status, out, err = run(capsys, "report", "--config", str(tmp_path / "old.yaml"), "--json")
+    assert (status, err) == (0, "") and json.loads(out) == expected
+    assert emae.report(config=tmp_path / "old.yaml").plain() == expected
+    (tmp_path / "old.yaml").write_text(f"weights: {trained}\nrun: {trained}\n")
+    assert run(capsys, "report", "--config", str(tmp_path / "old.yaml"))[0] == 2
 
 
 def test_info_as_json(capsys: pytest.CaptureFixture[str]):

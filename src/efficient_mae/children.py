@@ -3,29 +3,49 @@
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 
 # Seconds between two looks at the main process.
 _INTERVAL = 0.25
 
 
-def end_with_main_process() -> None:
+def share_temporary_folder() -> str | None:
+    """Make the folder in which multiprocessing keeps sockets (`pymp-*`), for this process and those that it starts.
+
+    They would make one each, and whoever is killed leaves his; this one goes when this process ends in good order.
+
+    Returns:
+        The folder, to be given to :func:`end_with_main_process`; None where it is that of a process above this one.
+    """
+    folder = get_temp_dir()
+    return folder if multiprocessing.parent_process() is None else None
+
+
+def end_with_main_process(folder: str | None = None) -> None:
     """In a process of multiprocessing's, by whatever method it was started: end once the main process has.
 
     Whatever it is doing then: it may be waiting, for ever, to hand over a result that nobody takes.
+
+    Args:
+        folder: of the main process, to be removed where it was killed.
     """
-    threading.Thread(target=_watch, args=(os.getppid(), multiprocessing.parent_process()), daemon=True).start()
+    watched = (os.getppid(), multiprocessing.parent_process(), folder)
+    threading.Thread(target=_watch, args=watched, daemon=True).start()
 
 
-def _watch(parent: int, main: BaseProcess | None) -> None:
+def _watch(parent: int, main: BaseProcess | None, folder: str | None) -> None:
     # The parent is the main process or a fork server, which ends with it.
     while os.getppid() == parent and (main is None or main.is_alive()):
         time.sleep(_INTERVAL)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -27,10 +27,15 @@ def settings_to_go_on_with(command: str | None, given: Mapping[str, Any]) -> dic
     weights = given.get("weights")
     if command != "pretrain" or weights is None or {"model", "config"} & given.keys():
         return {}
-    from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings  # torch: help needn't wait for it
+    from efficient_mae.engine.settings import without_usual_warmup  # torch: help needn't wait for it
+    from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
+    from efficient_mae.tasks.pretrain_config import USUAL_WARMUP
 
     folder = Path(at_home(str(weights)))
     if not (folder / SETTINGS).is_file() or (record := read_settings(folder)).task != "pretrain":
         return {}
-    say(f"settings that aren't given are those of {folder / SETTINGS}")
-    return {name: value for name, value in record.settings.items() if name not in (*_OWN, *_OF_IMAGES, *given)}
+    settings = without_usual_warmup(record.settings, USUAL_WARMUP)
+    anew = "warmup_epochs" not in given and settings != record.settings
+    of_epochs = "; the warm-up, the usual one there, is the usual one for these epochs" if anew else ""
+    say(f"settings that aren't given are those of {folder / SETTINGS}{of_epochs}")
+    return {name: value for name, value in settings.items() if name not in (*_OWN, *_OF_IMAGES, *given)}

@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,9 +20,9 @@ from efficient_mae.data import EvalTransform, Reading, normalize, open_source
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.tasks import embed as module
 from efficient_mae.tasks.embed import EmbedConfig, embed
+from tests.forks import ForkServer
 
-from .conftest import ENVIRONMENT, write_images
-from .conftest import emae as command
+from .conftest import flags, write_images
 from .labelled import write_labelled
 
 COMMON = {"num_workers": 0, "device": "cpu", "precision": "fp32", "batch_size": 8}
@@ -133,24 +132,22 @@ def test_broken_off_at_any_place_it_goes_on_to_the_same_bits(
     assert all((whole / name).read_bytes() == (cut / name).read_bytes() for name in files)
 
 
-def test_killed_it_goes_on_to_the_same_bits(weights: Path, tmp_path: Path):
+def test_killed_it_goes_on_to_the_same_bits(server: ForkServer, weights: Path, tmp_path: Path):
     given = dict(weights=weights, data="fashion-mnist-sample", batch_size=16, num_workers=1, device="cpu")
     given |= {"precision": "fp32", "pool": "cls"}
     out = tmp_path / "f.npy"
-    process = subprocess.Popen(
-        command("embed", **given, out=out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    run = server.start(["embed", *flags(**given, out=out)])
     log, deadline = tmp_path / ".partial-f.npy" / "batches.jsonl", time.monotonic() + 120
     while not (log.exists() and log.stat().st_size > 1000) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run.kill()
+    assert [one.status for one in run.wait()] == [-signal.SIGKILL]
     assert not out.exists()
     done = json.loads(log.read_bytes().splitlines()[-2])["images"]
     assert 0 < done < 10_000
     for file in (out, tmp_path / "alone.npy"):
-        ended = subprocess.run(command("embed", **given, out=file), env=ENVIRONMENT, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
+        (ended,) = server.start(["embed", *flags(**given, out=file)]).wait()
+        assert ended.status == 0, ended.stderr
         assert ("going on after" in ended.stderr) == (file == out) and "images/s" in ended.stdout
     assert out.read_bytes() == (tmp_path / "alone.npy").read_bytes()
 

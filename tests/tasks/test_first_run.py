@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,24 @@ def test_the_bar_speaks_at_once(monkeypatch: pytest.MonkeyPatch):
     display.advance(61)
     assert said().startswith("step 60/100  epoch 1.00  loss 0.5000  7 images/s  waiting for data 0%")
     display.close()
+
+
+def test_a_notebook_has_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch, capsys):
+    """As its output shows text: a carriage return leads to the begin of the line, which is then written over."""
+    monkeypatch.setattr(logging, "console", Console(force_jupyter=True))
+    display = ProgressDisplay(100_000, 0, True, lambda: 1.0)
+    for step in range(1, 1001):
+        rate = 10_000.0 if step == 1 else 7.0  # the first line is the longest
+        display.report({"step": step, "epoch": 1.0, "loss": 0.5, "images_per_second": rate, "data_wait": 0.0})
+    display.close()
+    shown = [""]
+    for part in re.split("([\r\n])", capsys.readouterr().err):
+        if part == "\n":
+            shown.append("")
+        elif part != "\r":
+            shown[-1] = part + shown[-1][len(part) :]
+    (line,) = filter(None, shown)
+    assert line.rstrip() == "step 1000/100000  epoch 1.00  loss 0.5000  7 images/s  waiting for data 0%  ETA 0:01:39"
 
 
 def test_what_an_epoch_leaves_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 import efficient_mae as emae
 from efficient_mae.cli import main
+from efficient_mae.data import open_source
 from efficient_mae.engine.run import Run
-from efficient_mae.engine.storage.run_directory import read_settings
+from efficient_mae.engine.storage.run_directory import RunRecord, read_settings
 from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.pretrain import pretrain
+from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
 
 from .conftest import TINY, assert_same_result, flags
 from .labelled import QUICK, write_labelled
@@ -126,13 +128,40 @@ def test_settings_that_are_not_given_are_the_runs(run: Path, tmp_path: Path, cap
     assert f"settings that aren't given are those of {run / 'config.yaml'}" in " ".join(printed.err.split())
     assert json.loads(printed.out)["run"] == str(tmp_path / "b")
     theirs, ours = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (run, tmp_path / "b"))
-    assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs"}
+    assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs", "warmup_epochs"}
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(50, 10.0), (2, 0.4), (400, 40.0)])
+def test_a_usual_warmup_is_that_of_the_epochs_to_come(
+    run: Path, tmp_path: Path, capsys, epochs: int, expected: float
+):
+    """Of the docs: 40 epochs, or a fifth of all. The run had 4, so 0.8, which nobody gave."""
+    assert read_settings(run).settings["warmup_epochs"] == 0.8
+    for given in (["--weights", str(run)], ["--config", str(run / "config.yaml")]):
+        assert settled(capsys, *given, "--out", str(tmp_path / "b"), "--epochs", str(epochs)) == expected
+        assert settled(capsys, *given, "--out", str(tmp_path / "b"), "--warmup_epochs", "0.5") == 0.5
+
+
+def test_a_given_warmup_is_kept(run: Path, images: Path, tmp_path: Path, capsys):
+    other = pretrain(config(images, tmp_path / "a", epochs=4, warmup_epochs=0.5))
+    for given in (["--weights", str(other)], ["--config", str(other / "config.yaml")]):
+        assert settled(capsys, *given, "--out", str(tmp_path / "b"), "--epochs", "50") == 0.5
+
+
+def settled(capsys: pytest.CaptureFixture[str], *given: str) -> float:
+    """The warm-up of a run by these flags."""
+    with pytest.raises(SystemExit):
+        main(["pretrain", *given, "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    source = open_source(settings["data"])
+    parsed = RunRecord("pretrain", None, settings).restore(PretrainConfig.of(settings["model"]))
+    return resolve(parsed, source, torch.device("cpu")).warmup_epochs
 
 
 def test_so_it_is_from_python(run: Path, tmp_path: Path):
     result = emae.pretrain(weights=run, out=tmp_path / "b", epochs=1)
     theirs, ours = (read_settings(folder).settings for folder in (run, Path(result.run)))
-    assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs"}
+    assert {name for name in ours if ours[name] != theirs[name]} == {"out", "weights", "epochs", "warmup_epochs"}
 
 
 def test_they_are_adapted_to_another_number_of_channels(run: Path, tmp_path: Path):

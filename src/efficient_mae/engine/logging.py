@@ -63,7 +63,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressDisplay:
-    """A progress bar on a terminal, plain lines elsewhere; silent where `show` is False.
+    """A progress bar on a terminal, one line that is written over in a notebook, plain lines elsewhere.
+
+    Silent where `show` is False.
 
     Args:
         total: steps of the whole run.
@@ -76,9 +78,9 @@ class ProgressDisplay:
         self.total, self.first = total, done
         self._show, self._clock = show, clock
         self._bar: Progress | None = None
+        self._text = ""
         if show and console.is_terminal:
             self._bar = Progress(BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
-            self._text = ""
             self._task = self._bar.add_task("starting", total=total, completed=done)
             self._bar.start()
 
@@ -100,9 +102,11 @@ class ProgressDisplay:
             f"{row['images_per_second']:,.0f} images/s  waiting for data {row['data_wait']:.0%}  "
             f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         )
+        before, self._text = self._text, text
         if self._bar:
-            self._text = text
             self.advance(step)
+        elif console.is_jupyter:  # a carriage return brings a cell's output to the begin of its line
+            print(f"\r{text:{len(before)}}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -110,6 +114,8 @@ class ProgressDisplay:
         """Leave the terminal as it was."""
         if self._bar:
             self._bar.stop()
+        elif self._text and console.is_jupyter:
+            print(file=sys.stderr)
 
 
 class Stopwatch:

@@ -1,5 +1,6 @@
 """The settings that every training task has, and how they are settled for given data on a given machine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +105,13 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
     """
     if config.parallel not in PARALLEL:
         raise InputError(f"parallel={config.parallel!r}: must be one of {', '.join(PARALLEL)}")
-    warmup = min(usual_warmup, config.epochs / 5) if config.warmup_epochs is None else config.warmup_epochs
+    warmup = config.warmup_epochs
+    if warmup is None:
+        warmup = _warmup(usual_warmup, config.epochs)
     if warmup > config.epochs:
-        raise InputError(f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}")
+        raise InputError(
+            f"warmup_epochs={warmup}: must lie between 0 and epochs={config.epochs}; null takes what suits them"
+        )
     largest = 1 << (num_samples.bit_length() - 1)  # power of two
     batch_size = min(_DEFAULT_BATCH_SIZE, largest) if config.batch_size is None else config.batch_size
     if config.min_lr > (highest := config.base_lr * batch_size / BASE_BATCH_SIZE):
@@ -117,6 +122,23 @@ def settle(config: RunConfig, num_samples: int, device: torch.device, usual_warm
         "warmup_epochs": warmup,
         "precision": resolve_precision(config.precision, device),
     }
+
+
+def without_usual_warmup(settings: Mapping[str, Any], usual_warmup: float) -> dict[str, Any]:
+    """A run's settings for another one, whose epochs may be others: a warm-up that null would have settled is null.
+
+    Args:
+        settings: as recorded, settled.
+        usual_warmup: of the run's task.
+    """
+    epochs, kept = settings.get("epochs"), dict(settings)
+    if isinstance(epochs, int) and kept.get("warmup_epochs") == _warmup(usual_warmup, epochs):
+        kept["warmup_epochs"] = None
+    return kept
+
+
+def _warmup(usual: float, epochs: int) -> float:
+    return min(usual, epochs / 5)
 
 
 def check_division(batch_size: int, accum_iter: int, world_size: int, num_samples: int) -> None:

@@ -22,6 +22,9 @@ from efficient_mae.ranges import Finite, Location, NonNegative, Positive, Positi
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "show_bands", "knn_every")
 
+# Epochs of warm-up, where none are given and the run is long enough.
+USUAL_WARMUP = 40.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice(MethodSettings):
@@ -169,7 +172,7 @@ def resolve(
     for name, values in statistics.items():
         if len(values) != config.in_chans:
             raise InputError(f"{name}={list(values)}: in_chans={config.in_chans} needs as many numbers")
-    settled = settle(config, len(source), device, usual_warmup=40.0)
+    settled = settle(config, len(source), device, USUAL_WARMUP)
     return dataclasses.replace(config, **settled | statistics, value_range=reading.value_range, bands=reading.bands)
 
 

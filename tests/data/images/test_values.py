@@ -1,6 +1,8 @@
 """What a model sees of files of every type, number of bands and container: what was written, or why not."""
 
 import io
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +153,34 @@ def test_where_nothing_was_measured_no_range_is(tmp_path: Path):
     tifffile.imwrite(tmp_path / "tiles.tif", scene, extratags=[tag], tile=(32, 32), compression="zlib")
     reading = ReadingSettings(value_range="measure").reading(open_source(str(tmp_path)), 1)
     assert np.allclose(reading.value_range or (), (100, 4000), atol=20)
+
+
+@pytest.mark.parametrize(("nothing", "dtype"), [(-9999, np.int16), (0, np.uint16), (65535, np.uint16)])
+def test_where_nothing_seems_measured_it_is_said(nothing: int, dtype: type, tmp_path: Path):
+    """Of the one band in which it is so; the number counts all the same."""
+    scene = np.random.default_rng(0).uniform(700, 1300, (90, 90, 2)).astype(dtype)
+    scene[:9, :, 1] = nothing  # a tenth
+    np.save(tmp_path / "a.npy", scene)
+    with pytest.warns(UserWarning) as said:
+        reading = ReadingSettings(value_range="measure").reading(open_source(str(tmp_path)), 2)
+    (told,) = [str(one.message) for one in said]
+    what = rf"10% of band 2 of {tmp_path} are {nothing}, and the others 70\d to 129\d"
+    mend = r"if nothing was measured there, say so in the files \(GDAL_NODATA\), or give a range without it"
+    assert re.fullmatch(f"value_range=measure: {what}; {mend}", told)
+    assert nothing in (reading.value_range or ())
+
+
+@pytest.mark.parametrize("kind", ["clipped", "few", "two levels", "named"])
+def test_where_all_was_measured_nothing_is_said(kind: str, tmp_path: Path):
+    """Many numbers at the edge of the others; under a twentieth; a mask; those that the file names."""
+    scene = np.random.default_rng(0).normal(1000, 100, (90, 90)).astype(np.float32)
+    scene = {"clipped": scene.clip(900, 1100), "two levels": (scene > 1000).astype(np.float32)}.get(kind, scene)
+    tags = [(42113, 2, 6, "-9999", True)] if kind == "named" else []
+    scene[: {"few": 4, "named": 30}.get(kind, 0)] = -9999
+    tifffile.imwrite(tmp_path / "a.tif", scene, extratags=tags)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ReadingSettings(value_range="measure").reading(open_source(str(tmp_path)), 1)
 
 
 def test_what_is_damaged_is_not_measured(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from efficient_mae.children import end_with_main_process
+from efficient_mae.children import end_with_main_process, share_temporary_folder
 from efficient_mae.data.batches.batch import EvalBatch, TrainBatch
 from efficient_mae.data.batches.datasets import EvalDataset, TrainDataset
 from efficient_mae.data.batches.order import ResumableBatchSampler
@@ -145,7 +145,7 @@ def _loader(
             "persistent_workers": True,
             "prefetch_factor": prefetch_factor,
             "multiprocessing_context": multiprocessing_context,
-            "worker_init_fn": partial(_start_worker, table.images),
+            "worker_init_fn": partial(_start_worker, table.images, share_temporary_folder()),
             "timeout": timeout,
         }
     return _Loader(
@@ -161,9 +161,9 @@ def _loader(
     )
 
 
-def _start_worker(images: Any, number: int) -> None:
+def _start_worker(images: Any, folder: str | None, number: int) -> None:
     leave_signals_to_the_main_process()  # before there is a thread, which would hear them
-    end_with_main_process()
+    end_with_main_process(folder)
     enter_worker(images, number)
     torch.set_num_threads(1)
 

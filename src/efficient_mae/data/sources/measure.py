@@ -1,5 +1,6 @@
 """What is measured on images before training: the range of their numbers, and their channels' mean and deviation."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from efficient_mae.data.images.crops import Crop, cut
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, damage_named
@@ -21,6 +23,9 @@ from efficient_mae.ranges import Finite, Positive, PositiveInt, Settings
 _WINDOWS, _SIDE = 64, 256
 # Share of the numbers, at each end, that may lie beyond the range: some are always outliers or no measurements.
 _OUTLIERS = 0.001
+# A number that stands where nothing was measured, but isn't named as such: it is the lowest or the highest, makes up
+# more than this share, and lies off the others by more than this part of their range.
+_SHARE, _GAP = 0.05, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,8 @@ class ReadingSettings(Settings):
 def measure_range(source: Source, reading: Reading) -> tuple[float, ...] | None:
     """Of images that aren't 8 bits, for each band that is taken, the numbers beyond which one in a thousand lies.
 
-    Numbers that aren't finite, and those that stand where nothing was measured, don't count.
+    Numbers that aren't finite, and those that a file says to stand where nothing was measured, don't count. Where
+    such a number seems to stand unnamed, it counts, and a warning says so.
 
     Returns:
         None where all images that were looked at are of 8 bits, which need no range.
@@ -83,7 +89,10 @@ def measure_range(source: Source, reading: Reading) -> tuple[float, ...] | None:
         return None
     if len({values.shape[1] for values in found}) > 1:
         raise InputError(f"value_range=measure: images of {source.name} differ in their bands; give --bands")
-    quantiles = np.nanquantile(np.concatenate(found), (_OUTLIERS, 1 - _OUTLIERS), axis=0)
+    looked_at = np.concatenate(found)
+    for number, values in enumerate(looked_at.T, 1):
+        _name_unmeasured(values[~np.isnan(values)], f"band {number} of {source.name}")
+    quantiles = np.nanquantile(looked_at, (_OUTLIERS, 1 - _OUTLIERS), axis=0)
     pairs = tuple((float(f"{low:.6g}"), float(f"{high:.6g}")) for low, high in quantiles.T)
     for number, (low, high) in enumerate(pairs, 1):
         if not low < high:
@@ -91,6 +100,18 @@ def measure_range(source: Source, reading: Reading) -> tuple[float, ...] | None:
                 f"value_range=measure: band {number} of {source.name} is {low:g} nearly everywhere; give a range"
             )
     return tuple(number for pair in pairs for number in pair)
+
+
+def _name_unmeasured(values: Float64[np.ndarray, " N"], where: str) -> None:
+    """Warn of a number among those of a band that may stand where nothing was measured."""
+    for extreme in {values.min(), values.max()} if len(values) else ():
+        others = values[values != extreme]
+        low, high = np.quantile(others, (_OUTLIERS, 1 - _OUTLIERS)) if len(others) else (extreme, extreme)
+        share, gap = 1 - len(others) / len(values), max(low - extreme, extreme - high)
+        if share > _SHARE and high > low and gap > _GAP * (high - low):
+            what = f"{share:.0%} of {where} are {extreme:g}, and the others {low:g} to {high:g}"
+            mend = "if nothing was measured there, say so in the files (GDAL_NODATA), or give a range without it"
+            warnings.warn(f"value_range=measure: {what}; {mend}", stacklevel=3)
 
 
 def measure_statistics(source: Source, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
