@@ -88,10 +88,10 @@ def info(config: InfoConfig) -> InfoResult:
             described = build_model(config).config
     environment = describe_machine(device) | {"precision": resolve_precision("auto", device)}
     if not isinstance(described, MethodConfig):
-        cost = {"encoder_parameters": sum(one.numel() for one in described.parameters())}
-        cost["gmacs"] = encoder_gmacs(described)
+        parameters = sum(one.numel() for one in described.parameters())
+        counted: dict[str, float] = {"encoder_parameters": parameters, "gmacs": encoder_gmacs(described)}
         model = {"backbone": described.family, **described.arguments}
-        return InfoResult(model=model, cost=cost, environment=environment, weights=weights)
+        return InfoResult(model=model, cost=counted, environment=environment, weights=weights)
     cost = dataclasses.asdict(model_cost(described))
     cost = cost.pop("tokens") | cost | {"ratio": cost["gmacs"] / cost["mae_gmacs"]}
     return InfoResult(model=described.to_dict(), cost=cost, environment=environment, weights=weights)

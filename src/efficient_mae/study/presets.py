@@ -203,7 +203,7 @@ PRESETS = {
             "photographs",
             "2 cores: 14 x 14 patches in RGB as in the paper, 2 blocks, photographs-sample; Figures 2 to 4",
             {
-                "model": "mae_vit_tiny_patch8",
+                "model": "vit_tiny_patch8",
                 "img_size": 112,
                 "depth": 2,
                 "decoder_depth": 1,
@@ -215,13 +215,7 @@ PRESETS = {
                 "num_workers": 0,
                 "panel_every": 1000,
             },
-            {
-                **_LIGHT_FINETUNE,
-                "epochs": 15,
-                "batch_size": 50,
-                "base_lr": 5e-3,
-                "num_workers": 0,
-            },
+            {"finetune": {**_LIGHT_FINETUNE, "epochs": 15, "batch_size": 50, "base_lr": 5e-3, "num_workers": 0}},
             seeds=3,
             labels=1000,
             images=48,

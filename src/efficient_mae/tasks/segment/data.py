@@ -86,7 +86,8 @@ class MappedSource:
         InputError: no image, or so many without a label map that they cannot be left out.
     """
 
-    classes, why_unlabelled = None, "a class for each pixel, and none for the image"
+    classes: tuple[str, ...] | None = None
+    why_unlabelled: str = "a class for each pixel, and none for the image"
 
     def __init__(self, images: Path, maps: Path, name: str):
         self._source, self._images, self._maps = FolderSource(images, name), str(images), str(maps)

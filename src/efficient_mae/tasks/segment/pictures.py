@@ -59,9 +59,11 @@ def draw_predictions(drawn: Sequence[Drawn], classes: Sequence[str], title: str,
         for part in (one.truth, one.found):
             counts += np.bincount(part[part != NOTHING], minlength=len(classes))
     named = sorted(number for number in np.argsort(-counts, kind="stable")[:_MOST_NAMED] if counts[number])
-    handles = [Patch(color=colours[number] / 255, label=textwrap.shorten(classes[number], 24)) for number in named]
+    handles = [
+        Patch(color=_colour(colours[number]), label=textwrap.shorten(classes[int(number)], 24)) for number in named
+    ]
     if any((one.truth == NOTHING).any() for one in drawn):
-        handles.append(Patch(color=np.array(_NOTHING_COLOUR) / 255, label="no class"))
+        handles.append(Patch(color=_colour(_NOTHING_COLOUR), label="no class"))
     figure.legend(handles=handles, loc="outside right upper", fontsize=7, frameon=False)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,3 +77,8 @@ def _coloured(one: Drawn, colours: UInt8[np.ndarray, "K 3"]) -> list[UInt8[np.nd
 def _in_colours(numbers: Int16[np.ndarray, "h w"], colours: UInt8[np.ndarray, "K 3"]) -> UInt8[np.ndarray, "h w 3"]:
     with_nothing = np.concatenate([colours, np.array([_NOTHING_COLOUR], np.uint8)])
     return with_nothing[numbers]  # -1 is the last
+
+
+def _colour(channels: Sequence[int] | np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (int(channel) / 255 for channel in channels)
+    return red, green, blue

@@ -158,7 +158,7 @@ class SegmentRun(DownstreamRun[SegmentConfig, SegmentData, Evaluation]):
 
     def prepare(self) -> Step:
         if self._shares_norms:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # pyright: ignore[reportAttributeAccessIssue]
         return super().prepare()
 
     @property

@@ -122,8 +122,8 @@ def pixel_features(statistics: ImageStatistics) -> Callable[[Tensor], Tensor]:
 
 def _pixels(images: Tensor, statistics: ImageStatistics) -> Tensor:
     pixels = normalize(images, statistics.mean, statistics.std)
-    side = [min(MOST_PIXELS, length) for length in pixels.shape[-2:]]
-    return F.adaptive_avg_pool2d(pixels, side).flatten(1)
+    height, width = (min(MOST_PIXELS, length) for length in pixels.shape[-2:])
+    return F.adaptive_avg_pool2d(pixels, (height, width)).flatten(1)
 
 
 def pixel_name(encoder: Backbone) -> str:

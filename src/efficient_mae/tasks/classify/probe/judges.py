@@ -92,9 +92,9 @@ def logistic(lesson: Lesson) -> Answers:
         model = _LogisticPath()
         for place in reversed(range(len(right))):
             found = model.fit(train[learnt], lesson.labels[learnt], LOGISTIC_STRENGTHS[place]).predict(train[asked])
-            right[place] += (found == lesson.labels[asked]).sum()
-    chosen = float(LOGISTIC_STRENGTHS[np.flatnonzero(right == right.max())[-1]])
-    return Answers(_LogisticPath().fit(train, lesson.labels, chosen).predict(test), chosen)
+            right[place] += np.count_nonzero(found == lesson.labels[asked])
+    chosen = float(LOGISTIC_STRENGTHS[int(np.flatnonzero(right == right.max())[-1])])
+    return Answers(np.asarray(_LogisticPath().fit(train, lesson.labels, chosen).predict(test)), chosen)
 
 
 def centred_knn(lesson: Lesson) -> Answers:
