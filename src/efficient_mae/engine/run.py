@@ -4,7 +4,6 @@ A task is a subclass of :class:`Run` that says what is learned from what; claimi
 its logs and its checkpoints are here.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,20 +14,19 @@ from torch import nn
 
 from efficient_mae.console import say
 from efficient_mae.data import ResumableBatchSampler, Source, TrainBatch, TrainDataset, make_train_loader
-from efficient_mae.data.images.reading import Reading
-from efficient_mae.data.sources.describe import describe_images
 from efficient_mae.engine.faults.nonfinite import SkipLog
 from efficient_mae.engine.faults.preemption import StopRequests
 from efficient_mae.engine.faults.rollback import Rollbacks
+from efficient_mae.engine.hooks import Hooks
 from efficient_mae.engine.logging import MetricsLog
-from efficient_mae.engine.loop import Loop, Step, TaskObjective
+from efficient_mae.engine.loop import Loop, Step
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.machine.facts import usual_workers
 from efficient_mae.engine.machine.memory import BatchMemory, explain_out_of_memory
 from efficient_mae.engine.machine.parallel import Skeleton, parallelize, shard
 from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.engine.opening import say_what_is_done, say_where_it_goes_on
-from efficient_mae.engine.optim import BASE_BATCH_SIZE, half_cosine, learning_rate
+from efficient_mae.engine.optim import BASE_BATCH_SIZE, learning_rate
 from efficient_mae.engine.settings import OPERATIONAL, RunConfig, check_division
 from efficient_mae.engine.storage import checkpoint
 from efficient_mae.engine.storage.checksums import last_whole
@@ -39,7 +37,7 @@ from efficient_mae.engine.timetable import Timetable
 from efficient_mae.errors import DivergedError
 
 
-class Run(ABC):
+class Run(Hooks):
     """A run of a task: everything that can be refused is refused when it is made, before anything is written.
 
     Attributes:
@@ -58,8 +56,6 @@ class Run(ABC):
     """
 
     task: ClassVar[str]
-    img_size: tuple[int, int]
-    reading: Reading
     operational: Collection[str] = OPERATIONAL
     results: ClassVar[Collection[str]] = ()
     unit: int = 8
@@ -87,52 +83,6 @@ class Run(ABC):
         check_division(config.batch_size, config.accum_iter, processes.world_size, len(source))
         self.steps_per_epoch = self._sampler(0).steps_per_epoch
         self.total_steps = config.epochs * self.steps_per_epoch
-
-    @abstractmethod
-    def title(self) -> str:
-        """What is done, for the first line that the user reads: `pre-training ... on ...`."""
-
-    def images_become(self) -> str:
-        """What the images are, and what is made of them, on one line."""
-        return describe_images(
-            self.source, self.reading, self.img_size, getattr(self.config, "crop_scale", None)
-        ).text
-
-    @abstractmethod
-    def dataset(self) -> TrainDataset:
-        """Makes the training batches."""
-
-    @abstractmethod
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """Of the parameters that are trained, which are on their device by now."""
-
-    @abstractmethod
-    def objective(self) -> TaskObjective:
-        """What is minimised."""
-
-    @abstractmethod
-    def metadata(self) -> dict[str, str]:
-        """Header of the checkpoints' model file."""
-
-    def begin(self) -> None:
-        """Called after :meth:`prepare` where there is no checkpoint to load, on every process."""
-        return
-
-    def fall(self, progress: float) -> float:
-        """Share of the highest learning rate at a point of training, from 0 at the end of the warm-up to 1."""
-        return half_cosine(progress)
-
-    def after_step(self) -> None:
-        """Called after each optimiser step, on every process."""
-        return
-
-    def epoch_ended(self, epochs_done: int) -> None:
-        """Called after each epoch, on every process; again if the run is killed before its next checkpoint."""
-        return
-
-    def finished(self) -> None:
-        """Called at the end, on every process: writes `results`."""
-        return
 
     @property
     def is_sharded(self) -> bool:

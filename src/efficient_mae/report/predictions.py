@@ -10,7 +10,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.report.curves import data_uri, loss_curve, svg_data_uri
 from efficient_mae.report.page import render
 from efficient_mae.report.run_files import RunFiles, read_run
-from efficient_mae.tasks.downstream import RESULTS, read_result
+from efficient_mae.tasks.seeds import RESULTS, read_result
 from efficient_mae.tasks.segment.config import SegmentConfig
 from efficient_mae.tasks.segment.result import FIGURES, SegmentResult, SegmentSeedsResult
 from efficient_mae.tasks.segment.run import segment

@@ -17,8 +17,8 @@ from efficient_mae.study.presets import Preset, model_config, recipe_settings
 from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_time, speed_of
 from efficient_mae.study.studies import TABLE_1, Study
-from efficient_mae.tasks.classify.result import RESULTS
 from efficient_mae.tasks.intervals import mean_and_interval
+from efficient_mae.tasks.seeds import RESULTS
 
 
 def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.presets import Preset
-from efficient_mae.tasks.classify.result import RESULTS
 from efficient_mae.tasks.registry import TASKS
+from efficient_mae.tasks.seeds import RESULTS
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,9 @@ B images, C channels, h x w pixels; D_i x h_i x w_i a feature map.
 """
 
 import dataclasses
-import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -17,16 +15,13 @@ from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivate
 from torch import Tensor, nn
 
 from efficient_mae.backbones import Backbone
-from efficient_mae.command import Result
 from efficient_mae.console import say
 from efficient_mae.data import Source, common_size, default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine import settings
-from efficient_mae.engine.machine.distributed import Processes, join_processes
+from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.settings import RunConfig, settle
-from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.interop import (
     ImageStatistics,
@@ -42,8 +37,6 @@ from efficient_mae.ranges import Location, Pixels, PositiveInt, Seed
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "eval_every")
-# What a finished run writes of its judgement.
-RESULTS = "results.json"
 # AdamW's betas in fine-tuning (MAE, Table 9).
 BETAS = (0.9, 0.999)
 
@@ -266,80 +259,3 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
             say(f"epoch {epochs_done}: " + "  ".join(f"{name} {value:.2%}" for name, value in scores.items()))
             if last:
                 self.write_results(evaluation)
-
-
-Single = TypeVar("Single", bound=Result)
-Several = TypeVar("Several", bound=Result)
-
-
-def run_seeds(
-    config: Config,
-    open_data: Callable[[], Labels],
-    make_run: Callable[[Config, Labels, Processes], Run],
-    kind: type[Single],
-    summarise: Callable[[Path, list[Single]], Several],
-) -> Single | Several:
-    """Train and judge a model, or one for each of several seeds; resume whatever is unfinished.
-
-    Args:
-        config: with `seeds`.
-        open_data: called once for all seeds.
-        make_run: writes its result (:func:`write_result`) when it is finished.
-        kind: of that result.
-        summarise: the results of several seeds, given the directory of them all.
-
-    Returns:
-        What the run directory's `results.json` holds too.
-
-    Raises:
-        InputError: a setting that cannot work, unusable data or weights, or a directory of another run.
-        DivergedError: too many losses or gradients, or the weights, are not finite; the last checkpoint is good.
-        OSError: the disk is full; the last checkpoint is intact.
-    """
-    check_start(config)
-    out = Path(config.out)
-    with join_processes(config.device) as processes:
-        data = open_data()
-        if config.seeds == 1:
-            make_run(config, data, processes).execute()
-            processes.barrier()
-            return read_result(out, kind)
-        _refuse_other_contents(out)
-        singles = [
-            dataclasses.replace(config, seed=seed, seeds=1, out=str(out / f"seed-{seed}"))
-            for seed in range(config.seed, config.seed + config.seeds)
-        ]
-        for single in singles:
-            make_run(single, data, processes).execute()
-        processes.barrier()
-        summary = summarise(out, [read_result(Path(single.out), kind) for single in singles])
-        if processes.is_main:
-            write_result(summary)
-        return summary
-
-
-def _refuse_other_contents(out: Path) -> None:
-    """Raise InputError if the directory of several seeds holds something else."""
-    if out.is_dir():
-        for entry in sorted(out.iterdir()):
-            if entry.name != RESULTS and not entry.name.startswith("seed-"):
-                raise InputError(f"out={out}: holds {entry.name}, which is no run of several seeds; name another")
-
-
-def write_result(result: Result) -> None:
-    """Into the directory that its field `run` names."""
-    held = result.plain()
-    replace_file(Path(held.pop("run")) / RESULTS, json.dumps(held, indent=1).encode())
-
-
-def read_result(run: Path, kind: type[Single]) -> Single:
-    """What a finished run wrote.
-
-    Raises:
-        InputError: it is something else.
-    """
-    file = run / RESULTS
-    try:
-        return kind(**parse_json(file.read_bytes(), str(file)) | {"run": str(run)})
-    except TypeError:
-        raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None

@@ -22,7 +22,8 @@ from efficient_mae.tasks.classify.config import ClassifierConfig
 from efficient_mae.tasks.classify.confusion import draw_confusion
 from efficient_mae.tasks.classify.evaluation import Evaluation, Evaluator
 from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult, summarise
-from efficient_mae.tasks.downstream import RESULTS, DownstreamRun, run_seeds, write_result
+from efficient_mae.tasks.downstream import DownstreamRun
+from efficient_mae.tasks.seeds import RESULTS, run_seeds, write_result
 
 Config = TypeVar("Config", bound=ClassifierConfig)
 

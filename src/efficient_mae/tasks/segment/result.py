@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.command import Result
-from efficient_mae.tasks.downstream import RESULTS
 from efficient_mae.tasks.intervals import Interval, mean_and_interval
+from efficient_mae.tasks.seeds import RESULTS
 
 # Figures, as they are called in files and shown.
 FIGURES = {"miou": "mean IoU", "macc": "mean accuracy", "pixel_accuracy": "pixel accuracy"}

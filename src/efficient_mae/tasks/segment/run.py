@@ -22,15 +22,8 @@ from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.files import TASK_FILE
 from efficient_mae.tasks.classify.confusion import draw_confusion
-from efficient_mae.tasks.downstream import (
-    BETAS,
-    OPERATIONAL,
-    RESULTS,
-    DownstreamRun,
-    layer_decay_groups,
-    run_seeds,
-    write_result,
-)
+from efficient_mae.tasks.downstream import BETAS, OPERATIONAL, DownstreamRun, layer_decay_groups
+from efficient_mae.tasks.seeds import RESULTS, run_seeds, write_result
 from efficient_mae.tasks.segment.batches import LONGEST, MappedBatch, MappedDataset, SegmentTransform
 from efficient_mae.tasks.segment.config import SegmentConfig
 from efficient_mae.tasks.segment.data import NOTHING, SegmentData, open_mapped
