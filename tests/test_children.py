@@ -88,7 +88,7 @@ def start(started: list[Started], command: list[str], temporary: Path) -> Starte
 def test_workers_whose_queue_is_full(started: list[Started], temporary: Path, method: str):
     command = start(started, [sys.executable, "-m", "tests.test_children", "load", method], temporary)
     assert command.process.stdout.readline() == b"full\n"
-    assert len([*temporary.glob("pymp-*/listener-*")]) == {"fork": 1, "spawn": 1, "forkserver": 2}[method]
+    assert len({socket.parent for socket in temporary.glob("pymp-*/listener-*")}) == 1
     command.assert_gone()
 
 
