@@ -153,6 +153,7 @@ def settled(capsys: pytest.CaptureFixture[str], *given: str) -> float:
     with pytest.raises(SystemExit):
         main(["pretrain", *given, "--print_config"])
     settings = yaml.safe_load(capsys.readouterr().out)
+    settings.pop("json", None)
     source = open_source(settings["data"])
     parsed = RunRecord("pretrain", None, settings).restore(PretrainConfig.of(settings["model"]))
     return resolve(parsed, source, torch.device("cpu")).warmup_epochs
