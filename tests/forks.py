@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import util
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -151,6 +152,7 @@ def _serve(requests: IO[str]) -> None:
                 _become(request)
                 status = efficient_mae.cli.main(request["start"])
                 sys.stdout.flush()
+                util._run_finalizers()  # which remove the folder of sockets that it shared with its workers
                 os._exit(status)  # and of this process leave nothing
             with suppress(PermissionError):  # the child has done it already
                 os.setpgid(answer, answer)
