@@ -215,7 +215,7 @@ def hf_statistics(folder: Path, in_chans: int) -> ImageStatistics:
     return stated_statistics(hf_parts.read_json(file), "image_mean", "image_std", in_chans, str(file))
 
 
-def save_hf(folder: Path, model: MaskedAutoencoder | BEiT | SimMIM, statistics: ImageStatistics) -> None:
+def save_hf(folder: Path, model: Method, statistics: ImageStatistics) -> None:
     """Write a folder that the class of :func:`to_hf`, `AutoModel` and `AutoImageProcessor.from_pretrained` load.
 
     Raises:
