@@ -28,7 +28,7 @@ from efficient_mae.tasks.classify.probe.images import (
     read_features,
 )
 from efficient_mae.tasks.classify.probe.judges import JUDGES, Lesson
-from efficient_mae.tasks.classify.probe.record import Record
+from efficient_mae.tasks.classify.probe.record import Record, check_file
 from efficient_mae.tasks.classify.probe.result import Judged, Judgement, Pair, ProbeResult
 from efficient_mae.tasks.classify.probe.statistics import accuracy_estimate, holm, mcnemar, paired_difference
 from efficient_mae.tasks.features import embed, labelled_batches, untrained
@@ -93,8 +93,10 @@ def probe(config: ProbeConfig) -> ProbeResult:
     Raises:
         InputError: no such weights or data, data that :func:`efficient_mae.data.open_labelled` refuses, label subsets
             that can't be drawn, more folds or neighbours than a subset has images, other images that can be read by
-            one encoder than by another, or different numbers of seeds.
+            one encoder than by another, different numbers of seeds, or an `out` that isn't a place for answers.
     """
+    if config.out is not None:
+        check_file(config.out)
     given = (config.weights,) if isinstance(config.weights, str) else tuple(config.weights)
     groups = {name: _seeds_of(name) for name in given}
     if len({len(files) for files in groups.values()}) > 1:

@@ -52,14 +52,8 @@ class Record:
         return cls(digest.hexdigest(), right)
 
     def write(self, file: str) -> None:
-        """Into a safetensors file, whole or not at all.
-
-        Raises:
-            InputError: another ending, or the folder isn't there.
-        """
+        """Into a safetensors file, whole or not at all."""
         path = Path(file)
-        if path.suffix != ".safetensors" or not path.parent.is_dir():
-            raise InputError(f"out={file}: must end in .safetensors and lie in a folder that is there")
         names = list(self.right)
         tensors = {
             f"{number}/{judge}": torch.from_numpy(right)
@@ -69,6 +63,13 @@ class Record:
         partial = path.with_name(f"{PARTIAL}{path.name}")
         save_tensors(partial, tensors, {_RIGHT: json.dumps({"images": self.images, "rows": names})})
         partial.replace(path)
+
+
+def check_file(file: str) -> None:
+    """Raise InputError where no answers could be written, before they are worked out."""
+    path = Path(file)
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise InputError(f"out={file}: must end in .safetensors and lie in a folder that is there")
 
 
 def read_record(file: Path) -> Record:
