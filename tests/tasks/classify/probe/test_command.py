@@ -28,7 +28,8 @@ QUICK = {"num_workers": 0, "device": "cpu", "precision": "fp32", "labels": 30, "
 
 def write_encoder(file: Path, seed: int, patch: int = 4) -> str:
     torch.manual_seed(seed)
-    model = emae.create_model(f"mae_vit_tiny_patch{patch}", img_size=16, in_chans=1, depth=1, decoder_depth=1)
+    shape = {"img_size": 16, "in_chans": 1, "depth": 1, "decoder_depth": 1, "mask_ratio": 0.5}
+    model = emae.create_model(f"mae_vit_tiny_patch{patch}", **shape)
     save_encoder(file, model, ImageStatistics((0.5,), (0.25,)))
     return str(file)
 
