@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import binary_fill_holes, maximum_filter
 
 from efficient_mae.data import Source
 from efficient_mae.tasks.scenes.draws import Draws, resize
@@ -15,6 +15,8 @@ from efficient_mae.tasks.scenes.textures import between, canvas, colour, stripes
 
 # A garment is what is lighter than this, and whatever that encloses.
 _THRESHOLD = 12
+# Pixels across which a rim takes its lightness from what is beside it.
+_RIM = 3
 # Places that are tried for a thing that would hide others.
 _TRIES = 12
 # One thing in so many is a crowd: several garments of one class, heaped.
@@ -134,7 +136,11 @@ def _lay(wardrobe: Wardrobe, draws: Draws, size: int, label: int, crowd: bool) -
 
 
 def _dye(draws: Draws, grey: UInt8[np.ndarray, "S S"]) -> UInt8[np.ndarray, "S S 3"]:
-    """The garment in any colour, printed perhaps, its folds darker."""
+    """The garment in any colour, printed perhaps, its folds darker, its rim as light as what is beside it.
+
+    Grey fades towards the rim: a dark outline would tell where the garment ends.
+    """
+    grey = maximum_filter(grey, _RIM)
     dye, size = colour(draws), len(grey)
     cloth = between(dye, dye, grey)
     if draws.between(1, _PRINT_IN) == 1:
