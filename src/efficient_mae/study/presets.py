@@ -210,6 +210,7 @@ PRESETS = {
                 "decoder_embed_dim": 96,
                 "epochs": 180,
                 "batch_size": 48,
+                "repeats": 4,
                 "base_lr": 4e-3,
                 "warmup_epochs": 18,
                 "num_workers": 0,
