@@ -135,6 +135,8 @@ def show_info(result: InfoResult, console: Console) -> None:
     rows["forward pass"] = f"{cost['gmacs']:.2f} GMACs an image{beside}{whole}"
     for name, value in (*rows.items(), *result.environment.items()):
         table.add_row(name, str(value))
+    if result.weights is not None:  # a path that is longer than the table is wide would squeeze its other column
+        console.print(f"{result.weights.path}: {result.weights.kind}", markup=False)
     console.print(table)
 
 
@@ -144,7 +146,6 @@ def _rows_of(weights: WeightsRecord) -> dict[str, str]:
     )
     mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (weights.mean, weights.std))
     return {
-        "weights": f"{weights.path}: {weights.kind}",
         "read of them": f"{weights.taken:,} parameters{left_out}",
         "images": f"normalised by mean {mean} and standard deviation {std}",
     }
