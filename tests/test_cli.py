@@ -219,8 +219,8 @@ def printed(capsys: pytest.CaptureFixture[str], weights: Path) -> dict:
 
 
 def test_info_of_a_run(trained: Path, capsys: pytest.CaptureFixture[str]):
-    status, out, _ = run(capsys, "info", "--weights", str(trained))
-    assert status == 0 and "16 x 16, 1 channels, 16 patches of 4 px" in out
+    status, out, err = run(capsys, "info", "--weights", str(trained))
+    assert status == 0 and "16 x 16, 1 channels, 16 patches of 4 px" in out, err
 
 
 def test_pretrain_leaves_a_report_and_says_how_to_load(trained: Path, capsys: pytest.CaptureFixture[str]):

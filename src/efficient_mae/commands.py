@@ -38,7 +38,7 @@ _COMMANDS: dict[str, Command] = {
     "probe": Command(
         "tasks.classify.probe.command:ProbeConfig",
         "tasks.classify.probe.command:probe",
-        "tasks.classify.probe.command:show_probe",
+        "tasks.classify.probe.result:show_probe",
         "judge encoders by ridge, logistic regression and k-NN, and compare them",
     ),
     "embed": Command(

@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from efficient_mae.backbones.patches import as_pair
 from efficient_mae.bench.flops import encoder_gmacs, model_cost
 from efficient_mae.command import Result
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
@@ -101,7 +100,7 @@ def show_info(result: InfoResult, console: Console) -> None:
     """Print what :func:`info` found."""
     model, cost = result.model, result.cost
     table = Table(show_header=False, box=None)
-    height, width = as_pair(model["img_size"])
+    height, width = model["img_size"]
     patches = (height // model["patch_size"]) * (width // model["patch_size"])
     objective = {name: model[name] for name in ("mask_ratio", "beta", "gamma") if name in model}
     for name, usual in (("targets", "p2dist"), ("prediction_ratio", None), ("decoder", "self")):
