@@ -13,6 +13,7 @@ from efficient_mae.study.command import StudyList, StudyResult
 from efficient_mae.tasks.classify.knn import KnnResult
 from efficient_mae.tasks.classify.probe.result import ProbeResult
 from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.detect.result import DetectResult, DetectSeedsResult
 from efficient_mae.tasks.embed import EmbedResult
 from efficient_mae.tasks.export.command import ExportResult
 from efficient_mae.tasks.predict import PredictResult
@@ -35,6 +36,9 @@ def finetune(**settings: Any) -> ClassifierResult | SeedsResult:
 
 def segment(**settings: Any) -> SegmentResult | SegmentSeedsResult:
     """`emae segment`: train an encoder and UPerNet with label maps, and judge them."""
+
+def detect(**settings: Any) -> DetectResult | DetectSeedsResult:
+    """`emae detect`: train an encoder and Mask R-CNN with boxes and masks, and judge them."""
 
 def tokenizer(**settings: Any) -> TokenizerResult:
     """`emae tokenizer`: train the tokenizer whose words BEiT and CAE learn."""

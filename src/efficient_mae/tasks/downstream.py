@@ -205,7 +205,7 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
 
     def __init__(self, config: Config, data: Labels, processes: Processes):
         config = resolve(config, len(data.train), processes.device, self.usual_warmup)
-        encoder, statistics = starting_encoder(config)
+        encoder, statistics = self.start(config)
         config = self.settle(config, encoder)
         self.data, self.encoder = data, hollow(encoder)
         self.img_size, self.in_chans, self.patch_size = encoder.img_size, encoder.in_chans, encoder.patch_size
@@ -214,6 +214,10 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
         with torch_seeded(config.seed):
             model = self.build_model(config, encoder, len(data.classes))
         super().__init__(config, data.train, model, processes)
+
+    def start(self, config: Config) -> tuple[Backbone, ImageStatistics]:
+        """The encoder that training starts from, and how its images are normalised; raises InputError."""
+        return starting_encoder(config)
 
     def settle(self, config: Config, encoder: Backbone) -> Config:
         """Settle what depends on the encoder; raises InputError where it cannot be."""

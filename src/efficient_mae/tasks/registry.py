@@ -141,6 +141,16 @@ register(
 )
 register(
     Task(
+        name="detect",
+        settings="tasks.detect.config:DetectConfig",
+        maker="tasks.detect.run:DetectRun.make",
+        function="tasks.detect.run:detect",
+        display="tasks.detect.result:show_detect",
+        help="train an encoder and Mask R-CNN with boxes and masks, and judge them",
+    )
+)
+register(
+    Task(
         name="tokenizer",
         settings="tasks.tokenizer:TokenizerConfig",
         maker="tasks.tokenizer:make_tokenizer_run",
