@@ -51,7 +51,7 @@ _COMMANDS: dict[str, Command] = {
         "tasks.predict:PredictConfig",
         "tasks.predict:predict",
         "tasks.predict:show_predict",
-        "write the classes of images to a table, or of their pixels to label maps",
+        "write the classes of images to a table, of their pixels to label maps, or their objects",
     ),
     "scenes": Command(
         "tasks.scenes.command:ScenesConfig",

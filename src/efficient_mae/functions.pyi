@@ -13,6 +13,7 @@ from efficient_mae.study.command import StudyList, StudyResult
 from efficient_mae.tasks.classify.knn import KnnResult
 from efficient_mae.tasks.classify.probe.result import ProbeResult
 from efficient_mae.tasks.classify.result import ClassifierResult, SeedsResult
+from efficient_mae.tasks.detect.predict import ObjectsResult
 from efficient_mae.tasks.detect.result import DetectResult, DetectSeedsResult
 from efficient_mae.tasks.embed import EmbedResult
 from efficient_mae.tasks.export.command import ExportResult
@@ -82,8 +83,8 @@ def info(**settings: Any) -> InfoResult:
 def embed(**settings: Any) -> EmbedResult:
     """`emae embed`: write the features of images to a file."""
 
-def predict(**settings: Any) -> PredictResult | LabelMapsResult:
-    """`emae predict`: write the classes of images to a table, or of their pixels to label maps."""
+def predict(**settings: Any) -> PredictResult | LabelMapsResult | ObjectsResult:
+    """`emae predict`: write the classes of images to a table, of their pixels to label maps, or their objects."""
 
 def scenes(**settings: Any) -> ScenesResult:
     """`emae scenes`: make a small benchmark for segmentation and detection."""

@@ -10,7 +10,7 @@ from efficient_mae.engine.machine.launcher import place
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.ranges import Location, Settings
-from efficient_mae.report.predictions import write_segment_report
+from efficient_mae.report.predictions import write_detect_report, write_segment_report
 from efficient_mae.report.report import write_report
 from efficient_mae.report.tokenizer import write_tokenizer_report
 from efficient_mae.tasks.pretrain import pretrain
@@ -23,11 +23,15 @@ class ReportConfig(Settings):
     """Settings of `emae report`."""
 
     run: Location
-    """run directory, of pre-training, of a tokenizer or of segmentation"""
+    """run directory, of pre-training, of a tokenizer, of segmentation or of detection"""
 
 
 # By the task of the run; those of pre-training and of versions that wrote down none have the usual one.
-_WRITERS = {"tokenizer": write_tokenizer_report, "segment": write_segment_report}
+_WRITERS = {
+    "tokenizer": write_tokenizer_report,
+    "segment": write_segment_report,
+    "detect": write_detect_report,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`emae predict`: what a fine-tuned or probed classifier takes images for, as a table; or of its pixels.
+"""`emae predict`: what a fine-tuned or probed classifier takes images for, as a table; or their pixels or objects.
 
 B images, C channels, h and w height and width in pixels.
 """
@@ -19,6 +19,8 @@ from efficient_mae.data import EvalTransform, Source, describe_images, normalize
 from efficient_mae.engine.machine.distributed import autocast, find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop.classifiers import Classifier, find_heads, load_classifier
+from efficient_mae.tasks.detect.model import DETECT
+from efficient_mae.tasks.detect.predict import ObjectsResult, predict_objects
 from efficient_mae.tasks.embed import work_settings
 from efficient_mae.tasks.predict_config import PredictConfig
 from efficient_mae.tasks.rows import Rows, RowWork, check_out
@@ -48,13 +50,16 @@ class PredictResult(Result):
     images_per_second: float | None
 
 
-def predict(config: PredictConfig) -> PredictResult | LabelMapsResult:
+def predict(config: PredictConfig) -> PredictResult | LabelMapsResult | ObjectsResult:
     """Write what the weights are trained to say of images.
 
     Raises:
-        InputError: see :func:`predict_classes` and :func:`predict_label_maps`.
+        InputError: see :func:`predict_classes`, :func:`predict_label_maps` and :func:`predict_objects`.
     """
-    return predict_label_maps(config) if find_heads(config.weights) else predict_classes(config)
+    heads = find_heads(config.weights)
+    if heads is None:
+        return predict_classes(config)
+    return predict_objects(config) if heads.task == DETECT else predict_label_maps(config)
 
 
 def predict_classes(config: PredictConfig) -> PredictResult:
@@ -110,11 +115,13 @@ def predict_classes(config: PredictConfig) -> PredictResult:
     )
 
 
-def show_predict(result: PredictResult | LabelMapsResult, console: Console) -> None:
+def show_predict(result: PredictResult | LabelMapsResult | ObjectsResult, console: Console) -> None:
     """Print what :func:`predict` did."""
     rate = result.images_per_second if isinstance(result, PredictResult) else None
     speed = "" if rate is None else f", {rate:,.0f} images/s"
-    console.print(f"{result.out}: {result.images:,} images, {len(result.classes)} classes{speed}", markup=False)
+    found = f"{result.objects:,} objects, " if isinstance(result, ObjectsResult) else ""
+    what = f"{result.images:,} images, {found}{len(result.classes)} classes{speed}"
+    console.print(f"{result.out}: {what}", markup=False)
 
 
 def _probabilities(classifier: Classifier, images: Shaped[Tensor, "B C h w"], precision: str) -> Float[Tensor, "B K"]:

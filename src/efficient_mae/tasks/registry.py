@@ -144,7 +144,7 @@ register(
         name="detect",
         settings="tasks.detect.config:DetectConfig",
         maker="tasks.detect.run:DetectRun.make",
-        function="tasks.detect.run:detect",
+        function="report.predictions:detect_and_report",
         display="tasks.detect.result:show_detect",
         help="train an encoder and Mask R-CNN with boxes and masks, and judge them",
     )

@@ -170,7 +170,9 @@ def read_annotations(file: Path) -> Annotations:
         if min(one["height"], one["width"]) < 1:
             raise InputError(f"{file}: image {number}: is {one['width']} x {one['height']} pixels")
     ordered = sorted(images)
-    read = Annotations(file, {number: one["name"] for number, one in categories.items()}, [images[n] for n in ordered])
+    read = Annotations(
+        file, {number: one["name"] for number, one in categories.items()}, [images[n] for n in ordered]
+    )
     places = {number: place for place, number in enumerate(ordered)}
     objects, wrong, first = [], Counter[str](), dict[str, int]()
     for number, one in annotated.items():
@@ -191,9 +193,7 @@ def read_annotations(file: Path) -> Annotations:
     return read
 
 
-def _numbered(
-    file: Path, content: Any, name: str, fields: dict[str, type]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _numbered(file: Path, content: Any, name: str, fields: dict[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Entries of a list, by their `id`.
 
     Raises:
@@ -261,7 +261,9 @@ def _check_code(code: dict[str, Any], height: int, width: int, where: str) -> No
     if not (isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)):
         raise InputError(f"{where}: counts of a run-length code must be a text, or numbers of pixels")
     if sum(counts) != height * width:
-        raise InputError(f"{where}: its run-length code is of {sum(counts)} pixels, and the image has {height * width}")
+        raise InputError(
+            f"{where}: its run-length code is of {sum(counts)} pixels, and the image has {height * width}"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
 from torchvision.tv_tensors import Image as Pixels
 
-from efficient_mae.data import EvalBatch, OpenedImage, Reading, TrainBatch, TrainDataset
+from efficient_mae.data import EvalBatch, EvalTransform, OpenedImage, Reading, Source, TrainBatch, TrainDataset
 from efficient_mae.data.batches.datasets import EvalDataset
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.data.images.crops import Crop, cut
@@ -127,14 +127,12 @@ class DetectDataset(TrainDataset):
         min_size: see :class:`efficient_mae.data.TrainDataset`.
     """
 
-    source: CocoSource
-
     def __init__(self, source: CocoSource, jitter: LargeScaleJitter, seed: int, *, min_size: int):
-        super().__init__(source, jitter, seed, min_size=min_size)  # pyright: ignore[reportArgumentType]
-        self._jitter = jitter
+        super().__init__(source, None, seed, min_size=min_size)
+        self._coco, self._jitter = source, jitter
 
     def crop(self, index: int, epochs: Sequence[int], image: OpenedImage, number: int) -> Any:
-        objects = self.source.objects(number)
+        objects = self._coco.objects(number)
         return [self._jitter(image, objects, rng) for rng in self.rngs(index, epochs)]
 
     def batch(self, crops: list[Any], **facts: Any) -> DetectBatch:
@@ -146,8 +144,10 @@ class DetectDataset(TrainDataset):
 class JudgedDataset(EvalDataset):
     """Makes batches of whole images, each resized so that it just fits."""
 
-    def __init__(self, source: Any, img_size: tuple[int, int], reading: Reading, mean: tuple[float, ...], min_size: int):
-        super().__init__(source, None, min_size=min_size)  # pyright: ignore[reportArgumentType]
+    def __init__(
+        self, source: Any, img_size: tuple[int, int], reading: Reading, mean: tuple[float, ...], min_size: int
+    ):
+        super().__init__(source, EvalTransform(img_size, reading), min_size=min_size)
         self._img_size, self._reading, self._mean = img_size, reading, mean
 
     def read(self, image: OpenedImage, number: int) -> Any:

@@ -152,6 +152,20 @@ def open_coco(places: Places) -> CocoData:
     )
 
 
+def coco_part(data: str, part: str) -> CocoSource | None:
+    """All images of a part, `train` or `test`, of a folder in COCO's layout; None for data in another.
+
+    Raises:
+        InputError: something is wrong in its instances file.
+    """
+    coco = {"train": "train", "test": "val"}[part]
+    if not any((Path(data) / "annotations").glob(f"{_PREFIX}{coco}*.json")):
+        return None
+    file, images = _find(data, coco, None, None)
+    annotations = read_annotations(file)
+    return CocoSource(data, images, annotations, range(len(annotations)))
+
+
 def _find(data: str, part: str, annotations: str | None, images: str | None) -> tuple[Path, Path]:
     """The instances file of a part, and the folder of its images.
 

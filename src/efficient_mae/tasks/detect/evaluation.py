@@ -274,9 +274,7 @@ def find(model: Detector, batch: JudgedBatch, statistics: ImageStatistics, preci
     images = batch.images.to(device, non_blocking=True)
     with autocast(precision, device):
         found = model.detect(normalize(images, statistics.mean, statistics.std), batch.sizes)
-    return [
-        _own_pixels(one, size, own) for one, size, own in zip(found, batch.sizes, batch.own_sizes, strict=True)
-    ]
+    return [_own_pixels(one, size, own) for one, size, own in zip(found, batch.sizes, batch.own_sizes, strict=True)]
 
 
 def _own_pixels(found: dict[str, Tensor], size: Sequence[int], own: tuple[int, int]) -> Found:

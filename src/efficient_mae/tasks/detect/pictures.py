@@ -45,7 +45,9 @@ def draw_found(drawn: Sequence[Drawn], classes: Sequence[str], title: str, path:
             torch.ones(len(one.there.labels)),
             torch.from_numpy(one.there.masks()).bool(),
         )
-        found = Found(*(part[sure] for part in (one.found.boxes, one.found.labels, one.found.scores, one.found.masks)))
+        found = Found(
+            *(part[sure] for part in (one.found.boxes, one.found.labels, one.found.scores, one.found.masks))
+        )
         for axes, objects in zip(row, (there, found), strict=True):
             axes.imshow(_with_objects(_colours(one.picture), objects, classes).permute(1, 2, 0).numpy())
         row[0].set_ylabel("\n".join(textwrap.wrap(Path(one.name).name, 22)), fontsize=7)

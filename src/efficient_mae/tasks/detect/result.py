@@ -76,7 +76,8 @@ class DetectSeedsResult(Result):
     run: str
 
 
-_SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "small": "small", "medium": "medium", "large": "large"}
+# Names of a precision's figures, and how they are shown.
+PRECISIONS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "small": "small", "medium": "medium", "large": "large"}
 _SUMMARISED = ("ap", "ap50", "ap75")
 
 
@@ -108,12 +109,12 @@ def show_detect(result: DetectResult | DetectSeedsResult, console: Console) -> N
     """Print the precision and where the rest is."""
     table = Table("held-out", "boxes", "masks", title=f"{result.data}: {result.test_images:,} held-out images")
     several = isinstance(result, DetectSeedsResult)
-    for name in _SUMMARISED if several else _SHOWN:
+    for name in _SUMMARISED if several else PRECISIONS:
         if several:
             found = [getattr(result, f"{kind}_{name}") for kind in ("box", "mask")]
         else:
             found = [getattr(getattr(result, kind), name) for kind in ("box", "mask")]
-        table.add_row(_SHOWN[name], *map(_shown, found))
+        table.add_row(PRECISIONS[name], *map(_shown, found))
     console.print(table)
     run = Path(result.run)
     picture = "" if several else f", {run / PICTURE}"

@@ -29,6 +29,7 @@ from efficient_mae.tasks.detect.pictures import draw_found
 from efficient_mae.tasks.detect.result import PICTURE, DetectResult, DetectSeedsResult, summarise
 from efficient_mae.tasks.downstream import (
     BETAS,
+    OPERATIONAL,
     RESULTS,
     DownstreamRun,
     layer_decay_groups,
@@ -77,6 +78,8 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
     """What learning to detect adds to the engine."""
 
     task = DETECT
+    # Losses are means over what is drawn of a micro-batch.
+    operational = tuple(name for name in OPERATIONAL if name != "accum_iter")
     results = (RESULTS, TASK_FILE)
     verb = "learning to detect"
     # COCO's 250 steps.
@@ -120,9 +123,7 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
 
     def build_optimizer(self) -> torch.optim.AdamW:
         config, model = self.config, self.model
-        return adamw(
-            layer_decay_groups(model.encoder, config.weight_decay, config.layer_decay, model.heads), BETAS
-        )
+        return adamw(layer_decay_groups(model.encoder, config.weight_decay, config.layer_decay, model.heads), BETAS)
 
     def objective(self) -> Detection:
         return Detection(self.statistics)
