@@ -27,7 +27,13 @@ from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.registry import TASKS
 
 CONFIGS = {name: command.config for name, command in COMMANDS.items()}
-RECIPES = (("linear_probe", "linear-probe"), ("finetune", "finetune"), ("segment", "segment"), ("", "pretrain"))
+RECIPES = (
+    ("linear_probe", "linear-probe"),
+    ("finetune", "finetune"),
+    ("segment", "segment"),
+    ("detect", "detect"),
+    ("", "pretrain"),
+)
 # Settings that no command takes as they are.
 FURTHER = {kind.__name__: kind for kind in (MAEConfig, BEiTConfig, CAEConfig, PretrainConfig, ImageStatistics)}
 

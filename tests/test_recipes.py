@@ -234,3 +234,17 @@ def test_segmentation(size: str, width: int):
     assert int(found["img_size"] * found["stride"]) == 341 and found["reduce_zero_label"]
     if size == "base":
         assert (found["layer_decay"], found["drop_path"]) == (0.65, 0.1)
+
+
+@pytest.mark.parametrize(("size", "layer_decay", "drop_path"), [("base", 0.7, 0.1), ("large", 0.8, 0.4)])
+def test_detection(size: str, layer_decay: float, drop_path: float):
+    found = settings(f"detect_{size}")
+    # 184,375 steps of 64 of COCO's 117,266 images that show an object, 250 of them warm-up, at 1e-4.
+    steps = found["epochs"] * (117_266 // 64)
+    assert steps == pytest.approx(184_375, rel=0.01) and found["batch_size"] == 64
+    assert found["warmup_epochs"] * (117_266 // 64) == pytest.approx(250, rel=0.01)
+    assert found["base_lr"] * 64 / 256 == pytest.approx(1e-4) and found["weight_decay"] == 0.1
+    drops = [250 + drop * (184_375 - 250) for drop in found["lr_drops"]]
+    assert drops == pytest.approx([163_889, 177_546], rel=0.001)
+    assert (found["layer_decay"], found["drop_path"]) == (layer_decay, drop_path)
+    assert (found["img_size"], found["window_size"], found["global_blocks"]) == (1024, 14, 4)

@@ -163,9 +163,7 @@ def test_it_is_pycocotools():
 def test_of_more_objects_than_count():
     """COCO takes the hundred surest, and torchmetrics' figure of all is -1 where there is no hundred."""
     rng = np.random.default_rng(1)
-    found, there = random_set(rng)[0]
-    while not len(there.labels):
-        found, there = random_set(rng)[0]
+    there = next(there for _ in range(99) for _, there in random_set(rng) if len(there.labels))
     masks = random_masks(rng, 130)
     scores = np.sort(rng.random(130))[::-1].copy()
     labels = rng.integers(0, CLASSES, 130)

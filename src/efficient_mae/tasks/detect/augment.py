@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
 from torchvision.tv_tensors import Image as Pixels
 
-from efficient_mae.data import EvalBatch, EvalTransform, OpenedImage, Reading, Source, TrainBatch, TrainDataset
+from efficient_mae.data import EvalBatch, EvalTransform, OpenedImage, Reading, TrainBatch, TrainDataset
 from efficient_mae.data.batches.datasets import EvalDataset
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.data.images.crops import Crop, cut

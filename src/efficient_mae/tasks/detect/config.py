@@ -59,7 +59,9 @@ class DetectConfig(DownstreamConfig):
     global_blocks: NonNegativeInt = 4
     """blocks of a plain ViT that attend everywhere, evenly spread; the last is one of them"""
     width: PositiveInt = 256
-    """channels of the pyramid and of the heads' convolutions"""
+    """channels of the pyramid and of the heads' convolutions; the linear map of boxes is four times as wide"""
+    proposals: PositiveInt = 512
+    """proposals of an image that the heads learn of, drawn at random, a quarter of them objects at most"""
     jitter: tuple[Positive, Positive] = (0.1, 2.0)
     """times the size with which an image just fits, from and to which it is resized, before a part is cut out"""
     hflip: bool = True

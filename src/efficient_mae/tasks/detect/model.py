@@ -40,14 +40,14 @@ from efficient_mae.tasks.downstream import feature_maps, timm_encoder
 DETECT = "detect"
 # Boxes that are tried at each place: of this side times the stride of the level, of these heights over widths.
 _ANCHOR_STRIDES, _ANCHOR_RATIOS = 8, (0.5, 1.0, 2.0)
-# Places of an image that the proposals, and proposals that the heads, learn of; of the latter, objects at most.
-_PLACES, _PROPOSALS, _OBJECTS = 256, 512, 0.25
+# Places of an image that proposals are learned of, and of those that the heads learn of, objects at most.
+_PLACES, _OBJECTS = 256, 0.25
 # Proposals of a level before those that overlap are left out, in training and judged, and of an image after.
 _CANDIDATES, _KEPT = {"training": 2000, "testing": 1000}, {"training": 1000, "testing": 1000}
 # Sides of what the heads see of a proposal.
 _BOX_SIDE, _MASK_SIDE = 7, 14
-# Channels of the box head's linear map.
-_BOX_WIDTH = 1024
+# Width of the box head's linear map, times that of its convolutions.
+_LINEAR = 4
 # Least score that an object is named with, and most objects of an image, as COCO counts them.
 _LEAST_SCORE, MOST_OBJECTS = 0.05, 100
 
@@ -60,7 +60,8 @@ class DetectorConfig(Settings):
         img_size: (H, W).
         window_size: side of a plain ViT's windows, in patches.
         global_blocks: blocks of a plain ViT that attend everywhere.
-        width: of the pyramid and of the heads' convolutions.
+        width: of the pyramid and of the heads' convolutions; the linear map of boxes is four times as wide.
+        proposals: of an image, that the heads learn of.
         category_ids: numbers of the classes in COCO's files.
     """
 
@@ -68,6 +69,7 @@ class DetectorConfig(Settings):
     window_size: PositiveInt = 14
     global_blocks: NonNegativeInt = 4
     width: PositiveInt = 256
+    proposals: PositiveInt = 512
     category_ids: tuple[int, ...] = ()
 
 
@@ -115,7 +117,8 @@ class Detector(nn.Module):
             self.encoder.cls_token.requires_grad_(False)  # not seen
         finest = encoder.strides[0] if self.stages else encoder.patch_size // 4
         sides = [_ANCHOR_STRIDES * finest * 2**level for level in range(levels + 1)]
-        self.rpn, self.roi_heads = _mask_rcnn(num_classes, config.width, levels, sides)
+        self.proposals = config.proposals
+        self.rpn, self.roi_heads = _mask_rcnn(num_classes, config.width, config.proposals, levels, sides)
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -169,9 +172,9 @@ class Detector(nn.Module):
         images, (width, heads) = len(features["0"]), (features["0"].shape[1], self.roi_heads)
         with _whole_numbers(features["0"].device):
             logits, boxes = self.rpn.head(list(features.values()))
-            shown = features["0"].new_zeros(images * _PROPOSALS, width, _BOX_SIDE, _BOX_SIDE)
+            shown = features["0"].new_zeros(images * self.proposals, width, _BOX_SIDE, _BOX_SIDE)
             scores, corners = heads.box_predictor(heads.box_head(shown))
-            shown = shown.new_zeros(round(images * _PROPOSALS * _OBJECTS), width, _MASK_SIDE, _MASK_SIDE)
+            shown = shown.new_zeros(round(images * self.proposals * _OBJECTS), width, _MASK_SIDE, _MASK_SIDE)
             masks = heads.mask_predictor(heads.mask_head(shown))
         return sum(one.sum() for one in (*logits, *boxes, scores, corners, masks))  # pyright: ignore[reportReturnType]
 
@@ -183,7 +186,7 @@ class Anchors(AnchorGenerator):
         return Anchors(self.sizes, self.aspect_ratios)
 
 
-def _mask_rcnn(num_classes: int, width: int, levels: int, sides: list[int]) -> tuple[nn.Module, Any]:
+def _mask_rcnn(num_classes: int, width: int, proposals: int, levels: int, sides: list[int]) -> tuple[nn.Module, Any]:
     """Proposals of `levels` + 1 levels, and heads of boxes and masks, as ViTDet has them but for the losses' kinks.
 
     Those of boxes are torchvision's: smooth below 1/9, where ViTDet's are absolute.
@@ -204,11 +207,11 @@ def _mask_rcnn(num_classes: int, width: int, levels: int, sides: list[int]) -> t
     normed: Any = {"norm_layer": ChannelNorm}
     heads = RoIHeads(
         MultiScaleRoIAlign(names, _BOX_SIDE, sampling_ratio=0),
-        FastRCNNConvFCHead((width, _BOX_SIDE, _BOX_SIDE), [width] * 4, [_BOX_WIDTH], **normed),
-        FastRCNNPredictor(_BOX_WIDTH, num_classes + 1),
+        FastRCNNConvFCHead((width, _BOX_SIDE, _BOX_SIDE), [width] * 4, [_LINEAR * width], **normed),
+        FastRCNNPredictor(_LINEAR * width, num_classes + 1),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
-        batch_size_per_image=_PROPOSALS,
+        batch_size_per_image=proposals,
         positive_fraction=_OBJECTS,
         bbox_reg_weights=None,
         score_thresh=_LEAST_SCORE,

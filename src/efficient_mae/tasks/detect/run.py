@@ -110,7 +110,8 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
     def _detector(self, config: DetectConfig) -> DetectorConfig:
         size = as_pair(config.img_size or self.encoder.img_size)
         ids = tuple(self.data.categories)
-        return DetectorConfig(size, config.window_size, config.global_blocks, config.width, ids)
+        shape = config.window_size, config.global_blocks, config.width
+        return DetectorConfig(size, *shape, config.proposals, ids)
 
     def fall(self, progress: float) -> float:
         """To a tenth at each of `lr_drops`."""
