@@ -1,5 +1,6 @@
 """What is made of an image and its objects stays together."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,6 @@ def test_groups_are_not_learned(data: CocoData):
 
 
 def test_an_image_that_cannot_be_read_is_replaced_with_its_objects(data: CocoData, shapes: Path, tmp_path: Path):
-    import shutil
-
     shutil.copytree(shapes, tmp_path / "data")
     (tmp_path / "data" / "train2017" / "000004.png").write_bytes(b"no image")
     torn = open_coco(DetectConfig(data=str(tmp_path / "data"), out="nowhere", from_scratch=True)).train
