@@ -19,6 +19,8 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import normalize
 from efficient_mae.engine.machine.distributed import ALONE
+from efficient_mae.engine.machine.memory import BatchMemory
+from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.tasks.detect import run as run_module
 from efficient_mae.tasks.detect.config import DetectConfig
 from efficient_mae.tasks.detect.run import detect
@@ -149,6 +151,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_replayed(
     found = emae.replay(run=str(tmp_path / "run"), step=skipped["step"])
     assert found.reproduced and found.module is not None
     assert [Path(one.name).name for one in found.samples if isinstance(one.loss, str)] == ["000003.png"]
+
+
+def test_what_a_step_takes_is_counted_before_the_first(data: Path, tmp_path: Path):
+    made = run_module.DetectRun.make(config(data, tmp_path / "run"), ALONE)
+    plain = hollow(made.model, torch.device("meta"))
+    step = made.prepare()
+    memory = BatchMemory(made.config, ALONE, step.optimizer, plain, step.objective, made.dataset())
+    few, many = memory.needed(2), memory.needed(6)
+    assert 2**20 < few < many < 2**33
 
 
 def test_several_seeds(data: Path, tmp_path: Path):

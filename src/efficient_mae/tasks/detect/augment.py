@@ -96,9 +96,12 @@ class LargeScaleJitter:
             "masks": Mask(torch.from_numpy(objects.masks())),
             "labels": torch.from_numpy(objects.labels) + 1,
         }
+        (low, high), (h, w) = self.scale, objects.size
+        factor = (low + (high - low) * rng.random()) * min(self.img_size[0] / h, self.img_size[1] / w)
+        resized = [max(1, round(h * factor)), max(1, round(w * factor))]
+        height, width = (min(sides) for sides in zip(resized, self.img_size, strict=True))
         with torch_seeded(int(rng.integers(2**63))):
-            sample = v2.ScaleJitter(self.img_size, self.scale)(sample)
-            height, width = (min(sides) for sides in zip(sample["image"].shape[-2:], self.img_size, strict=True))
+            sample = v2.Resize(resized)(sample)
             sample = v2.RandomCrop((height, width))(sample)
             if self.hflip:
                 sample = v2.RandomHorizontalFlip()(sample)

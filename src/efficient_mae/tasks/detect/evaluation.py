@@ -161,8 +161,8 @@ class Scorer:
             if processes.world_size > 1:
                 for name in states[0]:
                     setattr(self._metric, name, list(chain.from_iterable(state[name] for state in states)))
-            images = len(self._metric.groundtruth_labels)
-            computed = self._metric.compute() if images else {}
+            images, labels = len(self._metric.groundtruth_labels), self._metric.groundtruth_labels
+            computed = self._metric.compute() if any(map(len, labels)) else {}
             found = images, *(self._precision(computed, kind) for kind in ("bbox", "segm"))
         return processes.gather(found)[0]
 
@@ -173,12 +173,10 @@ class Scorer:
         names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
         whole = [share(computed[f"{kind}_{name}"]) if computed else None for name in names]
         per_class: list[float | None] = [None] * self._num_classes
-        if computed and f"{kind}_precision" in computed:
-            # Overlaps, recalls, classes, areas, numbers of objects: of all areas and most objects.
-            curves = computed[f"{kind}_precision"][:, :, :, 0, -1]
-            for place, label in enumerate(computed["classes"].reshape(-1).tolist()):
-                curve = curves[:, :, place]
-                per_class[label] = share(curve[curve > -1].mean() if (curve > -1).any() else -1)
+        # Overlaps, recalls, classes, areas, numbers of objects: of all areas and most objects.
+        curves = computed[f"{kind}_precision"][:, :, :, 0, -1].unbind(2) if computed else ()
+        for label, curve in zip(computed["classes"].reshape(-1).tolist() if computed else (), curves, strict=True):
+            per_class[label] = share(curve.mean())  # -1 throughout where the class is nowhere
         return Precision(*whole, per_class=per_class)
 
 

@@ -68,8 +68,9 @@ class Detection:
             raise ValueError("images without objects reached a detector; DetectDataset makes them")
         images = normalize(batch.images[list(numbers)], self.statistics.mean, self.statistics.std)
         chosen = [batch.targets.value[number] for number in numbers]
-        width = images.shape[-1]
-        targets = [{"boxes": one.boxes, "labels": one.labels, "masks": one.masks(width)} for one in chosen]
+        width, targets = images.shape[-1], []
+        if model.training:  # else memory is counted
+            targets = [{"boxes": one.boxes, "labels": one.labels, "masks": one.masks(width)} for one in chosen]
         losses = model(images, [one.size for one in chosen], targets)
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
