@@ -64,8 +64,14 @@ class Objects:
     def alone(self) -> "Objects":
         """Without groups."""
         kept = np.flatnonzero(~self.crowd)
-        parts = (part[kept] for part in (self.boxes, self.labels, self.crowd, self.areas))
-        return Objects(self.size, *parts, [self.segmentations[number] for number in kept])
+        return Objects(
+            self.size,
+            self.boxes[kept],
+            self.labels[kept],
+            self.crowd[kept],
+            self.areas[kept],
+            [self.segmentations[number] for number in kept],
+        )
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

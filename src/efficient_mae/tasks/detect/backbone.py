@@ -69,7 +69,7 @@ class WindowedViT(nn.Module):
         everywhere = {-(-depth * number // global_blocks) - 1 for number in range(1, global_blocks + 1)}
         self.windows = [0 if block in everywhere else window_size for block in range(depth)]
         self.blocks = nn.ModuleList(
-            RelativePositions((window,) * 2 if window else grid, attn.head_dim) for window in self.windows
+            RelativePositions((window, window) if window else grid, attn.head_dim) for window in self.windows
         )
 
     def forward(self, encoder: Any, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D H W"]:
@@ -103,12 +103,11 @@ def resized_positions(
     return positions.permute(0, 2, 3, 1)
 
 
-def run_block(
-    block: Any, positions: RelativePositions, x: Float[Tensor, "B H W D"], window: int
-) -> Float[Tensor, "B H W D"]:
+def run_block(block: Any, positions: Any, x: Float[Tensor, "B H W D"], window: int) -> Float[Tensor, "B H W D"]:
     """A block of timm's ViT, its attention within windows.
 
     Args:
+        positions: :class:`RelativePositions` of the block.
         window: side in patches; 0 for none. The last windows are filled up with zeros, which take part.
     """
     normed = block.norm1(x)

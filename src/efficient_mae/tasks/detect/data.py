@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,6 +14,7 @@ from efficient_mae.data.images.decode import open_file
 from efficient_mae.data.sources.names import PackedNames
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.detect.annotations import Annotations, Objects, mask_tools, read_annotations
+from efficient_mae.tasks.detect.config import DetectConfig
 
 _PREFIX = "instances_"
 
@@ -29,11 +29,10 @@ class CocoSource:
         images: which, counted from 0.
     """
 
-    classes = None
-    why_unlabelled = "its labels are boxes and masks"
-
     def __init__(self, name: str, folder: Path, annotations: Annotations, images: Sequence[int] | np.ndarray):
         self.name, self.annotations = printable(name), annotations
+        self.classes: tuple[str, ...] | None = None
+        self.why_unlabelled = "its images have boxes and masks, and no class of their own"
         self._folder, self._images = os.fsencode(folder), np.asarray(images, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -55,7 +54,7 @@ class CocoSource:
     def image(self, index: int) -> Image.Image:
         return self.open(index).decode().image
 
-    def label(self, index: int) -> None:
+    def label(self, index: int) -> int | None:
         return None
 
     def sample_name(self, index: int) -> str:
@@ -99,29 +98,7 @@ class CocoData:
         return tuple(self.categories.values())
 
 
-class Places(Protocol):
-    """Settings that say where data in COCO's layout lie."""
-
-    @property
-    def data(self) -> str: ...
-
-    @property
-    def val_data(self) -> str | None: ...
-
-    @property
-    def train_annotations(self) -> str | None: ...
-
-    @property
-    def val_annotations(self) -> str | None: ...
-
-    @property
-    def train_images(self) -> str | None: ...
-
-    @property
-    def val_images(self) -> str | None: ...
-
-
-def open_coco(places: Places) -> CocoData:
+def open_coco(config: DetectConfig) -> CocoData:
     """Open and check data in COCO's layout.
 
     Raises:
@@ -129,9 +106,9 @@ def open_coco(places: Places) -> CocoData:
             categories in the held-out part.
     """
     mask_tools()  # or it is refused
-    train, train_images = _find(places.data, "train", places.train_annotations, places.train_images)
-    held_out = places.data if places.val_data is None else places.val_data
-    test, test_images = _find(held_out, "val", places.val_annotations, places.val_images)
+    train, train_images = _find(config.data, "train", config.train_annotations, config.train_images)
+    held_out = config.data if config.val_data is None else config.val_data
+    test, test_images = _find(held_out, "val", config.val_annotations, config.val_images)
     learned, judged = read_annotations(train), read_annotations(test)
     if learned.categories != judged.categories:
         ours, theirs = learned.categories.items(), judged.categories.items()
@@ -145,7 +122,7 @@ def open_coco(places: Places) -> CocoData:
     if bare := len(learned) - len(shown):
         notes.append(f"{train}: {bare} of {len(learned)} images show no object, and are left out of training")
     return CocoData(
-        CocoSource(places.data, train_images, learned, shown),
+        CocoSource(config.data, train_images, learned, shown),
         CocoSource(held_out, test_images, judged, range(len(judged))),
         learned.categories,
         tuple(filter(None, notes)),

@@ -101,7 +101,7 @@ class Detector(nn.Module):
         super().__init__()
         check_sizes(encoder, config.img_size)
         self.encoder = timm_encoder(encoder, drop_path)
-        self.stages = tuple(range(len(encoder.strides))) if len(encoder.strides) > 1 else ()
+        self.stages: tuple[int, ...] = tuple(range(len(encoder.strides))) if len(encoder.strides) > 1 else ()
         if self.stages:
             self.encoder.set_grad_checkpointing(grad_checkpointing)
             self.windows, levels = None, len(self.stages)
@@ -118,6 +118,8 @@ class Detector(nn.Module):
         finest = encoder.strides[0] if self.stages else encoder.patch_size // 4
         sides = [_ANCHOR_STRIDES * finest * 2**level for level in range(levels + 1)]
         self.proposals = config.proposals
+        self.rpn: Any
+        self.roi_heads: Any
         self.rpn, self.roi_heads = _mask_rcnn(num_classes, config.width, config.proposals, levels, sides)
 
     @property
@@ -186,7 +188,9 @@ class Anchors(AnchorGenerator):
         return Anchors(self.sizes, self.aspect_ratios)
 
 
-def _mask_rcnn(num_classes: int, width: int, proposals: int, levels: int, sides: list[int]) -> tuple[nn.Module, Any]:
+def _mask_rcnn(
+    num_classes: int, width: int, proposals: int, levels: int, sides: list[int]
+) -> tuple[nn.Module, nn.Module]:
     """Proposals of `levels` + 1 levels, and heads of boxes and masks, as ViTDet has them but for the losses' kinks.
 
     Those of boxes are torchvision's: smooth below 1/9, where ViTDet's are absolute.

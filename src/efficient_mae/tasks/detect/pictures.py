@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,10 +70,10 @@ def _with_objects(picture: UInt8[Tensor, "3 h w"], objects: Found, classes: Sequ
     if not len(objects.labels):
         return picture
     labels = objects.labels.tolist()
-    hues = [tuple((255 * hsv_to_rgb((label * _GOLDEN % 1, 0.9, 1))).astype(np.uint8).tolist()) for label in labels]
-    names = [
-        classes[label] + (f" {score:.0%}" if score < 1 else "")
-        for label, score in zip(labels, objects.scores.tolist(), strict=True)
+    hues: Any = [
+        tuple((255 * hsv_to_rgb((label * _GOLDEN % 1, 0.9, 1))).astype(np.uint8).tolist()) for label in labels
     ]
+    scores = [f" {score:.0%}" if score < 1 else "" for score in objects.scores.tolist()]
+    names = [f"{classes[label]}{score}" for label, score in zip(labels, scores, strict=True)]
     masked = draw_segmentation_masks(picture, objects.masks, alpha=0.4, colors=hues)
     return draw_bounding_boxes(masked, box_convert(objects.boxes, "xywh", "xyxy"), labels=names, colors=hues)
