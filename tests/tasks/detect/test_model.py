@@ -50,7 +50,7 @@ class _Features(nn.Module):
 
 
 def theirs(detector: Detector) -> MaskRCNN:
-    """torchvision's model of the same parts, whose images are as they should be."""
+    """torchvision's model of the same parts, whose images are as they should be: it draws no size for them."""
     heads = detector.roi_heads
     model = MaskRCNN(
         _Features(detector), min_size=SIDE, max_size=SIDE, image_mean=[0, 0, 0], image_std=[1, 1, 1],
@@ -58,7 +58,7 @@ def theirs(detector: Detector) -> MaskRCNN:
         rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_train=1000,
         rpn_post_nms_top_n_test=1000, box_roi_pool=heads.box_roi_pool, box_head=heads.box_head,
         box_predictor=heads.box_predictor, box_batch_size_per_image=16, mask_roi_pool=heads.mask_roi_pool,
-        mask_head=heads.mask_head, mask_predictor=heads.mask_predictor,
+        mask_head=heads.mask_head, mask_predictor=heads.mask_predictor, _skip_resize=True,
     )  # fmt: skip
     return model.train(detector.training)
 
