@@ -131,7 +131,7 @@ def test_the_rate_falls_to_a_tenth_and_a_hundredth(data: Path, tmp_path: Path):
     assert [made.fall(progress) for progress in (0, 0.49, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
     rates = {group["lr_scale"] for group in made.build_optimizer().param_groups}
     # Patches, one block, the frozen norm's place, and the heads.
-    assert rates == pytest.approx({0.7**2, 0.7, 1.0})
+    assert sorted(rates) == pytest.approx([0.7**2, 0.7, 1.0])
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_replayed(
@@ -176,7 +176,7 @@ def test_several_seeds(data: Path, tmp_path: Path):
         ({"jitter": (2.0, 0.5)}, "the first number must be at most the second"),
         ({"data": "/nowhere"}, "data=/nowhere: no such folder"),
         ({"train_images": "/nowhere"}, "train_images=/nowhere: no such folder"),
-        ({"train_annotations": "/nowhere.json"}, "/nowhere.json: No such file or directory"),
+        ({"train_annotations": "/nowhere.json"}, "train_annotations=/nowhere.json: no such file"),
         ({"lr_drops": (1.5,)}, "lr_drops"),
         ({"proposals": 0}, "proposals=0"),
     ],

@@ -163,6 +163,8 @@ def _find(data: str, part: str, annotations: str | None, images: str | None) -> 
         file = found[0]
     else:
         file = Path(annotations)
+        if not file.is_file():
+            raise InputError(f"{part}_annotations={annotations}: no such file")
     if images is not None:
         if not Path(images).is_dir():
             raise InputError(f"{part}_images={images}: no such folder")
