@@ -8,8 +8,8 @@ from rich.table import Table
 
 from efficient_mae.command import Result
 from efficient_mae.tasks.detect.evaluation import Precision
-from efficient_mae.tasks.downstream import RESULTS
 from efficient_mae.tasks.intervals import Interval, mean_and_interval
+from efficient_mae.tasks.seeds import RESULTS
 
 # A picture of what a detector finds in some held-out images.
 PICTURE = "figures/predictions.png"

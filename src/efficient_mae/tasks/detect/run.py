@@ -30,13 +30,11 @@ from efficient_mae.tasks.detect.result import PICTURE, DetectResult, DetectSeeds
 from efficient_mae.tasks.downstream import (
     BETAS,
     OPERATIONAL,
-    RESULTS,
     DownstreamRun,
     layer_decay_groups,
-    run_seeds,
     starting_encoder,
-    write_result,
 )
+from efficient_mae.tasks.seeds import RESULTS, run_seeds, write_result
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
 
 
 def detect(config: DetectConfig) -> DetectResult | DetectSeedsResult:
-    """Learn to detect, or resume, until done; see :func:`efficient_mae.tasks.downstream.run_seeds`."""
+    """Learn to detect, or resume, until done; see :func:`efficient_mae.tasks.seeds.run_seeds`."""
 
     def open_data() -> CocoData:
         data = open_coco(config)
