@@ -11,9 +11,9 @@ from jaxtyping import Shaped, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
-from torchvision.ops import box_convert
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_segmentation_masks
 
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.pictures import png
@@ -23,7 +23,7 @@ _DPI, _CELL = 130, 3.2
 # Least score of an object that is drawn.
 _SURE = 0.5
 # A hue for each class, far from those of its neighbours: steps of the golden angle.
-_GOLDEN = 0.381966
+_GOLDEN, _FIRST = 0.381966, 0.15
 
 
 def draw_found(drawn: Sequence[Drawn], classes: Sequence[str], title: str, path: Path) -> None:
@@ -50,7 +50,7 @@ def draw_found(drawn: Sequence[Drawn], classes: Sequence[str], title: str, path:
             *(part[sure] for part in (one.found.boxes, one.found.labels, one.found.scores, one.found.masks))
         )
         for axes, objects in zip(row, (there, found), strict=True):
-            axes.imshow(_with_objects(_colours(one.picture), objects, classes).permute(1, 2, 0).numpy())
+            _show(axes, _colours(one.picture), objects, classes)
         row[0].set_ylabel("\n".join(textwrap.wrap(Path(one.name).name, 22)), fontsize=7)
     for axes, heading in zip(grid[0], ("there", "found"), strict=True):
         axes.set_title(heading, fontsize=9)
@@ -66,14 +66,17 @@ def _colours(picture: Shaped[Tensor, "C h w"]) -> UInt8[Tensor, "3 h w"]:
     return pixels[:3] if len(pixels) > 2 else pixels[:1].expand(3, -1, -1)
 
 
-def _with_objects(picture: UInt8[Tensor, "3 h w"], objects: Found, classes: Sequence[str]) -> UInt8[Tensor, "3 h w"]:
-    if not len(objects.labels):
-        return picture
+def _show(axes: Any, picture: UInt8[Tensor, "3 h w"], objects: Found, classes: Sequence[str]) -> None:
     labels = objects.labels.tolist()
-    hues: Any = [
-        tuple((255 * hsv_to_rgb((label * _GOLDEN % 1, 0.9, 1))).astype(np.uint8).tolist()) for label in labels
-    ]
-    scores = [f" {score:.0%}" if score < 1 else "" for score in objects.scores.tolist()]
-    names = [f"{classes[label]}{score}" for label, score in zip(labels, scores, strict=True)]
-    masked = draw_segmentation_masks(picture, objects.masks, alpha=0.4, colors=hues)
-    return draw_bounding_boxes(masked, box_convert(objects.boxes, "xywh", "xyxy"), labels=names, colors=hues)
+    hues: Any = [hsv_to_rgb(((label * _GOLDEN + _FIRST) % 1, 0.8, 1)) for label in labels]
+    if labels:
+        shades: Any = [tuple((255 * hue).astype(np.uint8).tolist()) for hue in hues]
+        picture = draw_segmentation_masks(picture, objects.masks, alpha=0.4, colors=shades)
+    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+    boxes, scores = objects.boxes.tolist(), objects.scores.tolist()
+    for (left, top, width, height), label, score, hue in zip(boxes, labels, scores, hues, strict=True):
+        corner = left - 0.5, top - 0.5  # of a pixel, whose middle is a whole number here
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=hue, linewidth=1.2))
+        said = classes[label] if score == 1 else f"{classes[label]} {score:.0%}"
+        ground = {"facecolor": "black", "alpha": 0.6, "pad": 1, "linewidth": 0}
+        axes.text(*corner, said, color=hue, fontsize=6, va="bottom", bbox=ground, clip_on=True)
