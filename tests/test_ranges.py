@@ -186,9 +186,7 @@ def test_help_shows_the_ranges_and_plain_types(command: str, capsys: pytest.Capt
     text = " ".join(capsys.readouterr().out.split())
     assert "Annotated" not in text
     for name in number_fields(CONFIGS[command]):
-        about = text.split(
-            f" --{name} {'[ITEM,...]' if name in ('crop_scale', 'betas', 'temperature') else name.upper()} "
-        )[-1]
+        about = re.split(rf" --{name} (?:\[ITEM,\.\.\.\]|{name.upper()}) ", text)[-1]
         words = "" if name in ("mean", "value_range") else "(at least|at most|greater than|less than) [0-9]"
         assert re.match(rf"(?:(?! --).)*{words}(?:(?! --).)*\(type: ", about), name
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from efficient_mae.ranges import Settings
+
+R = TypeVar("R", bound="Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,11 @@ class Result:
     def status(self) -> int:
         """With which the command line ends; 0 is done."""
         return 0
+
+    @classmethod
+    def of(cls: type[R], held: dict[str, Any]) -> R:
+        """What :meth:`plain` gave; raises TypeError or KeyError where it is something else."""
+        return cls(**held)
 
     def plain(self) -> dict[str, Any]:
         """As JSON knows it; a field that need not be there (its default is None) is left out where it isn't."""

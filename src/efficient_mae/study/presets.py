@@ -215,6 +215,8 @@ PRESETS = {
                 "warmup_epochs": 18,
                 "num_workers": 0,
                 "panel_every": 1000,
+                **_GUESTS,
+                "mask_unit": 16,
             },
             {"finetune": {**_LIGHT_FINETUNE, "epochs": 15, "batch_size": 50, "base_lr": 5e-3, "num_workers": 0}},
             seeds=3,

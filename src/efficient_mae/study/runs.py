@@ -83,9 +83,9 @@ class Place:
         return {**preset.pretraining(cell), **made_settings(cell, self.out, seed), **common}
 
 
-def made_settings(cell: Cell, out: Path, seed: int) -> dict[str, Path]:
+def made_settings(cell: Cell, out: Path, seed: int) -> dict[str, str]:
     """A cell's settings that name runs of other commands."""
-    return {name: _folder(out, command, seed) / command for name, command in cell.made.items()}
+    return {name: str(_folder(out, command, seed) / command) for name, command in cell.made.items()}
 
 
 def _folder(out: Path, name: str, seed: int) -> Path:

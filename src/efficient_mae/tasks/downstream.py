@@ -156,6 +156,8 @@ def layer_decay_groups(
         encoder, weight_decay, no_weight_decay_list=encoder.no_weight_decay(), layer_decay=layer_decay
     )
     ours = [p for head in heads for p in head.parameters() if p.requires_grad]
+    if ours:  # a layer above the encoder's last
+        groups = [group | {"lr_scale": group["lr_scale"] * layer_decay} for group in groups]
     matrices, vectors = [p for p in ours if p.ndim > 1], [p for p in ours if p.ndim < 2]
     for parameters, decay in ((matrices, weight_decay), (vectors, 0.0)):
         groups += [{"params": parameters, "weight_decay": decay, "lr_scale": 1.0}] if parameters else []

@@ -89,6 +89,6 @@ def read_result(run: Path, kind: type[Single]) -> Single:
     """
     file = run / RESULTS
     try:
-        return kind(**parse_json(file.read_bytes(), str(file)) | {"run": str(run)})
-    except TypeError:
+        return kind.of(parse_json(file.read_bytes(), str(file)) | {"run": str(run)})
+    except (TypeError, KeyError):
         raise InputError(f"{file}: isn't what a finished run writes; name another directory with --out") from None

@@ -130,7 +130,7 @@ def test_the_rate_falls_to_a_tenth_and_a_hundredth(data: Path, tmp_path: Path):
     made = run_module.DetectRun.make(config(data, tmp_path / "run", lr_drops=(0.5, 0.75)), ALONE)
     assert [made.fall(progress) for progress in (0, 0.49, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
     rates = {group["lr_scale"] for group in made.build_optimizer().param_groups}
-    # Patches, one block, the frozen norm's place, and the heads.
+    # Patches, one block, and the heads.
     assert sorted(rates) == pytest.approx([0.7**2, 0.7, 1.0])
 
 

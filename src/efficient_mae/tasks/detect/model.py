@@ -115,7 +115,7 @@ class Detector(nn.Module):
             )
             self.neck, levels = SimplePyramid(encoder.dims[0], config.width), 4
             self.encoder.cls_token.requires_grad_(False)  # not seen
-        finest = encoder.strides[0] if self.stages else encoder.patch_size // 4
+        finest = min(encoder.strides) if self.stages else encoder.patch_size // 4
         sides = [_ANCHOR_STRIDES * finest * 2**level for level in range(levels + 1)]
         self.proposals = config.proposals
         self.rpn: Any

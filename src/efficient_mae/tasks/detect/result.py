@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -43,10 +44,10 @@ class DetectResult(Result):
     mask: Precision
     run: str
 
-    def __post_init__(self) -> None:
-        for name in ("box", "mask"):  # as they are read
-            if isinstance(found := getattr(self, name), dict):
-                object.__setattr__(self, name, Precision(**found))
+    @classmethod
+    def of(cls, held: dict[str, Any]) -> "DetectResult":
+        precisions: dict[str, Any] = {name: Precision(**held[name]) for name in ("box", "mask")}
+        return cls(**held | precisions)
 
 
 @dataclass(frozen=True, kw_only=True)
