@@ -77,6 +77,7 @@ def test_it_predicts_and_reports(run: Path, data: Path, tmp_path: Path, capsys):
     assert result["classes"] == ["square", "disc"] and (result["train_images"], result["test_images"]) == (8, 3)
     capsys.readouterr()
     flags = ["--weights", str(run), "--out", str(tmp_path / "found.json"), "--device", "cpu", "--num_workers", "0"]
+    flags += ["--precision", "fp32"]
     assert main(["predict", *flags, "--data", str(data), "--part", "test", "--json"]) == 0
     said, found = json.loads(capsys.readouterr().out), json.loads((tmp_path / "found.json").read_text())
     assert said["images"] == 3 and said["objects"] == len(found) > 0 and said["classes"] == ["square", "disc"]

@@ -91,8 +91,8 @@ class SegmentTransform:
         low, high = self.resize_range
         scale = resize_factor(image.size, self.img_size, low + (high - low) * rng.random())
         (wanted_h, wanted_w), (w, h) = self.img_size, image.size
-        width, height = (max(1, min(side, round(want / scale))) for side, want in ((w, wanted_w), (h, wanted_h)))
-        size = max(1, min(wanted_h, round(height * scale))), max(1, min(wanted_w, round(width * scale)))
+        (height, made_h), (width, made_w) = _cut(h, wanted_h, scale), _cut(w, wanted_w, scale)
+        size = made_h, made_w
         top, left = self._place(numbers, height, width, rng)
         flip = self.hflip and bool(rng.random() < 0.5)
         pixels = cut(image, [Crop(top, left, height, width, flip)], self.reading, size)[0]
@@ -116,6 +116,12 @@ class SegmentTransform:
             if np.count_nonzero(counts) > 1 and counts.max() < self.class_share * counts.sum():
                 break
         return top, left
+
+
+def _cut(side: int, wanted: int, scale: float) -> tuple[int, int]:
+    """Pixels of a side that a crop takes, and how many they become: as many as are wanted, unless it has too few."""
+    needed = max(1, round(wanted / scale))
+    return (needed, wanted) if needed <= side else (side, max(1, min(wanted, round(side * scale))))
 
 
 def resize_factor(size: tuple[int, int], img_size: tuple[int, int], factor: float = 1.0) -> float:
