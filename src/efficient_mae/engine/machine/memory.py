@@ -22,7 +22,7 @@ GIB = 2**30
 
 # What a step really takes of a device for each byte that is counted, at least and at most: its allocator has holes,
 # and its kernels room of their own. Measured on a host (benchmarks/memory_estimate.py), supposed of a GPU.
-_TAKEN = {"cpu": (1.15, 1.45), "cuda": (1.0, 1.15)}
+_TAKEN = {"cpu": (1.05, 1.95), "cuda": (1.0, 1.15)}
 # Batches that a worker has at a time: those that wait, one that is being made, and its parts.
 _BATCHES_OF_A_WORKER = 4
 # What a worker takes for itself.
