@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor
 
 from efficient_mae.backbones import Backbone
@@ -56,6 +55,8 @@ def draw_subsets(
     Raises:
         InputError: too few labels to draw each class, too many to leave each, or a class of a single image.
     """
+    from sklearn.model_selection import StratifiedShuffleSplit  # which starts a thread
+
     classes = labels_of(data.train)
     if labels is None:
         return [np.arange(len(classes))]

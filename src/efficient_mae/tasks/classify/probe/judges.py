@@ -5,13 +5,11 @@ Letters: n labelled images, N held-out images, D values of a feature, K classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 
 from efficient_mae.tasks.classify.neighbours import Neighbours
 
@@ -85,6 +83,8 @@ def ridge(lesson: Lesson) -> Answers:
 def logistic(lesson: Lesson) -> Answers:
     """Multinomial logistic regression on standardised features; the strength with most right answers over the folds,
     the greatest of several."""
+    from sklearn.model_selection import StratifiedKFold  # which starts a thread
+
     train, test = _standardised(lesson)
     folds = StratifiedKFold(lesson.folds, shuffle=True, random_state=lesson.seed)
     right = np.zeros(len(LOGISTIC_STRENGTHS))
@@ -112,13 +112,17 @@ class _LogisticPath:
     """Fits that begin where the one before ended: from strong to weak penalties each is near the next."""
 
     def __init__(self) -> None:
+        from sklearn.linear_model import LogisticRegression
+
         self._model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-4)
 
-    def fit(self, train: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
+    def fit(self, train: np.ndarray, labels: np.ndarray, strength: float) -> Any:
         return self._model.set_params(C=1.0 / strength).fit(train, labels)
 
 
 def _standardised(lesson: Lesson) -> tuple[Float64[np.ndarray, "n D"], Float64[np.ndarray, "N D"]]:
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(lesson.train.astype(np.float64))
     train, test = (scaler.transform(part.astype(np.float64)) for part in (lesson.train, lesson.test))
     return train, test  # pyright: ignore[reportReturnType] - it may give sparse matrices of such
