@@ -21,9 +21,12 @@ _PACKAGE = "efficient-mae"
 _EXTRAS = {
     "hub": "Hugging Face data sets (--data hf:...) and transformers exports",
     "onnx": "emae export --format onnx",
+    "formats": "DICOM and HEIC images",
+    "parquet": "tables in Parquet",
+    "detect": "emae detect",
 }
 # Libraries that are imported by another name than they are installed by.
-_MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+_MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 # Largest error of a product of random matrices, as a share of its norm: some units in the last place (2 ** -24 and
 # 2 ** -9). TensorFloat-32 misses float32's by far.
 _LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
