@@ -180,7 +180,7 @@ def test_the_task_of_its_settings(task: str, tmp_path: Path):
 
 @pytest.mark.parametrize(("written", "said"), [
     ({"data": "photos"}, "its config.yaml is of no training task"),
-    ({"task": "segment"}, "its config.yaml is of the task 'segment', which is unknown here"),
+    ({"task": "caption"}, "its config.yaml is of the task 'caption', which is unknown here"),
     ({"task": "pretrain", 3: 4}, "holds no settings, each with a name"),
     ({"task": ["pretrain"]}, "task=['pretrain']: must be a name"),
     ({"task": "finetune", "version": "9.0", "epochs": 1, "blur": 3}, "written by 9.0: blur is 3, and no setting of"),
