@@ -13,7 +13,7 @@ from efficient_mae.backbones import Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model, read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
-from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder, adapt_statistics
 from efficient_mae.interop.files import find_weights, load_own
@@ -126,10 +126,8 @@ def save_classifier(file: Path, classifier: Classifier) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    partial = file.with_name(f".partial-{file.name}")
     metadata = file_metadata(classifier.encoder, classifier.statistics, classifier.head)
-    save_tensors(partial, classifier.vit.state_dict(), metadata)
-    partial.replace(file)
+    replace_tensors(file, classifier.vit.state_dict(), metadata)
 
 
 @torch_seeded(0)

@@ -19,7 +19,7 @@ from efficient_mae.engine.storage.checkpoint import (
     read_header,
 )
 from efficient_mae.engine.storage.checksums import refuse_damage
-from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
 from efficient_mae.errors import InputError
 from efficient_mae.interop.foreign_files import SUFFIXES
@@ -214,6 +214,4 @@ def save_encoder(file: Path, model: Method | Backbone, statistics: ImageStatisti
         OSError: the disk is full or not writable.
     """
     config = model.config if isinstance(model, Method) else model
-    partial = file.with_name(f".partial-{file.name}")
-    save_tensors(partial, backbone_of(model).state_dict(), file_metadata(config, statistics))
-    partial.replace(file)
+    replace_tensors(file, backbone_of(model).state_dict(), file_metadata(config, statistics))

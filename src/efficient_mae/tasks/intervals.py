@@ -26,6 +26,10 @@ class Interval:
     half_width: float
     values: list[float]
 
+    def told(self, digits: int) -> str:
+        """As a share in percent, with so many digits behind the point."""
+        return f"{self.mean:.{digits}%} ± {self.half_width:.{digits}%} (95 %, {len(self.values)} seeds)"
+
 
 def mean_and_interval(values: Sequence[float]) -> Interval:
     """Mean of independent results and its 95 % interval by Student's t distribution.

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from efficient_mae.console import say
-from efficient_mae.data import DataChoice, EvalTransform, UnreadableImage, open_held_out, spread
+from efficient_mae.data import DataChoice, EvalTransform, Source, UnreadableImage, open_held_out, spread
+from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.storage.damage_log import refuse_unreadable
 from efficient_mae.errors import InputError
 
@@ -26,6 +27,23 @@ def held_out_images(data: str, choice: DataChoice, transform: EvalTransform, mos
     if not images:
         raise InputError(f"data={data}: none of the images looked at can be read")
     return torch.stack(images), split
+
+
+def gather_left_out(
+    source: Source, damaged: list[tuple[str, str]], known: dict[str, str], processes: Processes
+) -> dict[str, str]:
+    """The reason, by name, of each image of a source that any process could not read; every process calls this.
+
+    Args:
+        damaged: what this process came across.
+        known: what was told of before; added to.
+
+    Raises:
+        InputError: there are too many, as in pre-training.
+    """
+    found = dict(sorted(pair for part in processes.gather(damaged) for pair in part))
+    LeftOut(source.name, len(source), known, quiet=not processes.is_main).add(found.items())
+    return found
 
 
 class LeftOut:

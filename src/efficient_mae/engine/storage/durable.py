@@ -29,6 +29,17 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         os.fsync(stream.fileno())
 
 
+def replace_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """:func:`save_tensors`, of which nothing is seen under the file's name before all of it is there.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    partial = file.with_name(f".partial-{file.name}")
+    save_tensors(partial, tensors, metadata)
+    partial.replace(file)
+
+
 def share(file: Path) -> None:
     """Let others read a file that safetensors wrote, for its owner's eyes only, as they may read any other file."""
     mask = os.umask(0)

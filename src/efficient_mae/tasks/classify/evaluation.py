@@ -15,7 +15,7 @@ from efficient_mae.data import EvalTransform, Source, Subset, make_eval_loader, 
 from efficient_mae.engine.machine.distributed import Processes, autocast
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.tasks.left_out import LeftOut
+from efficient_mae.tasks.left_out import gather_left_out
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,8 @@ class Evaluator:
         transform = EvalTransform(img_size, statistics.reading)
         options = {"min_size": min_size, "pin_memory": processes.device.type == "cuda"}
         self._loader = make_eval_loader(part, transform, batch_size, num_workers, **options)
-        self._name, self._statistics, self._num_classes = source.name, statistics, num_classes
-        self._precision, self._processes = precision, processes
-        self._num_samples, self._known = len(source), dict[str, str]()
+        self._source, self._statistics, self._num_classes = source, statistics, num_classes
+        self._precision, self._processes, self._known = precision, processes, dict[str, str]()
 
     @torch.no_grad()
     def __call__(self, classify: Callable[[Tensor], Tensor]) -> Evaluation:
@@ -136,9 +135,8 @@ class Evaluator:
                 with autocast(self._precision, device):
                     logits = classify(images)
                 scorer.add(logits.float(), batch.labels)
-        found = dict(sorted(pair for part in self._processes.gather(damaged) for pair in part))
-        LeftOut(self._name, self._num_samples, self._known, quiet=not self._processes.is_main).add(found.items())
+        found = gather_left_out(self._source, damaged, self._known, self._processes)
         result = replace(scorer.result(), damaged=found)
         if not result.images:
-            raise InputError(f"{self._name}: none of the held-out images can be read")
+            raise InputError(f"{self._source.name}: none of the held-out images can be read")
         return result

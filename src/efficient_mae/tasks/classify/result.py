@@ -81,8 +81,7 @@ def show_classifier(result: ClassifierResult | SeedsResult, console: Console) ->
     table = Table("held-out", "accuracy", title=f"{result.data}: {result.test_images:,} held-out images")
     for name, score in (("top1", result.top1), ("top5", result.top5)):
         if isinstance(score, Interval):
-            several = f"{score.mean:.2%} ± {score.half_width:.2%} (95 %, {len(score.values)} seeds)"
-            table.add_row(name, several)
+            table.add_row(name, score.told(2))
         elif score is not None:
             table.add_row(name, f"{score:.2%}")
     console.print(table)

@@ -26,7 +26,7 @@ from efficient_mae.tasks.detect.annotations import Objects
 from efficient_mae.tasks.detect.augment import JudgedBatch, JudgedDataset, whole
 from efficient_mae.tasks.detect.data import CocoSource
 from efficient_mae.tasks.detect.model import MOST_OBJECTS, Detector
-from efficient_mae.tasks.left_out import LeftOut
+from efficient_mae.tasks.left_out import gather_left_out
 
 # Share of a mask's certainty from which a pixel is the object's.
 _INSIDE = 0.5
@@ -236,9 +236,7 @@ class Evaluator:
                 if self._processes.is_main and len(drawn) < _DRAWN:
                     picture = whole(self._source.open(number), self._statistics.reading)
                     drawn.append(Drawn(self._source.sample_name(number), picture, found, there))
-        lost = dict(sorted(pair for part in self._processes.gather(damaged) for pair in part))
-        quiet = not self._processes.is_main
-        LeftOut(self._source.name, len(self._source), self._known, quiet).add(lost.items())
+        lost = gather_left_out(self._source, damaged, self._known, self._processes)
         images, box, mask = scorer.result(self._processes)
         if not images:
             raise InputError(f"{self._source.name}: none of the held-out images can be read")

@@ -25,7 +25,7 @@ from efficient_mae.backbones import Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
 from efficient_mae.engine.storage.checksums import refuse_damage
-from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
@@ -285,9 +285,7 @@ def save_detector(
     Raises:
         OSError: the disk is full or not writable.
     """
-    partial = file.with_name(f".partial-{file.name}")
-    save_tensors(partial, model.state_dict(), file_metadata(encoder, statistics, heads))
-    partial.replace(file)
+    replace_tensors(file, model.state_dict(), file_metadata(encoder, statistics, heads))
 
 
 @torch_seeded(0)

@@ -124,5 +124,5 @@ def show_detect(result: DetectResult | DetectSeedsResult, console: Console) -> N
 
 def _shown(value: float | Interval | None) -> str:
     if isinstance(value, Interval):
-        return f"{value.mean:.1%} ± {value.half_width:.1%} (95 %, {len(value.values)} seeds)"
+        return value.told(1)
     return "-" if value is None else f"{value:.1%}"

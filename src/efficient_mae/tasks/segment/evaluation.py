@@ -13,7 +13,7 @@ from efficient_mae.data import Reading
 from efficient_mae.data.batches.loader import load_in_order
 from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.errors import InputError
-from efficient_mae.tasks.left_out import LeftOut
+from efficient_mae.tasks.left_out import gather_left_out
 from efficient_mae.tasks.segment.batches import WholeDataset
 from efficient_mae.tasks.segment.data import NOTHING, SegmentData
 from efficient_mae.tasks.segment.sliding import Sliding
@@ -151,13 +151,11 @@ class Evaluator:
                 if index in self._drawn:
                     name = self._source.sample_name(index)
                     drawn.append((index, _reduced(name, whole.pixels[0], whole.numbers, found.numpy())))
-        gathered = self._processes.gather((counts.confmat.numpy(), images, damaged, drawn))
-        found = dict(sorted(pair for _, _, part, _ in gathered for pair in part))
-        name, quiet = self._source.name, not self._processes.is_main
-        LeftOut(name, len(self._source), self._known, quiet=quiet).add(found.items())
-        total = sum(images for _, images, _, _ in gathered)
+        found = gather_left_out(self._source, damaged, self._known, self._processes)
+        gathered = self._processes.gather((counts.confmat.numpy(), images, drawn))
+        total = sum(images for _, images, _ in gathered)
         if not total:
-            raise InputError(f"{name}: none of the held-out images can be read")
+            raise InputError(f"{self._source.name}: none of the held-out images can be read")
         pictures = sorted((pair for *_, part in gathered for pair in part), key=lambda pair: pair[0])
         result = score(np.sum([confusion for confusion, *_ in gathered], axis=0), total)
         return replace(result, damaged=found, drawn=[one for _, one in pictures])

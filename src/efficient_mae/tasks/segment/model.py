@@ -13,7 +13,7 @@ from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
 from efficient_mae.engine.storage.checksums import refuse_damage
-from efficient_mae.engine.storage.durable import save_tensors
+from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
@@ -159,10 +159,8 @@ def save_segmenter(file: Path, segmenter: Segmenter) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    partial = file.with_name(f".partial-{file.name}")
     metadata = file_metadata(segmenter.encoder, segmenter.statistics, segmenter.heads)
-    save_tensors(partial, segmenter.model.state_dict(), metadata)
-    partial.replace(file)
+    replace_tensors(file, segmenter.model.state_dict(), metadata)
 
 
 @torch_seeded(0)

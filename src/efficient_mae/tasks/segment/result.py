@@ -88,11 +88,7 @@ def show_segment(result: SegmentResult | SegmentSeedsResult, console: Console) -
     table = Table("held-out", "share", title=f"{result.data}: {result.test_images:,} held-out images")
     for name, heading in FIGURES.items():
         share = getattr(result, name)
-        if isinstance(share, Interval):
-            several = f"{share.mean:.2%} ± {share.half_width:.2%} (95 %, {len(share.values)} seeds)"
-            table.add_row(heading, several)
-        else:
-            table.add_row(heading, f"{share:.2%}")
+        table.add_row(heading, share.told(2) if isinstance(share, Interval) else f"{share:.2%}")
     console.print(table)
     run = Path(result.run)
     console.print(f"per class and more: {run / RESULTS}", markup=False)
