@@ -247,6 +247,16 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
         """Of a micro-batch."""
         return max(1, self.batch_size // (self.config.accum_iter * self.processes.world_size))
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a result says of the run that it is of, and of its data."""
+        given = {name: getattr(self.config, name) for name in ("data", "weights", "epochs", "seed")}
+        return given | {
+            "train_images": len(self.source),
+            "classes": list(self.data.classes),
+            "run": str(self.out),
+        }
+
     def title(self) -> str:
         start = "scratch" if self.config.weights is None else self.config.weights
         return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"

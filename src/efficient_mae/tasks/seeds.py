@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from efficient_mae.command import Result
 from efficient_mae.engine.machine.distributed import Processes, join_processes
@@ -65,6 +65,12 @@ def run_seeds(
         if processes.is_main:
             write_result(summary)
         return summary
+
+
+def common(results: Sequence[Any]) -> dict[str, Any]:
+    """What a summary has of the runs that it is of, and of their data: what is the same of all, and their seeds."""
+    same = ("data", "weights", "epochs", "train_images", "test_images", "damaged", "classes")
+    return {name: getattr(results[0], name) for name in same} | {"seeds": [one.seed for one in results]}
 
 
 def _refuse_other_contents(out: Path) -> None:

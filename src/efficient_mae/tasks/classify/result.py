@@ -8,7 +8,7 @@ from rich.table import Table
 
 from efficient_mae.command import Result
 from efficient_mae.tasks.intervals import Interval, mean_and_interval
-from efficient_mae.tasks.seeds import RESULTS
+from efficient_mae.tasks.seeds import RESULTS, common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +59,9 @@ class SeedsResult(Result):
 
 def summarise(out: Path, results: list[ClassifierResult]) -> SeedsResult:
     """Means and intervals over the seeds' results."""
-    first = results[0]
     top5 = [one.top5 for one in results if one.top5 is not None]
     return SeedsResult(
-        data=first.data,
-        weights=first.weights,
-        epochs=first.epochs,
-        train_images=first.train_images,
-        test_images=first.test_images,
-        damaged=first.damaged,
-        classes=first.classes,
-        seeds=[one.seed for one in results],
+        **common(results),
         top1=mean_and_interval([one.top1 for one in results]),
         top5=mean_and_interval(top5) if top5 else None,
         run=str(out),

@@ -133,19 +133,13 @@ class ClassifierRun(DownstreamRun[Config, LabelledData, Evaluation]):
     def write_results(self, evaluation: Evaluation) -> None:
         classes = self.data.classes
         result = ClassifierResult(
-            data=self.config.data,
-            weights=self.config.weights,
-            epochs=self.config.epochs,
-            seed=self.config.seed,
-            train_images=len(self.source),
+            **self.told,
             test_images=evaluation.images,
             damaged=evaluation.damaged,
             top1=evaluation.top1,
             top5=evaluation.top5,
-            classes=list(classes),
             per_class=evaluation.per_class,
             confusion=evaluation.confusion,
-            run=str(self.out),
         )
         title = f"{evaluation.images:,} held-out images, {evaluation.top1:.2%} right"
         draw_confusion(evaluation.confusion, classes, title, self.out / "confusion.png")

@@ -10,7 +10,7 @@ from rich.table import Table
 from efficient_mae.command import Result
 from efficient_mae.tasks.detect.evaluation import Precision
 from efficient_mae.tasks.intervals import Interval, mean_and_interval
-from efficient_mae.tasks.seeds import RESULTS
+from efficient_mae.tasks.seeds import RESULTS, common
 
 # A picture of what a detector finds in some held-out images.
 PICTURE = "figures/predictions.png"
@@ -84,26 +84,13 @@ _SUMMARISED = ("ap", "ap50", "ap75")
 
 def summarise(out: Path, results: list[DetectResult]) -> DetectSeedsResult:
     """Means and intervals over the seeds' results."""
-    first = results[0]
     intervals = {}
     for kind in ("box", "mask"):
         for name in _SUMMARISED:
             values = [getattr(getattr(one, kind), name) for one in results]
             if None not in values:
                 intervals[f"{kind}_{name}"] = mean_and_interval(values)
-    return DetectSeedsResult(
-        data=first.data,
-        weights=first.weights,
-        epochs=first.epochs,
-        train_images=first.train_images,
-        test_images=first.test_images,
-        damaged=first.damaged,
-        left_out=first.left_out,
-        classes=first.classes,
-        seeds=[one.seed for one in results],
-        run=str(out),
-        **intervals,
-    )
+    return DetectSeedsResult(left_out=results[0].left_out, run=str(out), **common(results), **intervals)
 
 
 def show_detect(result: DetectResult | DetectSeedsResult, console: Console) -> None:

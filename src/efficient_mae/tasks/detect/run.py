@@ -149,20 +149,13 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
         return self._evaluator(cast(Detector, model))
 
     def write_results(self, evaluation: Evaluation) -> None:
-        config = self.config
         result = DetectResult(
-            data=config.data,
-            weights=config.weights,
-            epochs=config.epochs,
-            seed=config.seed,
-            train_images=len(self.source),
+            **self.told,
             test_images=evaluation.images,
             damaged=evaluation.damaged,
             left_out=list(self.data.notes),
-            classes=list(self.data.classes),
             box=evaluation.box,
             mask=evaluation.mask,
-            run=str(self.out),
         )
         title = f"{len(evaluation.drawn)} of {evaluation.images:,} held-out images"
         draw_found(evaluation.drawn, self.data.classes, title, self.out / PICTURE)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from efficient_mae.command import Result
 from efficient_mae.tasks.intervals import Interval, mean_and_interval
-from efficient_mae.tasks.seeds import RESULTS
+from efficient_mae.tasks.seeds import RESULTS, common
 
 # Figures, as they are called in files and shown.
 FIGURES = {"miou": "mean IoU", "macc": "mean accuracy", "pixel_accuracy": "pixel accuracy"}
@@ -66,16 +66,8 @@ class SegmentSeedsResult(Result):
 
 def summarise(out: Path, results: list[SegmentResult]) -> SegmentSeedsResult:
     """Means and intervals over the seeds' results."""
-    first = results[0]
     return SegmentSeedsResult(
-        data=first.data,
-        weights=first.weights,
-        epochs=first.epochs,
-        train_images=first.train_images,
-        test_images=first.test_images,
-        damaged=first.damaged,
-        classes=first.classes,
-        seeds=[one.seed for one in results],
+        **common(results),
         miou=mean_and_interval([one.miou for one in results]),
         macc=mean_and_interval([one.macc for one in results]),
         pixel_accuracy=mean_and_interval([one.pixel_accuracy for one in results]),

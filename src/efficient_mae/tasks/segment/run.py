@@ -227,14 +227,8 @@ class SegmentRun(DownstreamRun[SegmentConfig, SegmentData, Evaluation]):
         classes = self.data.classes
         figures = {one.name for one in dataclasses.fields(Evaluation)} - {"images", "drawn"}
         result = SegmentResult(
-            data=self.config.data,
-            weights=self.config.weights,
-            epochs=self.config.epochs,
-            seed=self.config.seed,
-            train_images=len(self.source),
+            **self.told,
             test_images=evaluation.images,
-            classes=list(classes),
-            run=str(self.out),
             **{name: getattr(evaluation, name) for name in figures},
         )
         title = f"pixels of {evaluation.images:,} held-out images, mean IoU {evaluation.miou:.2%}"
