@@ -28,6 +28,7 @@ from efficient_mae.interop.headers import (
     PROBED,
     Header,
     ImageStatistics,
+    TaskHeads,
     file_metadata,
     foreign,
     read_own_header,
@@ -83,6 +84,24 @@ def find_weights(path: str | Path) -> Path:
     others = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", *SUFFIXES))
     mend = f"give the file itself, {others[0]}" if others else "give a run directory, a checkpoint or an export"
     raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}; {mend}")
+
+
+def find_heads(path: str | Path, task: str) -> tuple[Path, Header, TaskHeads]:
+    """The file of what another task than classification trained, which is whole, its header, and its heads.
+
+    Args:
+        path: a run directory of that task, or what it wrote there.
+        task: its name.
+
+    Raises:
+        InputError: nothing there, something that holds no such model, or a damaged file.
+    """
+    file = find_weights(path)
+    header = read_own_header(file)
+    if header.heads is None or header.heads.task != task:
+        raise InputError(f"{path}: holds no model of emae {task}; give a run of it")
+    refuse_damage(file.parent, file.name)
+    return file, header, header.heads
 
 
 def find_run_settings(path: str | Path) -> dict[str, Any]:

@@ -257,6 +257,20 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
             "run": str(self.out),
         }
 
+    @property
+    def judging(self) -> dict[str, Any]:
+        """How held-out images are read and shared out, as evaluators take it."""
+        return {
+            "img_size": self.img_size,
+            "statistics": self.statistics,
+            "num_classes": len(self.data.classes),
+            "min_size": self.patch_size,
+            "batch_size": self.images_at_a_time,
+            "num_workers": self.num_workers,
+            "precision": self.config.precision,
+            "processes": self.processes,
+        }
+
     def title(self) -> str:
         start = "scratch" if self.config.weights is None else self.config.weights
         return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"

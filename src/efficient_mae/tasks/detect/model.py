@@ -24,13 +24,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from efficient_mae.backbones import Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
-from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
-from efficient_mae.interop.files import find_weights, load_own
-from efficient_mae.interop.headers import TaskHeads, foreign, read_own_header
+from efficient_mae.interop.files import find_heads, load_own
+from efficient_mae.interop.headers import TaskHeads, foreign
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import NonNegativeInt, PositiveInt, Settings, with_tuples
 from efficient_mae.tasks.detect.backbone import ChannelNorm, SimplePyramid, WindowedViT
@@ -298,18 +297,14 @@ def load_detector(path: str | Path) -> TrainedDetector:
     Raises:
         InputError: nothing there, something that holds no detector, or a damaged file.
     """
-    file = find_weights(path)
-    header = read_own_header(file)
-    if header.heads is None or header.heads.task != DETECT:
-        raise InputError(f"{path}: holds no model of emae detect; give a run of it")
-    refuse_damage(file.parent, file.name)
+    file, header, heads = find_heads(path, DETECT)
     encoder = backbone_of(load_own(file))
     try:
-        config = DetectorConfig(**with_tuples(header.heads.arguments))
+        config = DetectorConfig(**with_tuples(heads.arguments))
     except TypeError:
         raise foreign(file) from None
-    if len(config.category_ids) != len(header.heads.classes):
+    if len(config.category_ids) != len(heads.classes):
         raise foreign(file)
-    model = Detector(encoder, len(header.heads.classes), config)
+    model = Detector(encoder, len(heads.classes), config)
     load_model(file, model)
-    return TrainedDetector(model.eval(), hollow(encoder), header.heads, config, header.statistics)
+    return TrainedDetector(model.eval(), hollow(encoder), heads, config, header.statistics)

@@ -133,17 +133,7 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(
-            self.data.test,
-            img_size=self.img_size,
-            statistics=self.statistics,
-            num_classes=len(self.data.classes),
-            min_size=self.patch_size,
-            batch_size=self.images_at_a_time,
-            num_workers=self.num_workers,
-            precision=self.config.precision,
-            processes=self.processes,
-        )
+        return Evaluator(self.data.test, **self.judging)
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         return self._evaluator(cast(Detector, model))

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from efficient_mae.backbones import BACKBONES, Backbone
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import load_model
-from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
-from efficient_mae.interop.files import find_weights
-from efficient_mae.interop.headers import TaskHeads, foreign, read_own_header
+from efficient_mae.interop.files import find_heads
+from efficient_mae.interop.headers import TaskHeads, foreign
 from efficient_mae.ranges import (
     NonNegativeInt,
     Positive,
@@ -173,16 +172,12 @@ def load_segmenter(path: str | Path) -> Segmenter:
     Raises:
         InputError: nothing there, something that holds no UPerNet, or a damaged file.
     """
-    file = find_weights(path)
-    header = read_own_header(file)
-    if header.heads is None or header.heads.task != SEGMENT:
-        raise InputError(f"{path}: holds no model of emae segment; give a run of it")
-    refuse_damage(file.parent, file.name)
+    file, header, heads = find_heads(path, SEGMENT)
     try:
-        config = UPerNetConfig(**with_tuples(header.heads.arguments))
+        config = UPerNetConfig(**with_tuples(heads.arguments))
         encoder = BACKBONES[header.backbone](**with_tuples(header.model))
     except (KeyError, TypeError):
         raise foreign(file) from None
-    model = UPerNet(encoder, len(header.heads.classes), config)
+    model = UPerNet(encoder, len(heads.classes), config)
     load_model(file, model)
-    return Segmenter(model.eval(), hollow(encoder), header.heads, header.statistics)
+    return Segmenter(model.eval(), hollow(encoder), heads, header.statistics)
