@@ -93,3 +93,11 @@ def test_training_images_of_knn_are_counted_too(tmp_path: Path):
     spoil(data, "train/blob/000.png")
     with pytest.raises(ValueError, match="2 of 120 images cannot be read, more than 1%"):
         by_knn(data, tmp_path)
+
+
+def test_pictures_are_of_training_images_where_no_held_out_one_can_be_read(tmp_path: Path):
+    data = write_labelled(tmp_path / "data", train=40, test=4)
+    for file in (data / "val").rglob("*.*"):
+        file.write_bytes(b"x")
+    pretrain(PretrainConfig(data=str(data), out=str(tmp_path / "run"), **TINY | {"num_workers": 0, "epochs": 1}))
+    assert [file.name for file in (tmp_path / "run" / "figures").iterdir()] == ["panel-epoch-0001.png"]

@@ -20,13 +20,19 @@ def held_out_images(data: str, choice: DataChoice, transform: EvalTransform, mos
         InputError: the source cannot be opened, or none of the images can be read.
     """
     source, split = open_held_out(data, choice)
+    images = readable_images(source, transform, most)
+    if not images:
+        raise InputError(f"data={data}: none of the images looked at can be read")
+    return torch.stack(images), split
+
+
+def readable_images(source: Source, transform: EvalTransform, most: int) -> list[Tensor]:
+    """Of so many images, evenly spread over a source, those that can be read; each (C, h, w)."""
     sample, images = spread(source, most), []
     for index in range(len(sample)):
         with suppress(UnreadableImage):
             images.append(transform(sample.open(index)))
-    if not images:
-        raise InputError(f"data={data}: none of the images looked at can be read")
-    return torch.stack(images), split
+    return images
 
 
 def gather_left_out(

@@ -19,7 +19,6 @@ from efficient_mae.data import (
     Source,
     TrainBatch,
     TrainDataset,
-    UnreadableImage,
     common_size,
     normalize,
     open_source,
@@ -38,6 +37,7 @@ from efficient_mae.masking import MaskSettings
 from efficient_mae.masking.targets import BETA_PATCH_SIZE
 from efficient_mae.methods import Method, MethodConfig, Output, Plan
 from efficient_mae.tasks.classify.knn_monitor import KnnMonitor
+from efficient_mae.tasks.left_out import readable_images
 from efficient_mae.tasks.panels import draw_panel
 from efficient_mae.tasks.pretrain_config import OPERATIONAL, PretrainConfig
 from efficient_mae.tasks.pretrain_start import begin_with, build_start
@@ -243,6 +243,9 @@ class PretrainRun(Run):
     def _draw_panel(self, model: Method, epochs_done: int) -> None:
         config = self.config
         images = self._panel_images.to(self.processes.device)
+        if not len(images):
+            say(f"epoch {epochs_done}: no picture, for none of the images looked at can be read")
+            return
         plan = model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
         draw_panel(
             model,
@@ -276,14 +279,9 @@ class PretrainRun(Run):
 
     @cached_property
     def _panel_images(self) -> Tensor:
-        """A few readable images, held-out ones if the source has them; (B, C, h, w)."""
-        try:
-            source = open_source(self.config.data, "test", self.config)
-        except InputError:
-            source = self.source  # open already, and perhaps of millions
-        transform = EvalTransform(self.img_size, self.reading)
-        images = []
-        for index in range(0, len(source), max(1, len(source) // PANEL_IMAGES)):
-            with suppress(UnreadableImage):
-                images.append(transform(source.open(index)))
-        return torch.stack(images[:PANEL_IMAGES])
+        """A few readable images, held-out ones if the source has them; (B, C, h, w), B perhaps 0."""
+        transform, images = EvalTransform(self.img_size, self.reading), list[Tensor]()
+        with suppress(InputError):  # there are none
+            images = readable_images(open_source(self.config.data, "test", self.config), transform, PANEL_IMAGES)
+        images = images or readable_images(self.source, transform, PANEL_IMAGES)
+        return torch.stack(images) if images else torch.empty(0, *transform.shape)
