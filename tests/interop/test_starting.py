@@ -69,6 +69,14 @@ def test_another_depth_and_another_decoder():
     assert start.new.keys() == start.left_out.keys() == {name for name in numbers(model) if "decoder_blocks" in name}
 
 
+def test_a_swin_of_another_size_is_proposed_by_its_name():
+    base = emae.create_model("simmim_swin_base_window4", img_size=64, depth=(1, 1))
+    for depth, said in (((1, 1), "tiny_window4 --depth 1,1"), ((2, 2, 6, 2), "tiny_window4")):
+        tiny = emae.create_model("simmim_swin_tiny_window4", img_size=64, depth=depth)
+        with pytest.raises(ValueError, match=f"less than half: .*; give --model simmim_swin_{said}$"):
+            start_from(base, Trained(tiny.backbone, STATISTICS), "w")
+
+
 def test_what_does_not_fit_is_refused_by_name():
     encoder = emae.create_model("mae_vit_small_patch8", img_size=32, depth=2)
     with pytest.raises(ValueError, match=r"weights=w: 0 of .* less than half: cls_token is \(1, 1, 384\) there and "

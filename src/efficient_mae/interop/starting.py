@@ -10,6 +10,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Size, Tensor
 
 from efficient_mae.backbones import SIZES, Backbone
+from efficient_mae.backbones.sizes import SWIN_SIZES
 from efficient_mae.errors import InputError
 from efficient_mae.interop.adapt import adapt_encoder
 from efficient_mae.interop.files import Trained
@@ -130,12 +131,15 @@ def _shown(shapes: Mapping[str, Size], name: str) -> str:
 
 
 def _proposal(encoder: Backbone, method: str) -> str:
-    width, depth = encoder.dims[-1], encoder.arguments["depth"]
-    size = next((name for name, size in SIZES.items() if size.embed_dim == width), None)
-    if isinstance(depth, tuple) or size is None:
+    width, depth, window = encoder.dims[0], encoder.arguments["depth"], encoder.arguments.get("window_size")
+    sizes = SIZES if window is None else SWIN_SIZES
+    near = [name for name, size in sizes.items() if size.embed_dim == width]
+    if not near:
         return f"no size of this family is {width} wide"
-    deep = "" if depth == SIZES[size].depth else f" --depth {depth}"
-    return f"give --model {method}_vit_{size}_patch{encoder.patch_size}{deep}"
+    size = next((name for name in near if sizes[name].depth == depth), near[0])
+    deep = "" if depth == sizes[size].depth else f" --depth {','.join(map(str, depth)) if window else depth}"
+    form = f"vit_{size}_patch{encoder.patch_size}" if window is None else f"{encoder.family}_{size}_window{window}"
+    return f"give --model {method}_{form}{deep}"
 
 
 def _adapt_decoder(theirs: dict[str, Tensor], model: Method, trained: Method) -> None:
