@@ -178,6 +178,22 @@ def test_report_reads_files_of_earlier_versions(trained: Path, tmp_path: Path, c
     assert run(capsys, "report", "--config", str(tmp_path / "old.yaml"))[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("mae_vit_tiny_patch8", []),
+        ("cae_vit_tiny_patch8", []),
+        ("beit_vit_tiny_patch8", []),
+        ("maskfeat_vit_tiny_patch8", []),
+        ("simmim_vit_tiny_patch8", ["--mask_unit", "8"]),
+        ("simmim_swin_tiny_window4", ["--mask_unit", "8", "--depth", "1,1"]),
+    ],
+)
+def test_info_is_shown_of_every_method(model: str, settings: list[str], capsys: pytest.CaptureFixture[str]):
+    status, out, _ = run(capsys, "info", "--model", model, "--img_size", "32", *settings, "--device", "cpu")
+    assert status == 0 and "GMACs an image" in out and "M parameters" in out
+
+
 def test_info_as_json(capsys: pytest.CaptureFixture[str]):
     status, out, _ = run(capsys, "info", "--model", "mae_vit_base_patch16", "--json")
     result = json.loads(out)

@@ -113,7 +113,7 @@ def show_info(result: InfoResult, console: Console) -> None:
     }
     if "decoder_parameters" in cost:
         decoder = f"{cost['decoder_parameters'] / 1e6:.1f} M parameters"
-        if "decoder_depth" in model:
+        if "decoder_embed_dim" in model:
             decoder = (
                 f"{model['decoder_depth']} blocks, {model['decoder_embed_dim']} wide, "
                 f"{model['decoder_num_heads']} heads, {decoder}"
