@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 
 import efficient_mae as emae
@@ -59,6 +60,16 @@ def test_with_a_vit_it_is_the_published_one(dtype: torch.dtype, tolerance: float
     out.loss.backward()
     grad, expected = model.mask_token.grad.double(), golden["grad.encoder.mask_token"]
     assert (grad - expected).abs().max() < max(tolerance, 1e-9) * expected.abs().max()
+
+
+def test_what_a_vit_begins_with():
+    """The authors' layer scale of 0.1, no relative positions yet, and drop path that grows from 0."""
+    model = emae.create_model("simmim_vit_tiny_patch8", img_size=32, depth=3, mask_unit=8, drop_path=0.2)
+    scales = [scale for block in model.backbone.blocks for scale in (block.gamma_1, block.gamma_2)]
+    assert len(scales) == 6 and all((scale == 0.1).all() for scale in scales)
+    assert not model.backbone.rel_pos_bias.relative_position_bias_table.any()
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2])
 
 
 def test_loss_by_hand(golden: SimMIM):

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from timm.layers.drop import DropPath
+from torch import Tensor
 
 import efficient_mae as emae
 from efficient_mae.cli import main
@@ -146,15 +149,41 @@ def test_cut_into_micro_batches_or_processes_it_is_the_same_run(
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=f"{other.out}: {name}")
 
 
-def test_it_paints_what_the_tokenizer_draws(run: Path, data: Path, tmp_path: Path, tokenizer: Path):
-    model = emae.load(run)
-    images = torch.randn(3, 1, 16, 16)
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """By Pillow, in float32."""
+    pictures = (Image.fromarray(one.numpy()).resize((side, side), Image.Resampling.BICUBIC) for one in pixels[:, 0])
+    return torch.stack([torch.from_numpy(np.asarray(picture)) for picture in pictures])[:, None].clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", MODELS.values())
+def test_it_learns_and_draws_the_words_of_the_pixels_themselves(name: str, tokenizer: Path):
+    """Not of normalised ones; a patch of 4 x 4 pixels is seen as the tokenizer's 2 x 2."""
+    model, words = emae.create_model(name, tokenizer=str(tokenizer), **SIZE).eval(), load_tokenizer(tokenizer)
+    mean, std = model.config.mean[0], model.config.std[0]
+    pixels = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = (pixels - mean) / std
     with torch.no_grad():
         out = model(images, model.plan(3, generator=torch.Generator().manual_seed(0)))
-    painted = model.paint(images, out)
-    hidden = out.mask.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
-    assert torch.equal(painted[~hidden], images[~hidden])
-    assert not torch.equal(painted[hidden], images[hidden])
+    ids, patches = words.encode(resized(pixels, 8)), out.mask[:, None]
+    assert len(ids.unique()) > 3 and torch.equal(out.target, ids[out.mask])
+    ids[out.mask] = out.logits.argmax(dim=1)
+    hidden = patches.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    drawn = (resized(words.decode(ids), 16) - mean) / std
+    torch.testing.assert_close(model.paint(images, out), torch.where(hidden, drawn, images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "behind"), [("beit", ()), ("cae", ("regressor_blocks", "decoder_blocks"))])
+def test_later_blocks_are_skipped_more_often(method: str, behind: tuple[str, ...]):
+    model = emae.create_model(MODELS[method], img_size=16, depth=3, drop_path=0.2)
+    found: dict[str, set[float]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DropPath) and module.drop_prob:
+            found.setdefault(name.partition(".")[0], set()).add(round(module.drop_prob, 3))
+    four_blocks = {0.067, 0.133, 0.2}
+    assert found == {"backbone": {0.1, 0.2}} | dict.fromkeys(behind, four_blocks)
+
+
+def test_it_is_drawn_and_reported(run: Path, data: Path, tmp_path: Path):
     picture = next((data / "val" / "blob").iterdir())
     assert main(["reconstruct", *flags(weights=run, image=picture, out=tmp_path / "a.png")]) == 0
     assert (tmp_path / "a.png").stat().st_size > 10_000
