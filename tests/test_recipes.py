@@ -13,6 +13,7 @@ from efficient_mae.recipes import recipes
 
 COMMAND = {
     "pretrain": "pretrain", "mae_pretrain": "pretrain", "cross_pretrain": "pretrain", "demo": "pretrain",
+    "demo_photographs": "pretrain",
     "maskfeat_pretrain": "pretrain",
     "finetune": "finetune", "maskfeat_finetune": "finetune",
     "simmim_pretrain_swin": "pretrain", "simmim_pretrain_swinv2": "pretrain", "simmim_pretrain_vit": "pretrain",
@@ -20,6 +21,7 @@ COMMAND = {
     "beit_pretrain": "pretrain", "beit_finetune": "finetune",
     "cae_pretrain": "pretrain", "cae_finetune": "finetune",
 }  # fmt: skip
+DEMO = ("demo", "demo_photographs")
 PRETRAINING = [
     f"{prefix}pretrain_{size}_{epochs}"
     for prefix in ("", "mae_")
@@ -32,17 +34,17 @@ TUNING = [f"{task}_{size}" for task in ("finetune", "linear_probe") for size in 
 def settings(name: str) -> dict:
     kind = re.sub(r"_(base|large|huge).*", "", name)
     command = COMMAND.get(kind, kind.replace("_", "-"))
-    given = ["--out", "o"] if name == "demo" else ["--data", "d", "--out", "o"]
+    given = ["--out", "o"] if name in DEMO else ["--data", "d", "--out", "o"]
     arguments = [command, "--config", str(recipes()[name]), *given]
     parsed = build_parser(arguments).parse_args(arguments)
     return vars(parsed[command])
 
 
 def test_all_are_known_here():
-    assert {*recipes()} >= {*PRETRAINING, *TUNING, "demo"}
+    assert {*recipes()} >= {*PRETRAINING, *TUNING, *DEMO}
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, *TUNING, "demo"])
+@pytest.mark.parametrize("name", [*PRETRAINING, *TUNING, *DEMO])
 def test_it_parses_and_is_commented(name: str):
     assert settings(name)["epochs"] >= 20
     assert recipes()[name].read_text().startswith("# ")
