@@ -30,6 +30,7 @@ METHODS = {
     "one decoder block": {"decoder_depth": 1},
     "cross": {"decoder": "cross"},
     "farthest": {"targets": "farthest", "prediction_ratio": 0.5, "beta": None},
+    "shuffled": {"shuffle": "difficulties"},
     "odd heads": {"decoder_embed_dim": 60, "decoder_num_heads": 5},
 }
 

@@ -137,6 +137,16 @@ def test_a_share_is_of_the_hidden_patches_to_the_nearest():
             {"targets": "random", "beta": None, "prediction_ratio": 1.5},
             "prediction_ratio=1.5: must be greater than 0",
         ),
+        ({"shuffle": "all"}, "shuffle='all': must be null or one of targets, difficulties"),
+        ({"shuffle": "targets", "beta": None}, "shuffle=targets: as many as beta leaves, and beta is null"),
+        (
+            {"shuffle": "difficulties", "targets": "random", "beta": None, "prediction_ratio": 0.5},
+            "shuffle=difficulties: targets=random are chosen by chance already; give targets p2dist",
+        ),
+        (
+            {"shuffle": "targets", "schedule": "curriculum"},
+            "schedule=curriculum: begins with the easiest patches; shuffle=targets leaves it to chance",
+        ),
         ({"decoder": "crossed"}, "decoder='crossed': must be one of self, cross"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A decoder of cross-attention, and targets that are a share of the hidden patches, through pre-training."""
+"""A decoder of cross-attention, and what is chosen or shuffled by chance, through pre-training."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,7 @@ from .labelled import stop_after_checkpoints
 SETTINGS = {
     "cross": {"decoder": "cross", "beta": 20.0},
     "cross, farthest": {"decoder": "cross", "targets": "farthest", "prediction_ratio": 0.5, "beta": None},
+    "shuffled": {"shuffle": "difficulties", "beta": 20.0},
     "random": {"targets": "random", "prediction_ratio": 0.3, "beta": None},
 }
 

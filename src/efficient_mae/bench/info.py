@@ -103,7 +103,7 @@ def show_info(result: InfoResult, console: Console) -> None:
     height, width = model["img_size"]
     patches = (height // model["patch_size"]) * (width // model["patch_size"])
     objective = {name: model[name] for name in ("mask_ratio", "beta", "gamma") if name in model}
-    for name, usual in (("targets", "p2dist"), ("prediction_ratio", None), ("decoder", "self")):
+    for name, usual in (("targets", "p2dist"), ("prediction_ratio", None), ("shuffle", None), ("decoder", "self")):
         objective |= {name: model[name]} if model.get(name, usual) != usual else {}
     rows = {} if result.weights is None else _rows_of(result.weights)
     rows |= {

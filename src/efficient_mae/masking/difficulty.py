@@ -47,6 +47,24 @@ METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+def shuffle_difficulty(
+    difficulty: Float[Tensor, "B H W"], mask: Bool[Tensor, "B H W"], noise: Float[Tensor, "B N"]
+) -> Float[Tensor, "B H W"]:
+    """The same difficulties, each at another hidden patch of its image: in row-major order to ascending noise.
+
+    Where a mask hides the patches of the largest noise, the order of theirs is a random one, whatever is hidden.
+
+    Args:
+        difficulty: 0 where visible.
+        mask: True = masked.
+        noise: one number a patch, in row-major order; equal ones by index.
+    """
+    hidden = mask.flatten(1)
+    places = torch.where(hidden, noise, torch.inf).argsort(dim=1, stable=True)
+    values = difficulty.flatten(1).gather(1, (~hidden).int().argsort(dim=1, stable=True))
+    return torch.zeros_like(values).scatter_(1, places, values).view_as(difficulty)
+
+
 def difficulty(
     mask: Bool[Tensor, "B H W"], patch_size: int = 16, metric: str = "p2dist", k: int = 8
 ) -> Float[Tensor, "B H W"]:

@@ -24,6 +24,9 @@ class MaskSettings(Settings):
     farthest, by furthest-point sampling"""
     prediction_ratio: Share | None = None
     """share of the hidden patches to reconstruct, with targets random or farthest and beta null"""
+    shuffle: str | None = None
+    """controls, with targets p2dist: targets, as many of an image's hidden patches as beta leaves, but at random;
+    difficulties, shuffled among an image's hidden patches before beta and gamma see them (null: neither)"""
     k: PositiveInt = 8
     """points that P2Dist looks at"""
     difficulty: str = "p2dist"
@@ -33,13 +36,19 @@ class MaskSettings(Settings):
 
     def with_every_target(self: _Settings) -> _Settings:
         """The same, but that every hidden patch is reconstructed."""
-        return replace(self, beta=None, targets="p2dist", prediction_ratio=None)
+        return replace(self, beta=None, targets="p2dist", prediction_ratio=None, shuffle=None)
 
     def targets_in_words(self) -> str:
         """What is reconstructed, for captions: `beta 26`, or `targets random 0.5`."""
         if self.prediction_ratio is not None:
             return f"targets {self.targets} {self.prediction_ratio:g}"
-        return "beta none" if self.beta is None else f"beta {self.beta:g}"
+        beta = "beta none" if self.beta is None else f"beta {self.beta:g}"
+        return beta if self.shuffle is None else f"{beta}, {self.shuffle} shuffled"
+
+    @property
+    def by_chance(self) -> bool:
+        """What is reconstructed, or what it weighs, is chosen by chance, so that a mask alone doesn't say it."""
+        return self.prediction_ratio is not None or self.shuffle is not None
 
     def beta_in_pixels(self, patch_size: int) -> float | None:
         """The largest P2Dist that is reconstructed at a patch size; None for no limit."""

@@ -10,17 +10,33 @@ from efficient_mae.ranges import NonNegative, Positive, PositiveInt, check_range
 # The patch size for which the paper states beta (Sec. 5.1); Table 3's ViT-H/14 cost shows that it scales.
 BETA_PATCH_SIZE = 16
 
+# Controls: what of decoder masking and of the loss is left to chance.
+SHUFFLES = ("targets", "difficulties")
+
 # What is reconstructed: what beta leaves, as in the paper; or a share of the hidden patches, chosen at random or by
 # furthest-point sampling.
 TARGETS = ("p2dist", "random", "farthest")
 
 
 def check_targets(
-    targets: str, prediction_ratio: float | None, beta: float | None, schedule: str, num_hidden: int
+    targets: str,
+    prediction_ratio: float | None,
+    beta: float | None,
+    schedule: str,
+    num_hidden: int,
+    shuffle: str | None = None,
 ) -> None:
     """Raise InputError for targets that don't exist, or that the other settings don't go with."""
     if targets not in TARGETS:
         raise InputError(f"targets={targets!r}: must be one of {', '.join(TARGETS)}")
+    if shuffle is not None and shuffle not in SHUFFLES:
+        raise InputError(f"shuffle={shuffle!r}: must be null or one of {', '.join(SHUFFLES)}")
+    if shuffle is not None and targets != "p2dist":
+        raise InputError(f"shuffle={shuffle}: targets={targets} are chosen by chance already; give targets p2dist")
+    if shuffle == "targets" and schedule == "curriculum":
+        raise InputError("schedule=curriculum: begins with the easiest patches; shuffle=targets leaves it to chance")
+    if shuffle == "targets" and beta is None:
+        raise InputError("shuffle=targets: as many as beta leaves, and beta is null, so that all are reconstructed")
     if targets == "p2dist":
         if prediction_ratio is not None:
             raise InputError(

@@ -268,7 +268,8 @@ def test_a_file_of_before_has_the_papers_decoder():
     config = model_of().config
     values = config.to_dict()
     assert MAEConfig.from_dict(values) == config
-    for name in ("decoder", "targets", "prediction_ratio"):
+    for name in ("decoder", "targets", "prediction_ratio", "shuffle"):
         del values[name]
     earlier = MAEConfig.from_dict(values)
     assert (earlier.decoder, earlier.targets, earlier.prediction_ratio) == ("self", "p2dist", None)
+    assert earlier.shuffle is None

@@ -48,7 +48,7 @@ class MAEConfig(MethodConfig, MAESettings):
     """Everything that a model is made of; what a checkpoint records."""
 
     method = "mae"
-    added = frozenset({"decoder", "difficulty", "prediction_ratio", "schedule", "targets"})
+    added = frozenset({"decoder", "difficulty", "prediction_ratio", "schedule", "shuffle", "targets"})
 
     decoder_embed_dim: PositiveInt = field()
     decoder_num_heads: PositiveInt = field()
@@ -121,7 +121,7 @@ def check_objective(config: MAEConfig) -> None:
     """Refuse at once what could only fail later, or never learn anything."""
     rows, columns = config.grid_size
     hidden = rows * columns - num_visible(rows * columns, config.mask_ratio)
-    check_targets(config.targets, config.prediction_ratio, config.beta, config.schedule, hidden)
+    check_targets(config.targets, config.prediction_ratio, config.beta, config.schedule, hidden, config.shuffle)
     if config.decoder not in DECODERS:
         raise InputError(f"decoder={config.decoder!r}: must be one of {', '.join(DECODERS)}")
     check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)

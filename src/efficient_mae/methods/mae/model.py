@@ -105,7 +105,7 @@ class MaskedAutoencoder(Method):
     ) -> MaskLayout:
         """Masks for a batch, laid out: the given ones, or random ones from the generator; on their device.
 
-        Targets that are chosen by chance are the generator's too.
+        What else is chosen or shuffled by chance is the generator's too.
 
         Raises:
             InputError: a mask of another shape, or one that leaves an image nothing visible or nothing masked.
@@ -114,7 +114,7 @@ class MaskedAutoencoder(Method):
             return cast(MaskLayout, super().plan(batch_size, generator))
         check_mask(mask, batch_size, self.config.grid_size)
         noise = None
-        if self.config.prediction_ratio is not None:  # targets are chosen by chance
+        if self.config.by_chance:
             device = mask.device if generator is None else generator.device
             noise = torch.rand(mask.flatten(1).shape, generator=generator, device=device).to(mask.device)
         return self.config.planner().plan(mask, noise=noise)

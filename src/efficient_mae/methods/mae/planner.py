@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking.difficulty import difficulty
+from efficient_mae.masking.difficulty import difficulty, shuffle_difficulty
 from efficient_mae.masking.random import mask_from_noise
 from efficient_mae.masking.schedules import (
     NORM_MASK_RATIO,
@@ -68,7 +68,7 @@ class MaskPlanner:
         Args:
             mask: True = masked.
             progress: as above.
-            noise: as above; targets that are chosen by chance need it.
+            noise: as above; what is chosen or shuffled by chance needs it.
 
         Raises:
             InputError: images with different numbers of visible patches, or without a visible or a masked one, or no
@@ -77,8 +77,16 @@ class MaskPlanner:
         Source: Secs. 3.3, 4.1 and 4.2.
         """
         given = self.settings
+        if given.by_chance and noise is None:
+            what = f"targets={given.targets}" if given.shuffle is None else f"shuffle={given.shuffle}"
+            raise InputError(f"{what}: chosen by chance; the masks need their noise")
         measured = difficulty(mask, self.patch_size, given.difficulty, given.k)
-        predicted = self._targets(mask, measured, noise)
+        shuffled = measured
+        if given.shuffle is not None and noise is not None:
+            shuffled = shuffle_difficulty(measured, mask, noise)
+        predicted = self._targets(mask, shuffled, noise)
+        if given.shuffle == "difficulties":
+            measured = shuffled
         if given.schedule == "curriculum" and progress is not None:
             present = self._difficulties(given.mask_ratio)
             thresholds = [curriculum_threshold(present, one) for one in progress.tolist()]
@@ -93,10 +101,8 @@ class MaskPlanner:
     def _targets(self, mask: Tensor, measured: Tensor, noise: Tensor | None) -> Bool[Tensor, "B H W"]:
         given = self.settings
         candidates = select_targets(measured, self.patch_size, given.beta, mask)
-        if given.prediction_ratio is None:
+        if given.prediction_ratio is None or noise is None:
             return candidates
-        if noise is None:
-            raise InputError(f"targets={given.targets}: chosen by chance; the masks need their noise")
         choose = {"random": random_targets, "farthest": farthest_targets}[given.targets]
         # As many patches are hidden in every image, which the layout makes sure of.
         return choose(candidates, noise, num_targets(int(mask[0].sum()), given.prediction_ratio))
