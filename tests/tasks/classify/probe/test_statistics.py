@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from efficient_mae.tasks.classify.probe.statistics import (
-    accuracy_estimate,
+    Bootstrap,
     holm,
     mcnemar,
-    paired_difference,
     replicates,
 )
 
@@ -50,15 +49,26 @@ def test_a_paired_difference():
     rng = np.random.default_rng(1)
     first = rng.random((1, 10, 400)) < 0.7
     better = first | (rng.random((1, 10, 400)) < 0.2)
-    found = paired_difference(first, better)
-    assert found.mean == pytest.approx(better.mean() - first.mean())
-    assert 0 < found.low < found.mean < found.high and found.p < 0.001
-    assert paired_difference(better, first).mean == -found.mean
-    same = paired_difference(first, first)
+    found = Bootstrap.of({"a": first, "b": better, "c": first})
+    gain = found.difference("a", "b")
+    assert gain.mean == pytest.approx(better.mean() - first.mean())
+    assert 0 < gain.low < gain.mean < gain.high and gain.p < 0.001
+    assert found.difference("b", "a").mean == -gain.mean
+    same = found.difference("a", "c")
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
-    assert paired_difference(first, better) == found
-    estimate = accuracy_estimate(first)
+    assert Bootstrap.of({"a": first, "b": better}).difference("a", "b") == gain
+    estimate = found.accuracy("a")
     assert estimate.low < first.mean() < estimate.high
+
+
+def test_rows_have_the_same_draws():
+    """Each by itself, and their differences by themselves, give the same to the last bit."""
+    rows = np.random.default_rng(2).random((3, 4, 5, 60)) < 0.7
+    together = replicates(rows.astype(np.float32), number=200)
+    for row, found in zip(rows, together.T, strict=True):
+        np.testing.assert_array_equal(replicates(row.astype(np.float32), number=200), found)
+    gains = replicates(rows[1].astype(np.float32) - rows[0], number=200)
+    np.testing.assert_allclose(gains, together[:, 1] - together[:, 0], rtol=0, atol=1e-15)
 
 
 def test_mcnemar_is_the_exact_binomial():

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool
 
 from efficient_mae.backbones import Backbone
 from efficient_mae.console import say
@@ -30,7 +31,7 @@ from efficient_mae.tasks.classify.probe.images import (
 from efficient_mae.tasks.classify.probe.judges import JUDGES, Lesson
 from efficient_mae.tasks.classify.probe.record import Record, check_file
 from efficient_mae.tasks.classify.probe.result import Judged, Judgement, Pair, ProbeResult
-from efficient_mae.tasks.classify.probe.statistics import accuracy_estimate, holm, mcnemar, paired_difference
+from efficient_mae.tasks.classify.probe.statistics import Bootstrap, holm, mcnemar
 from efficient_mae.tasks.features import embed, labelled_batches, untrained
 
 
@@ -117,10 +118,12 @@ def probe(config: ProbeConfig) -> ProbeResult:
         if rows:
             check_same_images(next(iter(rows.values()))[0], found)
         rows.setdefault(encoder.name, []).append(found)
-    judged, right = [], {}
-    for name, of_seeds in rows.items():
-        one, right[name] = _judge(name, of_seeds, subsets, data, config)
-        judged.append(one)
+    answers = {name: _judge(of_seeds, subsets, data, config) for name, of_seeds in rows.items()}
+    right = {name: {judge: one.right for judge, one in found.items()} for name, found in answers.items()}
+    drawn = {
+        judge: Bootstrap.of({name: found[judge] for name, found in right.items()})
+        for judge in dict.fromkeys(config.judges)
+    }
     first = next(iter(rows.values()))[0]
     if config.out is not None:
         Record.of(data, subsets, first.test_images, right).write(config.out)
@@ -131,8 +134,8 @@ def probe(config: ProbeConfig) -> ProbeResult:
         subsets=len(subsets),
         test_images=len(first.test_images),
         damaged=dict(sorted(damaged.items())),
-        encoders=judged,
-        pairs=[pair for judge in dict.fromkeys(config.judges) for pair in _pairs(judge, right)],
+        encoders=[_judged(name, of_seeds, answers[name], drawn) for name, of_seeds in rows.items()],
+        pairs=[pair for judge, one in drawn.items() for pair in _pairs(judge, one, right)],
         out=config.out,
     )
 
@@ -207,27 +210,41 @@ def _features(
     return read_features(encoder.name, data, wanted, make, read)
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """A judge's, of a row: whether each was right, and the strengths of the penalties, by seed."""
+
+    right: Bool[np.ndarray, "S L N"]
+    strengths: list[list[float]]
+
+
 def _judge(
-    name: str, of_seeds: list[Features], subsets: list[np.ndarray], data: LabelledData, config: ProbeConfig
-) -> tuple[Judged, dict[str, np.ndarray]]:
-    """A row, and its single answers (seeds, label subsets, held-out images) by judge."""
+    of_seeds: list[Features], subsets: list[np.ndarray], data: LabelledData, config: ProbeConfig
+) -> dict[str, _Answers]:
+    """Single answers of a row (seeds, label subsets, held-out images), by judge."""
     labels, asked = labels_of(data.train), labels_of(data.test)
-    judgements, right = {}, {}
+    truth = asked[of_seeds[0].test_images]
+    found = {}
     for judge in dict.fromkeys(config.judges):
         answers = [
             [JUDGES[judge](_lesson(features, subset, labels, len(data.classes), config)) for subset in subsets]
             for features in of_seeds
         ]
-        truth = asked[of_seeds[0].test_images]
-        right[judge] = np.array([[one.classes == truth for one in row] for row in answers])
         strengths = [[one.strength for one in row if one.strength is not None] for row in answers]
-        judgements[judge] = Judgement(
-            accuracy=accuracy_estimate(right[judge]),
-            accuracies=right[judge].mean(axis=2).tolist(),
-            strengths=strengths if strengths[0] else None,
+        found[judge] = _Answers(np.array([[one.classes == truth for one in row] for row in answers]), strengths)
+    return found
+
+
+def _judged(name: str, of_seeds: list[Features], answers: dict[str, _Answers], drawn: dict[str, Bootstrap]) -> Judged:
+    judgements = {
+        judge: Judgement(
+            accuracy=drawn[judge].accuracy(name),
+            accuracies=one.right.mean(axis=2).tolist(),
+            strengths=one.strengths if one.strengths[0] else None,
         )
-    width = of_seeds[0].train.shape[1]
-    return Judged(encoder=name, seeds=len(of_seeds), width=width, judgements=judgements), right
+        for judge, one in answers.items()
+    }
+    return Judged(encoder=name, seeds=len(of_seeds), width=of_seeds[0].train.shape[1], judgements=judgements)
 
 
 def _lesson(features: Features, subset: np.ndarray, labels: np.ndarray, classes: int, config: ProbeConfig) -> Lesson:
@@ -238,11 +255,8 @@ def _lesson(features: Features, subset: np.ndarray, labels: np.ndarray, classes:
     )
 
 
-def _pairs(judge: str, right: dict[str, dict[str, np.ndarray]]) -> list[Pair]:
-    found = [
-        (first, second, paired_difference(right[first][judge], right[second][judge]))
-        for first, second in combinations(right, 2)
-    ]
+def _pairs(judge: str, drawn: Bootstrap, right: dict[str, dict[str, np.ndarray]]) -> list[Pair]:
+    found = [(first, second, drawn.difference(first, second)) for first, second in combinations(right, 2)]
     corrected = holm([difference.p for *_, difference in found])
     return [
         Pair(
