@@ -86,16 +86,21 @@ def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: 
     run = out / "cells" / "gamma-2" / "seed-0"
     assert {path.name for path in run.iterdir()} == {
         "pretrain",
-        "finetune",
+        "probe",
         "pretrain.json",
-        "finetune.json",
+        "probe.json",
+        "probe.safetensors",
         "log.txt",
     }
     assert result == json.loads((out / "table7" / "results.json").read_text()) | {"written": str(out / "table7")}
     rows = {row["cell"]: row for row in result["rows"]}
-    accuracy = json.loads((run / "finetune" / "results.json").read_text())
-    assert (accuracy["train_images"], accuracy["test_images"]) == (32, 18)  # the preset's few labels
-    assert rows["gamma-2"]["measured"]["top1"] == {"mean": accuracy["top1"], "values": [accuracy["top1"]]}
+    judged = json.loads((run / "probe" / "results.json").read_text())
+    assert (judged["labels"], judged["subsets"], judged["test_images"]) == (32, 2, 18)
+    assert [row["width"] for row in judged["encoders"]] == [192]  # the first cell has the others beside it
+    assert (
+        rows["gamma-2"]["measured"]["probe"]["mean"]
+        == judged["encoders"][0]["judgements"]["ridge"]["accuracy"]["mean"]
+    )
     assert rows["gamma-0.4"]["measured"] == {} and rows["gamma-0.8"]["paper"]["top1"] == 84.6
     assert {"command", "date", "machine", "preset", "seeds"} <= result.keys()
 
@@ -107,7 +112,10 @@ def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: 
     assert "Failed" not in (out / "table7" / "table.md").read_text()
     assert (out / "table7" / "figure.png").stat().st_size > 1000
     with (out / "table7" / "table.csv").open() as file:
-        assert {line["cell"] for line in csv.DictReader(file) if line["top-1 here"]} == {"gamma-2", "gamma-0.4"}
+        assert {line["cell"] for line in csv.DictReader(file) if line["ridge regression here"]} == {
+            "gamma-2",
+            "gamma-0.4",
+        }
 
 
 def test_methods_are_compared_for_equal_epochs_and_equal_time(
@@ -151,6 +159,21 @@ def test_an_epoch_is_timed_in_a_process_of_its_own(data: Path, tmp_path: Path):
     found = speeds.time_epoch(CELLS["simmim"], PRESETS["smoke"], place, tmp_path / "run", jobs=1)
     assert 0 < found["seconds"] < time.perf_counter() - begin
     assert 0.05 < found["memory"] < 8
+
+
+def test_rows_are_compared_answer_by_answer_beside_an_untrained_encoder(data: Path, tmp_path: Path, study: Study):
+    status, result = study("table7", data=data, out=tmp_path / "s", only="beta-26-without-loss,gamma-2", seeds=2)
+    rows = {row["label"]: row for row in result["rows"]}
+    assert status == 0 and not result["failed"]
+    first, second = rows["gamma 0"], rows["gamma 2"]
+    gain = second["measured"]["probe"]["mean"] - first["measured"]["probe"]["mean"]
+    assert second["difference"]["mean"] == pytest.approx(gain) and first["difference"] == {}
+    assert second["difference"]["low"] <= gain <= second["difference"]["high"]
+    for label in ("untrained encoder", "raw pixels"):
+        assert 0 < rows[label]["measured"]["probe"]["mean"] <= 1 and "p" in rows[label]["difference"]
+    cells = tmp_path / "s" / "cells"
+    told = [json.loads((cells / "gamma-2" / f"seed-{seed}" / "probe.json").read_text()) for seed in range(2)]
+    assert [one[one.index("--seed") + 1] for one in told] == ["0", "0"], "label subsets are the same for every seed"
 
 
 def test_figures_2_and_3_look_at_pretraining_alone(data: Path, tmp_path: Path, study: Study):
@@ -208,7 +231,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     assert main(["study", "--list", "--preset", "smoke", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     listed = {row["name"]: row for row in result["studies"]}
-    assert len(listed) == 13 and listed["table7"]["cells"][1] == "gamma-0.4"
+    assert len(listed) == 14 and listed["table7"]["cells"][1] == "gamma-0.4"
     assert listed["table4"]["flops"] > listed["table7"]["flops"] > 0 and listed["table4"]["seconds"] > 0
     show_study(emae.study(list=True, preset="smoke"), Console())
     assert "table9" in capsys.readouterr().out
@@ -219,7 +242,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     [
         ([], "name a study: table1, table2"),
         (["tabel4"], "unknown study 'tabel4'; did you mean table4?"),
-        (["table4", "--preset", "gpuu"], "preset='gpuu': must be one of smoke, cpu, photographs, gpu, paper"),
+        (["table4", "--preset", "gpuu"], "preset='gpuu': must be one of smoke, cpu, main, photographs, gpu, paper"),
         (["table4", "--only", "mae-0.8", "--out", "o"], "only='mae-0.8': no cell of table4; did you mean mae-0.85?"),
         (["table1", "--only", "mae-0.85", "--out", "o"], "no cell of table1; its cells: none, it runs nothing"),
         (["table4", "--out", "o"], "data must be given: table4 trains on it"),

@@ -15,6 +15,7 @@ from efficient_mae.study.speeds import settle_time
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.tasks.classify.finetune import FinetuneConfig
 from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig
+from efficient_mae.tasks.classify.probe.command import ProbeConfig
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.tokenizer import TokenizerConfig
 
@@ -27,7 +28,8 @@ SETTINGS = [
 
 
 def test_every_table_and_figure_is_there():
-    assert {*STUDIES} == {f"table{number}" for number in range(1, 10)} | {f"fig{number}" for number in range(1, 5)}
+    published = {f"table{number}" for number in range(1, 10)} | {f"fig{number}" for number in range(1, 5)}
+    assert {*STUDIES} == published | {"main"}
 
 
 @pytest.mark.parametrize("name", ["table3", "table4", "table5"])
@@ -54,6 +56,7 @@ def test_settings_are_those_of_the_commands(preset, cell):
     settings = preset.pretraining(cell)
     PretrainConfig(data="d", out="o", **settings)
     FinetuneConfig(data="d", out="o", weights="w", **preset.settings("finetune", cell))
+    ProbeConfig(data="d", weights="w", **preset.settings("probe", cell))
     LinearProbeConfig(data="d", out="o", weights="w", **preset.settings("linear-probe", cell))
     for command in cell.made.values():
         assert command == "tokenizer"

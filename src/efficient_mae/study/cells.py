@@ -57,6 +57,11 @@ def _cells() -> list[Cell]:
         found.append(Cell(f"schedule-{schedule}", objective(0.85, 0.0, None, schedule=schedule)))
     for depth in (8, 4, 1):
         found.append(Cell(f"decoder-{depth}", objective(0.85, 0.6, 26.0, decoder_depth=depth)))
+    # Of Efficient MAE at 0.95: its halves, and what is left of it where chance has a say.
+    found.append(Cell("loss-alone-0.95", objective(0.95, 0.6, None)))
+    found.append(Cell("beta-alone-0.95", objective(0.95, 0.0, 26.0)))
+    found.append(Cell("random-targets-0.95", objective(0.95, 0.6, 26.0, shuffle="targets")))
+    found.append(Cell("shuffled-difficulties-0.95", objective(0.95, 0.6, 26.0, shuffle="difficulties")))
     for method, settings in METHODS.items():
         for size, epochs in PUBLISHED_RUNS[method]:
             recipe = f"{RECIPES[method]}_{size}_{epochs}"

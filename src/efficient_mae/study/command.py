@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.ranges import Location, PositiveInt, Settings
 from efficient_mae.study.cells import Cell
+from efficient_mae.study.decisions import verdict_in_words
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import StudyList, duration, estimate, list_studies, measure_speed, seeds_of
 from efficient_mae.study.presets import Preset, find_preset
+from efficient_mae.study.probing import check_labels, is_probe
 from efficient_mae.study.runs import Place, plan_made, plan_runs, run_all
 from efficient_mae.study.speeds import measure_speeds, settle_time
 from efficient_mae.study.studies import STUDIES, Study
@@ -34,12 +36,12 @@ class StudyConfig(DataChoice, Settings):
     """Settings of `emae study`."""
 
     name: str | None = None
-    """table1 to table9, fig1 to fig4; `emae study NAME` says the same"""
+    """table1 to table9, fig1 to fig4, main; `emae study NAME` says the same"""
     list: bool = False
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
-    """smoke (seconds), cpu (2 cores), photographs (2 cores, Figures 2 to 4), gpu (one large GPU) or paper
-    (ImageNet-1k, days on 8 GPUs)"""
+    """smoke (seconds), cpu (2 cores), main (2 cores: the main study's), photographs (2 cores, Figures 2 to 4), gpu
+    (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
     data: Location | None = None
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample;
     Figures 2 to 4 need no labels: photographs-sample"""
@@ -71,6 +73,19 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
     if config.out is None:
         raise InputError("out must be given: the directory of the studies (emae study --help)")
     choice, out, seeds = config.alone(), Path(config.out), range(seeds_of(chosen, preset, config.seeds))
+    head = {
+        "study": chosen.name,
+        "title": chosen.title,
+        "preset": preset.name,
+        "data": config.data if cells else None,
+        "command": _command(config),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(find_device(config.device)),
+    }
+
+    def write(failed: dict[str, str]) -> StudyResult:
+        return write_study({**head, "failed": failed}, chosen, preset, out, seeds)
+
     failed: dict[str, str] = {}
     if cells:
         data, labelled = _open_data(chosen, preset, config.data, choice, out)
@@ -87,32 +102,34 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
             f"{chosen.name}: {len(cells)} cells x {len(seeds)} seeds, {cost['flops']:.1e} FLOPs, about "
             f"{duration(cost['seconds'])} here if none of it is done yet"
         )
-        failed = _run(cells, chosen, preset, seeds, Place(out, data, choice, labelled, config.device), config.jobs)
+        place = Place(out, data, choice, labelled, config.device)
+        failed = _run(cells, chosen, preset, seeds, place, config.jobs, write)
     else:
         _claim(out, preset, None)
-    head = {
-        "study": chosen.name,
-        "title": chosen.title,
-        "preset": preset.name,
-        "data": config.data if cells else None,
-        "command": _command(config),
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(find_device(config.device)),
-        "failed": failed,
-    }
-    return write_study(head, chosen, preset, out, seeds)
+    return write(failed)
 
 
 def _run(
-    cells: Sequence[Cell], chosen: Study, preset: Preset, seeds: Sequence[int], place: Place, jobs: int
+    cells: Sequence[Cell],
+    chosen: Study,
+    preset: Preset,
+    seeds: Sequence[int],
+    place: Place,
+    jobs: int,
+    write: Callable[[dict[str, str]], object],
 ) -> dict[str, str]:
-    """Run what cells need, time them where that is asked for, then run them; why, by name, for those that failed."""
+    """Run what cells need, time them where that is asked for, then run them; why, by name, for those that failed.
+
+    Args:
+        write: the study, as far as it is done, which judges have something to say of after each seed.
+    """
     gpus = preset.gpus(place.device)
     if failed := run_all(plan_made(cells, preset, seeds, place), jobs, gpus):
         return failed
     measure_speeds(cells, preset, place, jobs)
     settled = [one for cell in cells if (one := settle_time(cell, preset, place.out)) is not None]
-    return run_all(plan_runs(settled, preset, seeds, chosen.judges, place), jobs, gpus)
+    runs = plan_runs(settled, preset, seeds, chosen.judges_of(preset.is_paper), place)
+    return run_all(runs, jobs, gpus, write if chosen.judges else None)
 
 
 def _find_study(name: str | None) -> Study:
@@ -148,7 +165,12 @@ def _open_data(
         _claim(out, preset, data)
         return data, None
     labelled = open_labelled(data, choice=choice)
+    probed = all(is_probe(judge) for judge in chosen.judges_of(preset.is_paper))
+    if probed:
+        check_labels(data, len(labelled.train), preset)
     _claim(out, preset, data)
+    if probed:  # which draws few labels itself
+        return data, data
     if preset.labels is None or preset.labels >= len(labelled.train):
         return data, data
     folder = out / "labelled"
@@ -202,6 +224,8 @@ def show_study(result: StudyResult | StudyList, console: Console) -> None:
         return
     if result.rows:
         console.print(markdown_table(result.rows), markup=False, highlight=False)
+    if result.verdict is not None:
+        console.print(verdict_in_words(result.verdict), markup=False, highlight=False)
     for name, reason in result.failed.items():
         console.print(f"failed: {name}: {reason}", markup=False, style="red")
     if result.failed:

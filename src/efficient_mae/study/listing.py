@@ -67,8 +67,9 @@ def estimate(
         jobs: runs at a time.
         speed: of :func:`measure_speed`.
     """
-    flops = [training_flops(preset, cell, images, study.judges) for cell in cells] * seeds
-    stages = 1 + len(study.judges)
+    judges = study.judges_of(preset.is_paper)
+    flops = [training_flops(preset, cell, images, judges) for cell in cells] * seeds
+    stages = 1 + len(judges)
     return {"flops": sum(flops), "seconds": round(estimated_seconds(flops, stages, speed, jobs))}
 
 

@@ -20,8 +20,13 @@ _MASKED = "#7f9fe6"
 
 def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Accuracies of each row with their 95 % intervals, and the paper's beside them, each on an axis of its own."""
-    measured = {"top1": "top-1 here", "linear_probe": "linear probe here", "knn": "k-NN here, grey: untrained"}
-    shown = [name for name in measured if name == "top1" or any(name in row["measured"] for row in rows)]
+    measured = {
+        "probe": "ridge here",
+        "top1": "top-1 here",
+        "linear_probe": "linear probe here",
+        "knn": "k-NN here, grey: untrained",
+    }
+    shown = [name for name in measured if any(name in row["measured"] for row in rows)] or ["probe"]
     published = any("top1" in row["paper"] for row in rows)
     figure, axes = _figure(
         3.8 * (len(shown) + published), 0.9 + 0.32 * len(rows), len(shown) + published, sharey=True
@@ -49,8 +54,8 @@ def draw_by_ratio(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
     figure, (here, paper, cost) = _figure(9.6, 3.2, 3)
     for color, method in zip((_GREY, _BLUE), ("MAE", "Efficient MAE"), strict=True):
         chosen = [row for row in rows if row["label"].startswith(method)]
-        measured = [row for row in chosen if "top1" in row["measured"]]
-        scores = [row["measured"]["top1"] for row in measured]
+        measured = [row for row in chosen if {"probe", "top1"} & row["measured"].keys()]
+        scores = [row["measured"].get("probe") or row["measured"]["top1"] for row in measured]
         halves = [100 * score.get("half_width", 0.0) for score in scores]
         means = [100 * score["mean"] for score in scores]
         here.errorbar(_ratios(measured), means, yerr=halves, fmt="o-", color=color, capsize=3, label=method)

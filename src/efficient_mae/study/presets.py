@@ -122,6 +122,29 @@ _RATE = {"base_lr": 4e-3}
 # A word a patch, learned from the crops that the methods see.
 _TOKENIZER = {"in_chans": 1, "crop_scale": _ZOOM["crop_scale"], "stride": 4, "num_blocks": 1, "panel_every": 1000}
 
+# What judges 28 x 28 pixels on few labels on a CPU, and makes words of them.
+_SMALL = {
+    "finetune": {**_LIGHT_FINETUNE, "epochs": 15, "batch_size": 50, "base_lr": 5e-3, "num_workers": 0},
+    "linear-probe": {
+        "epochs": 15,
+        "batch_size": 50,
+        "base_lr": 10.0,
+        "crop_scale": (0.6, 1.0),
+        "eval_every": 1000,
+        "num_workers": 0,
+    },
+    "probe": _FEW,
+    "tokenizer": {
+        **_TOKENIZER,
+        "img_size": 28,
+        "width": 64,
+        "vocab_size": 256,
+        "epochs": 4,
+        "batch_size": 128,
+        "num_workers": 0,
+    },
+}
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -144,6 +167,7 @@ PRESETS = {
             {
                 "finetune": {**_LIGHT_FINETUNE, "epochs": 1, "batch_size": 16, **_FEW},
                 "linear-probe": {"epochs": 1, "batch_size": 16, "crop_scale": (0.6, 1.0), **_FEW},
+                "probe": {"labels": 32, "subsets": 2, "k": 5, **_FEW},
                 "tokenizer": {**_TOKENIZER, "img_size": 20, "width": 8, "vocab_size": 16, "epochs": 1, **_FEW},
             },
             seeds=1,
@@ -168,36 +192,38 @@ PRESETS = {
                 "panel_every": 1000,
                 **_GUESTS,
             },
-            {
-                "finetune": {
-                    **_LIGHT_FINETUNE,
-                    "epochs": 15,
-                    "batch_size": 50,
-                    "base_lr": 5e-3,
-                    "num_workers": 0,
-                },
-                "linear-probe": {
-                    "epochs": 15,
-                    "batch_size": 50,
-                    "base_lr": 10.0,
-                    "crop_scale": (0.6, 1.0),
-                    "eval_every": 1000,
-                    "num_workers": 0,
-                },
-                "tokenizer": {
-                    **_TOKENIZER,
-                    "img_size": 28,
-                    "width": 64,
-                    "vocab_size": 256,
-                    "epochs": 4,
-                    "batch_size": 128,
-                    "num_workers": 0,
-                },
-            },
+            _SMALL,
             seeds=3,
             labels=1000,
             images=10_000,
             compared=_RATE,
+        ),
+        Preset(
+            "main",
+            "the main study: 7 x 7 patches, 4 blocks, 180,000 samples of fashion-mnist; a cell takes minutes",
+            {
+                "model": "vit_tiny_patch4",
+                "in_chans": 1,
+                "img_size": 28,
+                "depth": 4,
+                "decoder_depth": 2,
+                "decoder_embed_dim": 128,
+                "crop_scale": (0.2, 1.0),
+                "norm_pix_loss": True,
+                "base_lr": 2e-3,
+                "epochs": 3,
+                "warmup_epochs": 0.3,
+                "batch_size": 128,
+                "precision": "bf16",
+                "num_workers": 0,
+                "panel_every": 1000,
+                **_GUESTS,
+                "regressor_depth": 2,
+            },
+            _SMALL,
+            seeds=20,
+            labels=1000,
+            images=60_000,
         ),
         Preset(
             "photographs",

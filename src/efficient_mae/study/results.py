@@ -14,32 +14,43 @@ from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.study.cells import ABLATION_RECIPE, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, model_config, recipe_settings
+from efficient_mae.study.probed import BASELINES, Comparison
+from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_time, speed_of
-from efficient_mae.study.studies import TABLE_1, Study
+from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study
+from efficient_mae.tasks.classify.probe.statistics import Estimate
 from efficient_mae.tasks.intervals import mean_and_interval
 from efficient_mae.tasks.seeds import RESULTS
 
 
-def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def collect_rows(
+    study: Study, preset: Preset, out: Path, seeds: Sequence[int], probed: Comparison | None = None
+) -> list[dict[str, Any]]:
     """The rows of a table, with what its runs have measured so far.
 
     Args:
         out: directory that holds the cells.
         seeds: whose runs are read, as far as they are done.
+        probed: what the probe said of them; None of nothing.
 
     Returns:
         For each row its `label`, `cell` and `settings`; `measured`, by name `mean`, `values` and, of two seeds and
         more, the 95 % interval, and `gmacs` of the model that ran, where methods are timed also its `epochs`,
         `minutes` an epoch and `memory` (GB); `computed` costs of the paper's own model;
-        `paper`, its figures. `difference` is this row's accuracy less that of the first row measured, seed by seed.
+        `paper`, its figures. `difference` is this row's accuracy less that of the first row measured: by the probe's
+        single answers where there are such, else seed by seed. The last rows are what encoders are held against, as
+        far as it was probed.
     """
     rows: list[dict[str, Any]] = []
     reference: dict[int, float] = {}
+    probed = probed or Comparison({})
+    first: str | None = None
+    judges = study.judges_of(preset.is_paper)
     for row in study.rows_of(preset.is_paper):
         found: dict[str, Any] = {"label": row.label, "cell": None, "settings": {}, "measured": {}, "computed": {}}
         if row.cell is not None:
-            measured, accuracies = _measured(row.cell, preset, out, seeds, study.judges)
+            measured, accuracies = _measured(row.cell, preset, out, seeds, judges)
             found |= {
                 "cell": row.cell.name,
                 "settings": dict(row.cell.settings),
@@ -48,8 +59,46 @@ def collect_rows(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) 
                 "computed": _computed(study, row.cell) if row in study.rows else {},
             }
             reference = reference or accuracies
+            if row.cell.name in probed.answers:
+                found["measured"][PROBE] = _plain(probed.accuracy(row.cell.name))
+                if first is not None and probed.seeds(first, row.cell.name):
+                    found["difference"] = _plain(probed.difference(first, row.cell.name))
+                first = first or row.cell.name
         rows.append(found | {"paper": dict(row.paper)})
+    return rows + _baseline_rows(study, preset, out, probed, first)
+
+
+def _baseline_rows(
+    study: Study, preset: Preset, out: Path, probed: Comparison, first: str | None
+) -> list[dict[str, Any]]:
+    """Rows of what encoders are held against, less the first row that was probed."""
+    judges = study.judges_of(preset.is_paper)
+    beside = [cell for cell in study.cells(preset.is_paper) if has_baselines(cell, preset)]
+    rows = []
+    for place, label in enumerate(BASELINES, start=1):
+        if label not in probed.answers:
+            continue
+        seeds = probed.seeds(label)
+        measured: dict[str, Any] = {"seeds": list(seeds), PROBE: _plain(probed.accuracy(label))}
+        for cell in beside[:1]:
+            folder = out / "cells" / preset.directory(cell)
+            measured |= _means([_probed_figures(folder / f"seed-{seed}", judges, place) for seed in seeds])
+        common = first is not None and probed.seeds(first, label)
+        difference = _plain(probed.difference(first, label)) if first is not None and common else {}
+        row = {"label": label, "cell": None, "settings": {}, "measured": measured, "computed": {}}
+        rows.append(row | {"difference": difference, "paper": {}})
     return rows
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    return asdict(estimate) | {"half_width": (estimate.high - estimate.low) / 2}
+
+
+def _means(by_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """By name the mean; without an interval, which over seeds alone would leave out label subsets and images."""
+    names = dict.fromkeys(name for one in by_seed for name in one)
+    values = {name: [one[name] for one in by_seed if name in one] for name in names}
+    return {name: {"mean": float(np.mean(found)), "values": found} for name, found in values.items()}
 
 
 def _computed(study: Study, cell: Cell) -> dict[str, float]:
@@ -78,9 +127,10 @@ def _measured(
     if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
         minutes = speed["seconds"] / 60
         measured |= {"epochs": settings["epochs"], "minutes": minutes, "memory": speed["memory"]}
-    for name in ("loss", *(figure for judge in judges for figure in _FIGURES[judge])):
+    for name in ("loss", *(figure for judge in judges for figure in _FIGURES.get(judge, ()))):
         if values := [figures[name] for figures in by_seed.values() if name in figures]:
             measured[name] = summary(values)
+    measured |= _means([_probed_figures(folder / f"seed-{seed}", judges) for seed in by_seed])
     return measured, {seed: figures["top1"] for seed, figures in by_seed.items() if "top1" in figures}
 
 
@@ -94,6 +144,22 @@ _FIGURES = {
         "knn_raw_pixels": ("accuracy", "raw_pixels"),
     },
 }
+
+# Of each probe what is told beside the answers that are compared, by our name: the judge that it has it from.
+_BESIDE = {PROBE: {"logistic": "logistic", "centred_knn": "knn"}} | {
+    judge: {f"ridge_{pool}": "ridge"} for judge, pool in POOLED.items()
+}
+
+
+def _probed_figures(folder: Path, judges: Collection[str], place: int = 0) -> dict[str, float]:
+    """Accuracies that probes of a cell's run with a seed tell, of their first row or another."""
+    found = {}
+    for judge in judges:
+        if judge in _BESIDE and (folder / f"{judge}.json").is_file():
+            rows = json.loads((folder / judge / RESULTS).read_bytes())["encoders"]
+            for name, of in _BESIDE[judge].items() if place < len(rows) else ():
+                found[name] = rows[place]["judgements"][of]["accuracy"]["mean"]
+    return found
 
 
 def read_figures(folder: Path, judges: Collection[str]) -> dict[str, float]:
@@ -109,7 +175,7 @@ def read_figures(folder: Path, judges: Collection[str]) -> dict[str, float]:
     last = [row["loss"] for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
     figures = {"loss": float(np.mean(last))}
     for judge in judges:
-        if (folder / f"{judge}.json").is_file():
+        if judge in _FIGURES and (folder / f"{judge}.json").is_file():
             result = json.loads((folder / judge / RESULTS).read_bytes())
             figures |= {name: reduce(getitem, keys, result) for name, keys in _FIGURES[judge].items()}
     return figures

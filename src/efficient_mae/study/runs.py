@@ -2,6 +2,7 @@
 
     OUT/cells/CELL/seed-S/pretrain/   run directory of `emae pretrain`
     OUT/cells/CELL/seed-S/JUDGE/      that of each judge, or `results.json` alone of one that has none
+    OUT/cells/CELL/seed-S/probe.safetensors   single answers of `emae probe`
     OUT/cells/CELL/seed-S/log.txt     what all printed
     OUT/cells/COMMAND/seed-S/         the same of what cells need beforehand, as a tokenizer
 
@@ -13,7 +14,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.presets import Preset
+from efficient_mae.study.probing import is_probe, probe_settings, subcommand_of
 from efficient_mae.tasks.registry import TASKS
 from efficient_mae.tasks.seeds import RESULTS
 
@@ -37,7 +40,7 @@ class CellRun:
     Attributes:
         of: the name of the cell or command.
         folder: of its runs.
-        commands: subcommand of `emae` and its arguments, in the order to run them.
+        commands: subcommand of `emae`, or the judge that it is, and its arguments, in the order to run them.
     """
 
     of: str
@@ -120,10 +123,13 @@ def plan_runs(
             first = {**place.pretraining(cell, preset, seed), "out": folder / "pretrain"}
             commands = [("pretrain", flags(first))]
             for judge in judges if place.labelled is not None else ():
-                settings = {**preset.settings(judge, cell), "seed": seed, "device": place.device}
-                settings |= {"data": place.labelled, "weights": folder / "pretrain"}
-                settings |= {"out": folder / judge} if has_directory(judge) else {}
-                settings |= place.chosen if place.labelled == place.data else {}
+                if is_probe(judge):  # which draws few labels itself
+                    settings = {**probe_settings(judge, cell, preset, seed, folder), "data": place.data}
+                else:
+                    settings = {**preset.settings(judge, cell), "seed": seed, "data": place.labelled}
+                    settings |= {"out": folder / judge} if has_directory(judge) else {}
+                settings |= {"weights": folder / "pretrain", "device": place.device}
+                settings |= place.chosen if settings["data"] == place.data else {}
                 commands.append((judge, flags(settings)))
             runs.setdefault(folder, CellRun(cell.name, seed, folder, tuple(commands)))
     return list(runs.values())
@@ -141,17 +147,21 @@ def launcher(gpus: int) -> list[str]:
     return alone if gpus < 2 else [*together, *alone[1:]]
 
 
-def run_all(runs: Sequence[CellRun], jobs: int, gpus: int = 1) -> dict[str, str]:
+def run_all(
+    runs: Sequence[CellRun], jobs: int, gpus: int = 1, after_seed: Callable[[dict[str, str]], object] | None = None
+) -> dict[str, str]:
     """Run what isn't done yet, so many at a time.
 
     Args:
         gpus: that each run takes.
+        after_seed: called when all runs with a seed are over and others are left, with what has failed so far.
 
     Returns:
         Why, by the name of each run that failed; the others went on.
     """
     pending = [run for run in runs if not run.is_done()]
     failed: dict[str, str] = {}
+    left = Counter(run.seed for run in pending)
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_run, run, jobs, gpus): run for run in pending}
         try:
@@ -160,6 +170,9 @@ def run_all(runs: Sequence[CellRun], jobs: int, gpus: int = 1) -> dict[str, str]
                 if reason := future.result():
                     failed[run.name] = f"{reason} ({run.folder / 'log.txt'})"
                 say(f"{number} of {len(pending)}: {run.name} {'failed: ' + failed[run.name] if reason else 'done'}")
+                left[run.seed] -= 1
+                if after_seed is not None and not left[run.seed] and number < len(pending):
+                    after_seed(failed)
         except KeyboardInterrupt:
             # The processes got the interrupt too, and end at their last checkpoint.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -177,8 +190,9 @@ def _run(run: CellRun, jobs: int, gpus: int) -> str:
         prints = not has_directory(command)
         with (run.folder / "log.txt").open("ab") as log:
             start = log.tell()
-            line = stopping_with_this_process([*launcher(gpus), command, *arguments, *["--json"] * prints])
-            done = subprocess.run(line, stdout=subprocess.PIPE if prints else log, stderr=log, env=environment)
+            line = [*launcher(gpus), subcommand_of(command), *arguments, *["--json"] * prints]
+            output = subprocess.PIPE if prints else log
+            done = subprocess.run(stopping_with_this_process(line), stdout=output, stderr=log, env=environment)
         if done.returncode:
             printed = (run.folder / "log.txt").read_bytes()[start:].decode(errors="replace").strip()
             return printed.splitlines()[-1] if printed else f"exit status {done.returncode}"

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from efficient_mae.study.cells import CELLS, COMPARED, METHODS, PUBLISHED_RUNS, SAME_TIME, Cell
+from efficient_mae.study.main_study import CONTROLS, HYPOTHESES, MAIN_REMARK, MAIN_ROWS, Hypothesis
+
+# The judge that decides, and those of other features than the patches' mean, which are told beside it: emae probe's
+# `pool`.
+PROBE = "probe"
+POOLED = {"probe-token": "token", "probe-quarters": "grid2", "probe-blocks": "blocks"}
 
 
 @dataclass(frozen=True)
@@ -33,24 +39,33 @@ class Study:
         title: what it shows.
         rows: its lines, or the runs that a figure looks at.
         small: its lines in presets other than the paper's, where they differ.
-        judges: commands that judge each run, which takes labels.
+        judges: that each run has, which takes labels: commands, and probes of other features by their names in
+            :data:`POOLED`. In the paper's own preset runs are fine-tuned instead of probed.
         one_seed: a single run of each cell is all it looks at.
         costs: what of a row is counted: `gflops`, `patches`.
         remark: what must be known to read it.
+        hypotheses: that it decides, said in advance.
+        compared: cells that its F test is of, the others held against the first; all if none are named.
     """
 
     name: str
     title: str
     rows: tuple[Row, ...] = ()
     small: tuple[Row, ...] = ()
-    judges: tuple[str, ...] = ("finetune",)
+    judges: tuple[str, ...] = (PROBE,)
     one_seed: bool = False
     costs: tuple[str, ...] = ()
     remark: str = ""
+    hypotheses: tuple[Hypothesis, ...] = ()
+    compared: tuple[str, ...] = ()
 
     def rows_of(self, paper: bool) -> tuple[Row, ...]:
         """Its lines in the paper's own preset or in the others."""
         return self.rows if paper or not self.small else self.small
+
+    def judges_of(self, paper: bool) -> tuple[str, ...]:
+        """Its judges in the paper's own preset or in the others."""
+        return ("finetune",) if paper and PROBE in self.judges else self.judges
 
     def cells(self, paper: bool) -> list[Cell]:
         """The cells of its rows in the paper's own preset or in the others, each once."""
@@ -232,5 +247,14 @@ STUDIES = {
             one_seed=True,
         ),
         Study("fig4", "Masked patches by P²Dist", judges=()),
+        Study(
+            "main",
+            "Does Efficient MAE learn as well, and does difficulty matter",
+            tuple(_row(label, cell, **paper) for label, cell, paper in MAIN_ROWS),
+            judges=(PROBE, *POOLED),
+            remark=MAIN_REMARK,
+            hypotheses=HYPOTHESES,
+            compared=CONTROLS,
+        ),
     )
 }

@@ -42,7 +42,7 @@ def _percent(value: dict[str, Any], sign: str = "") -> str:
 def _gain(value: dict[str, Any]) -> str:
     """A difference, and whether it is more than its interval."""
     text = _percent(value, "+")
-    inside = "half_width" in value and abs(value["mean"]) <= value["half_width"]
+    inside = "low" in value and value["low"] <= 0 <= value["high"]
     return f"{text} (within its interval)" if inside else text
 
 
@@ -61,6 +61,12 @@ COLUMNS = (
     Column("loss, paper", "paper", "loss", _number(3)),
     Column("slope of loss against P²Dist here (1/pixel)", "measured", "slope", _number(4)),
     Column("slope with the factor", "measured", "weighted_slope", _number(4)),
+    Column("ridge regression here", "measured", "probe", _percent),
+    Column("logistic regression", "measured", "logistic", _percent),
+    Column("centred k-NN", "measured", "centred_knn", _percent),
+    Column("ridge, class token", "measured", "ridge_token", _percent),
+    Column("ridge, quarters", "measured", "ridge_grid2", _percent),
+    Column("ridge, last blocks", "measured", "ridge_blocks", _percent),
     Column("top-1 here", "measured", "top1", _percent),
     Column("linear probe here", "measured", "linear_probe", _percent),
     Column("k-NN here", "measured", "knn", _percent),

@@ -1,17 +1,26 @@
 """Writes a study's directory: JSON, Markdown, CSV and pictures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficient_mae.command import Result
 from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.study.cells import CELLS
+from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.decisions import (
+    FTest,
+    Verdict,
+    compare_rows,
+    decide,
+    f_test_in_words,
+    verdict_in_words,
+)
 from efficient_mae.study.figures import figure_2, figure_3, figure_4
 from efficient_mae.study.plots import draw_accuracies, draw_by_ratio, draw_costs
 from efficient_mae.study.presets import Preset
+from efficient_mae.study.probed import read_comparison
 from efficient_mae.study.results import collect_rows, collect_table_1
 from efficient_mae.study.studies import Study
 from efficient_mae.study.tables import csv_table, markdown_table
@@ -36,6 +45,8 @@ class StudyResult(Result):
         remark: on how to read it.
         rows: as :func:`efficient_mae.study.results.collect_rows` has them.
         figure: what the picture shows beyond the rows, if anything.
+        verdict: what the hypotheses come to, of a study that has any, as far as it is done.
+        f_test: of the rows, where they were probed.
         written: directory.
     """
 
@@ -51,6 +62,8 @@ class StudyResult(Result):
     remark: str
     rows: list[dict[str, Any]]
     figure: dict[str, Any] | None = None
+    verdict: Verdict | None = None
+    f_test: FTest | None = None
     written: str
 
     @property
@@ -65,17 +78,26 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
     Args:
         head: how it was made: the result's first fields, up to `failed`.
         out: directory that holds the cells.
-        seeds: whose runs are looked at, as far as they are done.
+        seeds: whose runs are looked at, as far as they are done; where hypotheses are to be decided, with all cells.
 
     Returns:
         What `results.json` holds too.
     """
     folder = out / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    rows = collect_table_1() if study.name == "table1" else collect_rows(study, preset, out, seeds)
+    counted = _counted(study, preset, out, seeds, head["failed"]) if study.hypotheses else seeds
+    probed = read_comparison(study, preset, out, counted)
+    rows = collect_table_1() if study.name == "table1" else collect_rows(study, preset, out, counted, probed)
     figure = _draw(study, preset, out, rows, head["data"], folder / _PICTURE)
     result = StudyResult(
-        **head, seeds=list(seeds), remark=study.remark, rows=rows, figure=figure, written=str(folder)
+        **head,
+        seeds=list(seeds),
+        remark=study.remark,
+        rows=rows,
+        figure=figure,
+        verdict=decide(study, probed, counted, planned=len(seeds)),
+        f_test=compare_rows(study, probed, preset.is_paper),
+        written=str(folder),
     )
     held = result.plain()
     del held["written"]
@@ -84,6 +106,17 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
     if rows:
         replace_file(folder / "table.csv", csv_table(rows).encode())
     return result
+
+
+def _counted(study: Study, preset: Preset, out: Path, seeds: Sequence[int], failed: Collection[str]) -> list[int]:
+    """The seeds with which each cell has been judged, or has failed; the others aren't looked at yet."""
+    cells, judges = study.cells(preset.is_paper), study.judges_of(preset.is_paper)
+
+    def is_over(cell: Cell, seed: int) -> bool:
+        folder = out / "cells" / preset.directory(cell) / f"seed-{seed}"
+        return f"{cell.name} seed {seed}" in failed or all((folder / f"{judge}.json").is_file() for judge in judges)
+
+    return [seed for seed in seeds if all(is_over(cell, seed) for cell in cells)]
 
 
 def _draw(
@@ -116,14 +149,20 @@ def _markdown(result: StudyResult, preset: Preset, has_picture: bool) -> str:
         parts.append(markdown_table(result.rows))
     if has_picture:
         parts.append(f"![{result.title}]({_PICTURE})")
+    if result.verdict is not None:
+        parts.append(verdict_in_words(result.verdict))
+    if result.f_test is not None:
+        parts.append(f_test_in_words(result.f_test))
     if result.remark:
         parts.append(result.remark)
     if result.data:
         parts.append(
             f"**Here**: preset `{preset.name}` ({preset.summary}) on `{result.data}`, seeds "
             f"{', '.join(map(str, result.seeds))}; mean ± half width of the 95 % interval (Student's t), "
-            "differences seed by seed. **Paper**: its published figures on ImageNet-1k, with ViT-L/16 unless the row "
-            "says otherwise. Data and models differ: what can be compared is which row is better than which."
+            "differences seed by seed; of ridge regression (emae probe) over seeds, label subsets and held-out "
+            "images, answer by answer; what else it says are means. **Paper**: its published figures on ImageNet-1k, "
+            "with ViT-L/16 unless the row says otherwise. Data and models differ: what can be compared is which row "
+            "is better than which."
         )
     for name, reason in result.failed.items():
         parts.append(f"Failed: {name}: {reason}")

@@ -1,0 +1,92 @@
+"""What `emae probe` said of cells: its single answers, compared over seeds, label subsets and held-out images.
+
+Letters: L label subsets, N held-out images.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from efficient_mae.study.presets import Preset
+from efficient_mae.study.probing import ANSWERS
+from efficient_mae.study.speeds import settle_time
+from efficient_mae.study.studies import PROBE, Study
+from efficient_mae.tasks.classify.probe.record import check_same_images, read_record
+from efficient_mae.tasks.classify.probe.statistics import Bootstrap, Difference, Estimate
+
+# What tables hold their rows against, in the order in which a probe judges it behind the encoder.
+BASELINES = ("untrained encoder", "raw pixels")
+# Whose answers are compared, and decide.
+_JUDGE = "ridge"
+
+# By seed, whether each answer was right.
+Answers = Mapping[int, Bool[np.ndarray, "L N"]]
+
+
+class Comparison:
+    """Answers of cells and of what they are held against; every draw of seeds, subsets and images is for all rows.
+
+    Attributes:
+        answers: by the cell's name, or what stands in :data:`BASELINES`.
+    """
+
+    def __init__(self, answers: Mapping[str, Answers]) -> None:
+        self.answers = answers
+        self._drawn: dict[tuple[int, ...], Bootstrap] = {}
+
+    def seeds(self, *names: str) -> tuple[int, ...]:
+        """Those with which all of these have been judged."""
+        return tuple(sorted(set.intersection(*(set(self.answers.get(name, {})) for name in names))))
+
+    def accuracy(self, name: str) -> Estimate:
+        """Share of right answers, with its interval."""
+        return self._over(self.seeds(name)).accuracy(name)
+
+    def difference(self, first: str, second: str) -> Difference:
+        """What the second is better by, over the seeds in common, of which there must be one."""
+        return self._over(self.seeds(first, second)).difference(first, second)
+
+    def gains(self, first: str, second: str) -> Float64[np.ndarray, " number"]:
+        """The same, draw by draw."""
+        return self._over(self.seeds(first, second)).gains(first, second)
+
+    def _over(self, seeds: tuple[int, ...]) -> Bootstrap:
+        if seeds not in self._drawn:
+            rows = {
+                name: np.stack([by_seed[seed] for seed in seeds])
+                for name, by_seed in self.answers.items()
+                if by_seed.keys() >= set(seeds)
+            }
+            self._drawn[seeds] = Bootstrap.of(rows)
+        return self._drawn[seeds]
+
+
+def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> Comparison:
+    """What the probe said of a study's cells so far; empty where the study isn't judged by it.
+
+    Args:
+        out: directory that holds the cells.
+
+    Raises:
+        InputError: cells or seeds were judged on different images.
+    """
+    if PROBE not in study.judges_of(preset.is_paper):
+        return Comparison({})
+    records, places = {}, {}
+    for cell in study.cells(preset.is_paper):
+        if (settled := settle_time(cell, preset, out)) is None:
+            continue
+        for seed in seeds:
+            folder = out / "cells" / preset.directory(settled) / f"seed-{seed}"
+            if (folder / f"{PROBE}.json").is_file():
+                name = str(folder / ANSWERS)
+                records[name], places[name] = read_record(folder / ANSWERS), (cell.name, seed)
+    if records:
+        check_same_images(records)
+    answers: dict[str, dict[int, np.ndarray]] = {}
+    for name, (cell, seed) in places.items():
+        for row, right in zip((cell, *BASELINES), records[name].right.values(), strict=False):
+            answers.setdefault(row, {})[seed] = right[_JUDGE][0]
+    return Comparison(answers)
