@@ -224,7 +224,8 @@ def test_a_seed_of_all_cells_is_told_before_all_are_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     data, out = write_labelled(tmp_path / "data", train=16, test=6), tmp_path / "s"
-    stage = Stage(answers_of(np.random.default_rng(8), accuracies(**{"mae-0.95": 0.3}), images=60))
+    given = accuracies(**dict.fromkeys(("mae-0.95", *BASELINES), 0.3))
+    stage = Stage(answers_of(np.random.default_rng(8), given, images=60))
     stage.failing = {"mae-0.85 1"}
     monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=stage.run, PIPE=subprocess.PIPE))
     counted = []
