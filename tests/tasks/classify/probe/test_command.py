@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
@@ -178,3 +179,11 @@ def test_other_images_are_no_comparison(there: Path, tmp_path: Path):
     (tmp_path / "text.safetensors").write_text("Dear")
     with pytest.raises(ValueError, match="isn't what emae probe --out writes"):
         read_record(tmp_path / "text.safetensors")
+
+
+def test_answers_of_earlier_versions_are_read(tmp_path: Path):
+    right = torch.rand(2, 3, 21) < 0.5
+    head = json.dumps({"images": "a digest", "rows": ["a"]})
+    save_file({"0/ridge": right}, tmp_path / "right.safetensors", {"efficient_mae_probe": head})
+    record = read_record(tmp_path / "right.safetensors")
+    assert record.images == "a digest" and np.array_equal(record.right["a"]["ridge"], right.numpy())

@@ -56,12 +56,14 @@ class Record:
         path = Path(file)
         names = list(self.right)
         tensors = {
-            f"{number}/{judge}": torch.from_numpy(right)
+            f"{number}/{judge}": torch.from_numpy(np.packbits(right, axis=-1))
             for number, name in enumerate(names)
             for judge, right in self.right[name].items()
         }
+        held_out = next(iter(self.right[names[0]].values())).shape[-1]
         partial = path.with_name(f"{PARTIAL}{path.name}")
-        save_tensors(partial, tensors, {_RIGHT: json.dumps({"images": self.images, "rows": names})})
+        head = {"images": self.images, "rows": names, "held_out": held_out}
+        save_tensors(partial, tensors, {_RIGHT: json.dumps(head)})
         partial.replace(path)
 
 
@@ -73,7 +75,7 @@ def check_file(file: str) -> None:
 
 
 def read_record(file: Path) -> Record:
-    """What :meth:`Record.write` wrote.
+    """What :meth:`Record.write` wrote; until 2026-11-27 it wrote an answer a byte, now a bit.
 
     Raises:
         InputError: it is no such file.
@@ -84,7 +86,10 @@ def read_record(file: Path) -> Record:
             right: dict[str, dict[str, np.ndarray]] = {name: {} for name in head["rows"]}
             for key in stored.keys():  # noqa: SIM118 - it is no dictionary
                 number, _, judge = key.partition("/")
-                right[head["rows"][int(number)]][judge] = stored.get_tensor(key).numpy()
+                answers = stored.get_tensor(key).numpy()
+                if answers.dtype != np.bool_:
+                    answers = np.unpackbits(answers, axis=-1, count=head["held_out"]).astype(np.bool_)
+                right[head["rows"][int(number)]][judge] = answers
             return Record(head["images"], right)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError):
         raise InputError(f"{file}: isn't what emae probe --out writes") from None
