@@ -21,13 +21,20 @@ from torch import Tensor
 
 from efficient_mae.console import console, say
 from efficient_mae.data import EvalTransform, Source, Subset
-from efficient_mae.engine.storage.durable import PARTIAL, replace_file, write_synced
+from efficient_mae.engine.storage.durable import (
+    PARTIAL,
+    append_synced,
+    replace_file,
+    sync_folder,
+    whole_lines,
+    write_synced,
+)
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.features import image_batches
 
-# In the folder of a work: a line for each batch that is done, and what says that results are being put in place.
-_BATCHES, _PLACING = "batches.jsonl", "placing"
+# In the folder of a work: what says that results are being put in place.
+_PLACING = "placing"
 
 # Seconds between two lines on how far it is, where there is no terminal for a bar.
 _BETWEEN_LINES = 30.0
@@ -55,7 +62,10 @@ class RowWork:
 
     Args:
         out: the file that will hold the result.
-        settings: what the numbers follow from; a folder with numbers of others is refused.
+        settings: what the result follows from; a folder of others is refused.
+
+    Attributes:
+        batches: file in the folder of a line for each batch that is done; what it says is the caller's.
 
     Raises:
         InputError: the folder was begun otherwise.
@@ -64,8 +74,8 @@ class RowWork:
     def __init__(self, out: Path, settings: dict[str, Any]):
         self.out, self.folder = out, _folder_of(out)
         self.folder.mkdir(exist_ok=True)
-        file, batches = self.folder / "settings.json", self.folder / _BATCHES
-        if not (file.exists() and batches.exists() and batches.stat().st_size):
+        self.batches, file = self.folder / "batches.jsonl", self.folder / "settings.json"
+        if not (file.exists() and self.batches.exists() and self.batches.stat().st_size):
             replace_file(file, json.dumps(settings).encode())
         theirs = parse_json(file.read_bytes(), str(file))
         different = [
@@ -102,7 +112,7 @@ class RowWork:
         Raises:
             InputError: none of the images can be read.
         """
-        log = _Log(self.folder, 4 * prod(shape))
+        log = _Log(self.folder, self.batches, 4 * prod(shape))
         first, begin = log.images, time.perf_counter()
         if first:
             say(f"{self.out}: going on after {first:,} of {len(source):,} images")
@@ -128,7 +138,10 @@ class RowWork:
         """Put what was written in the folder in its place, the last file last, and remove the folder."""
         (self.folder / _PLACING).touch()
         for file in files:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
             file.replace(self.out.with_name(file.name))
+        sync_folder(self.out.parent)
         shutil.rmtree(self.folder)
 
 
@@ -156,19 +169,20 @@ class _Log:
     """The rows so far, one after another in a file, and a line for each batch whose rows are all on the disk.
 
     Args:
-        folder: of the files.
+        folder: of the rows.
+        batches: file of the lines.
         num_bytes: of a row.
     """
 
-    def __init__(self, folder: Path, num_bytes: int):
-        self._values, self._indices, self._batches = (folder / name for name in ("values", "indices", _BATCHES))
+    def __init__(self, folder: Path, batches: Path, num_bytes: int):
+        self._values, self._indices, self._batches = folder / "values", folder / "indices", batches
         self.images, self.rows, self.unreadable = 0, 0, list[tuple[str, str]]()
         for file in (self._values, self._indices, self._batches):
             file.touch()
         whole = min(self._values.stat().st_size // num_bytes, self._indices.stat().st_size // 8)
         lines = []
-        for line in self._batches.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or (batch := json.loads(line))["rows"] > whole:
+        for line in whole_lines(self._batches):
+            if (batch := json.loads(line))["rows"] > whole:
                 break
             self._count(**batch)
             lines.append(line)
@@ -183,22 +197,15 @@ class _Log:
 
     def add(self, images: int, values: np.ndarray, indices: np.ndarray, unreadable: list[tuple[str, str]]) -> None:
         """A batch, after which so many images of the source are done; it counts when all of it is on the disk."""
-        _append(self._values, np.ascontiguousarray(values).tobytes())
-        _append(self._indices, indices.astype(np.int64).tobytes())
+        append_synced(self._values, np.ascontiguousarray(values).tobytes())
+        append_synced(self._indices, indices.astype(np.int64).tobytes())
         line = {"images": images, "rows": self.rows + len(values), "unreadable": unreadable}
-        _append(self._batches, json.dumps(line).encode() + b"\n")
+        append_synced(self._batches, json.dumps(line).encode() + b"\n")
         self._count(**line)
 
     def read(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         values = np.memmap(self._values, np.float32, "r", shape=(self.rows, *shape))
         return values, np.fromfile(self._indices, np.int64)
-
-
-def _append(file: Path, content: bytes) -> None:
-    with file.open("ab") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 class _Display:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -53,6 +54,20 @@ def write_synced(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def append_synced(file: Path, content: bytes) -> None:
+    """Write at the end of a file and flush it to the disk."""
+    with file.open("ab") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def whole_lines(file: Path) -> Iterator[bytes]:
+    """Lines of a file, with their ends; what was being appended when the program was killed is none."""
+    with file.open("rb") as stream:
+        yield from (line for line in stream if line.endswith(b"\n"))
 
 
 def replace_file(file: Path, content: bytes) -> None:
