@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from efficient_mae.data import normalize
 from efficient_mae.engine.machine.distributed import ALONE
 from efficient_mae.engine.machine.memory import BatchMemory
 from efficient_mae.engine.machine.step_memory import hollow
+from efficient_mae.tasks.detect import predict as predict_module
 from efficient_mae.tasks.detect import run as run_module
 from efficient_mae.tasks.detect.config import DetectConfig
 from efficient_mae.tasks.detect.run import detect
@@ -99,6 +101,49 @@ def test_it_predicts_and_reports(run: Path, data: Path, tmp_path: Path, capsys):
     assert main(["report", "--run", str(run)]) == 0 and (run / "report.html").is_file()
 
 
+def test_predictions_broken_off_go_on_to_the_same_bits(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "val2017" / "000001.png").write_text("no image")
+    flags = ["--weights", str(run), "--part", "test", "--device", "cpu", "--num_workers", "0", "--precision", "fp32"]
+    flags += ["--batch_size", "1"]
+
+    def predicted(out: str, *others: str) -> int:
+        return main(["predict", *flags, "--data", str(tmp_path / "data"), "--out", str(tmp_path / out), *others])
+
+    assert predicted("alone.json") == 0
+    real, calls = predict_module.find, []
+
+    def breaking(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+        return real(*arguments)
+
+    monkeypatch.setattr(predict_module, "find", breaking)
+    with pytest.raises(InterruptedError):
+        emae.predict(
+            weights=run, data=tmp_path / "data", part="test", out=tmp_path / "cut.json", batch_size=1, num_workers=0,
+            device="cpu", precision="fp32",
+        )  # fmt: skip
+    work = tmp_path / ".partial-cut.json"
+    with (work / "batches.jsonl").open("ab") as stream:
+        stream.write(b'{"images": 3, "objects": [[2, {"cate')
+    assert not (tmp_path / "cut.json").exists()
+    assert predicted("cut.json", "--top", "3") == 2
+    assert "was begun otherwise: top 5 there, 3 here; remove it, or name another out" in capsys.readouterr().err
+    assert predicted("cut.json", "--json") == 0
+    said = capsys.readouterr()
+    assert "going on after 2 of 3 images" in said.err and len(calls) == 4
+    result = json.loads(said.out)
+    assert result["images"] == 2 and [Path(name).name for name, _ in result["unreadable"]] == ["000001.png"]
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
+    found = json.loads((tmp_path / "cut.json").read_text())
+    assert len(found) == result["objects"] and {one["image_id"] for one in found} == {100, 102}
+    assert not work.exists()
+
+
 def test_its_encoder_is_weights_like_any_other(run: Path, data: Path, tmp_path: Path):
     encoder, trained = emae.load(run), load_file(run / "trained.safetensors")
     assert all(torch.equal(value, trained[f"encoder.{name}"]) for name, value in encoder.state_dict().items())
@@ -130,9 +175,23 @@ def test_interrupted_and_resumed_is_bit_identical(data: Path, tmp_path: Path, mo
 def test_the_rate_falls_to_a_tenth_and_a_hundredth(data: Path, tmp_path: Path):
     made = run_module.DetectRun.make(config(data, tmp_path / "run", lr_drops=(0.5, 0.75)), ALONE)
     assert [made.fall(progress) for progress in (0, 0.49, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
-    rates = {group["lr_scale"] for group in made.build_optimizer().param_groups}
-    # Patches, one block, and the heads.
-    assert sorted(rates) == pytest.approx([0.7**2, 0.7, 1.0])
+
+
+def test_each_layer_learns_at_a_share_of_the_next_ones_rate(data: Path, tmp_path: Path):
+    """As in detectron2, relative positions at that of their block."""
+    made = run_module.DetectRun.make(config(data, tmp_path / "run", depth=3), ALONE)
+    groups = made.build_optimizer().param_groups
+    names = {id(one): name for name, one in made.model.named_parameters()}
+    rates = {names[id(one)]: group["lr_scale"] for group in groups for one in group["params"]}
+    assert rates.keys() == {name for name, one in made.model.named_parameters() if one.requires_grad}
+    for name, rate in rates.items():
+        if name.startswith(("encoder.patch_embed", "encoder.pos_embed")):
+            layers = 4
+        elif block := re.search(r"blocks\.(\d)\.", name):
+            layers = 3 - int(block[1])
+        else:
+            layers = 0
+        assert rate == pytest.approx(0.7**layers), name
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_replayed(

@@ -80,20 +80,21 @@ def test_it_is_torchvisions():
             torch.testing.assert_close(one[name], other[name])
 
 
-def test_what_lies_beside_an_image_is_nothing():
-    """Scales are of the whole, however little of it an image fills; boxes end with it."""
+def test_what_is_found_ends_with_the_image():
+    """However little of the whole it fills."""
     detector = Detector(vit(), 2, SMALL).eval()
     pixels, *_ = batch(1)
-    pixels[:, :, 24:], pixels[:, :, :, 20:] = 0, 0
     with torch.no_grad():
-        detector.detect(pixels, [(24, 20)])
-        assert detector.roi_heads.box_roi_pool.scales == [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+        for head in (detector.roi_heads.box_predictor.bbox_pred, detector.roi_heads.box_predictor.cls_score):
+            head.weight.zero_(), head.bias.zero_()
+        detector.roi_heads.box_predictor.bbox_pred.bias.view(-1, 4)[:, 2:] = 50.0  # all are larger than the image
         (found,) = detector.detect(pixels, [(24, 20)])
+    assert len(found["boxes"]) and (found["boxes"] == torch.tensor([0.0, 0, 20, 24])).all(dim=1).any()
+    assert (found["boxes"] >= 0).all() and (found["boxes"] <= torch.tensor([20.0, 24, 20, 24])).all()
     strides = [2, 4, 8, 16, 32]
     sides = [side for (side,) in detector.rpn.anchor_generator.sizes]
     assert sides == [8 * stride for stride in strides]
-    proposals = detector.rpn.eval()
-    assert found["boxes"].shape[1] == 4 and proposals is detector.rpn
+    assert detector.roi_heads.box_roi_pool.strides == tuple(strides[:-1])
 
 
 def test_images_without_objects_and_numbers_that_are_none():

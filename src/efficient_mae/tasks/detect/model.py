@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from efficient_mae.backbones import Backbone
@@ -33,6 +33,7 @@ from efficient_mae.interop.headers import TaskHeads, foreign
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import NonNegativeInt, PositiveInt, Settings, with_tuples
 from efficient_mae.tasks.detect.backbone import ChannelNorm, SimplePyramid, WindowedViT
+from efficient_mae.tasks.detect.pooling import AlignedPool
 from efficient_mae.tasks.downstream import feature_maps, timm_encoder
 
 # The task's name in files.
@@ -115,16 +116,16 @@ class Detector(nn.Module):
             self.neck, levels = SimplePyramid(encoder.dims[0], config.width), 4
             self.encoder.cls_token.requires_grad_(False)  # not seen
         finest = min(encoder.strides) if self.stages else encoder.patch_size // 4
-        sides = [_ANCHOR_STRIDES * finest * 2**level for level in range(levels + 1)]
+        strides = [finest * 2**level for level in range(levels + 1)]
         self.proposals = config.proposals
         self.rpn: Any
         self.roi_heads: Any
-        self.rpn, self.roi_heads = _mask_rcnn(num_classes, config.width, config.proposals, levels, sides)
+        self.rpn, self.roi_heads = _mask_rcnn(num_classes, config.width, config.proposals, strides)
 
     @property
     def heads(self) -> list[nn.Module]:
-        """All but the encoder."""
-        return [part for part in (self.windows, self.neck, self.rpn, self.roi_heads) if part is not None]
+        """All that follows the encoder's last block."""
+        return [self.neck, self.rpn, self.roi_heads]
 
     def forward(
         self,
@@ -146,7 +147,7 @@ class Detector(nn.Module):
             return {"memory": self._of_fixed_size(features)}
         with _whole_numbers(images.device):
             proposals, of_proposals = self.rpn(ImageList(images, sizes), features, targets)
-            _, of_heads = self.roi_heads(features, proposals, [tuple(images.shape[-2:])] * len(images), targets)
+            _, of_heads = self.roi_heads(features, proposals, sizes, targets)
         return {**of_proposals, **of_heads}
 
     def detect(self, images: Float[Tensor, "B C H W"], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
@@ -157,7 +158,7 @@ class Detector(nn.Module):
         features = self.features(images)
         with _whole_numbers(images.device):
             proposals, _ = self.rpn(ImageList(images, sizes), features)
-            found, _ = self.roi_heads(features, proposals, [tuple(images.shape[-2:])] * len(images))
+            found, _ = self.roi_heads(features, proposals, sizes)
         return found
 
     def features(self, images: Float[Tensor, "B C H W"]) -> "OrderedDict[str, Tensor]":
@@ -187,14 +188,15 @@ class Anchors(AnchorGenerator):
         return Anchors(self.sizes, self.aspect_ratios)
 
 
-def _mask_rcnn(
-    num_classes: int, width: int, proposals: int, levels: int, sides: list[int]
-) -> tuple[nn.Module, nn.Module]:
-    """Proposals of `levels` + 1 levels, and heads of boxes and masks, as ViTDet has them but for the losses' kinks.
+def _mask_rcnn(num_classes: int, width: int, proposals: int, strides: list[int]) -> tuple[nn.Module, nn.Module]:
+    """Proposals of all levels, and heads of boxes and masks of all but the coarsest, as ViTDet has them.
 
-    Those of boxes are torchvision's: smooth below 1/9, where ViTDet's are absolute.
+    Losses, first weights and masks are torchvision's; docs/readings.md says in what they differ.
+
+    Args:
+        strides: of the levels, in pixels.
     """
-    anchors = Anchors(tuple((side,) for side in sides), (_ANCHOR_RATIOS,) * len(sides))
+    anchors = Anchors(tuple((_ANCHOR_STRIDES * one,) for one in strides), (_ANCHOR_RATIOS,) * len(strides))
     rpn = RegionProposalNetwork(
         anchors,
         RPNHead(width, len(_ANCHOR_RATIOS), conv_depth=2),
@@ -206,10 +208,9 @@ def _mask_rcnn(
         post_nms_top_n=_KEPT,
         nms_thresh=0.7,
     )
-    names = [str(level) for level in range(levels)]
     normed: Any = {"norm_layer": ChannelNorm}
     heads = RoIHeads(
-        MultiScaleRoIAlign(names, _BOX_SIDE, sampling_ratio=0),
+        AlignedPool(_BOX_SIDE, strides[:-1]),
         FastRCNNConvFCHead((width, _BOX_SIDE, _BOX_SIDE), [width] * 4, [_LINEAR * width], **normed),
         FastRCNNPredictor(_LINEAR * width, num_classes + 1),
         fg_iou_thresh=0.5,
@@ -220,7 +221,7 @@ def _mask_rcnn(
         score_thresh=_LEAST_SCORE,
         nms_thresh=0.5,
         detections_per_img=MOST_OBJECTS,
-        mask_roi_pool=MultiScaleRoIAlign(names, _MASK_SIDE, sampling_ratio=0),
+        mask_roi_pool=AlignedPool(_MASK_SIDE, strides[:-1]),
         mask_head=MaskRCNNHeads(width, [width] * 4, 1, **normed),
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )

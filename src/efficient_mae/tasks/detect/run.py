@@ -123,7 +123,14 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
 
     def build_optimizer(self) -> torch.optim.AdamW:
         config, model = self.config, self.model
-        return adamw(layer_decay_groups(model.encoder, config.weight_decay, config.layer_decay, model.heads), BETAS)
+        groups = layer_decay_groups(model.encoder, config.weight_decay, config.layer_decay, model.heads)
+        if model.windows is not None:  # relative positions learn as their blocks do
+            blocks = list(model.windows.blocks)
+            for number, positions in enumerate(blocks):
+                scale = config.layer_decay ** (len(blocks) - number)
+                params = list(positions.parameters())
+                groups.append({"params": params, "weight_decay": config.weight_decay, "lr_scale": scale})
+        return adamw(groups, BETAS)
 
     def objective(self) -> Detection:
         return Detection(self.statistics)
