@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -60,6 +61,9 @@ def twice(name: str) -> Callable[[dict[str, Any]], None]:
     return lambda content: content[name].append(copy.deepcopy(content[name][0]))
 
 
+# A code of 100 pixels, all of an object.
+FULL = coco_mask.encode(np.ones((10, 10), np.uint8, order="F"))["counts"].decode()
+
 REFUSED = {
     "image": (first(image_id=9), "annotation 1: is of image 9, which isn't listed"),
     "category": (first(category_id=4), "annotation 1: is of category 4, which isn't listed"),
@@ -80,6 +84,10 @@ REFUSED = {
     "a word": (first(segmentation=[[1, 2, 3, 4, 5, "six"]]), "annotation 1: a polygon holds something else"),
     "code's size": (first(segmentation=rle([48, SIDE], [])), r"\[48, 64\], and the image is \[64, 48\]"),
     "code's counts": (first(segmentation=rle([SIDE, 48], [7])), "code is of 7 pixels, and the image has 3072"),
+    "code's text": (first(segmentation=rle([SIDE, 48], FULL)), r"none of \[64, 48\] .* pixels: .*expected"),
+    "code's long text": (first(segmentation=rle([SIDE, 48], 9 * FULL)), r"none of \[64, 48\] .* pixels: "),
+    "no code": (first(segmentation=rle([SIDE, 48], "no code")), r"none of \[64, 48\] .* pixels: "),
+    "no text": (first(segmentation=rle([SIDE, 48], "")), r"none of \[64, 48\] .* pixels: "),
     "no counts": (first(segmentation=rle([SIDE, 48], None)), "counts of a run-length code must be a text"),
     "nothing to learn": (lambda content: content.update(annotations=[]), "no image with an object to learn from"),
 }  # fmt: skip
@@ -99,6 +107,7 @@ LEFT_OUT = {
     "outside": (first(bbox=[48, 5, 6, 4]), "1 of a box outside the image, the first 1"),
     "two points": (first(segmentation=[[1, 2, 3, 4]]), "1 of polygons of less than three points, the first 1"),
     "polygon outside": (first(segmentation=[[50, 2, 60, 4, 55, 9]]), "1 of polygons outside the image, the first 1"),
+    "far outside": (first(segmentation=[[1, 2, 1e12, 4, 9, 9]]), "1 of polygons outside the image, the first 1"),
     "no mask": (first(segmentation=[]), "1 without a mask, the first 1"),
 }
 

@@ -21,6 +21,8 @@ from efficient_mae.errors import InputError
 
 # Numbers of a polygon of three points.
 _SMALLEST_POLYGON = 6
+# Times an image's width or height at which a point of a polygon may lie; beyond, it is of no such image.
+_FARTHEST = 10
 
 
 def mask_tools() -> Any:
@@ -263,6 +265,13 @@ def _check_code(code: dict[str, Any], height: int, width: int, where: str) -> No
             f"[{height}, {width}] (height, width)"
         )
     if isinstance(counts, str):
+        try:
+            mask_tools().decode(code)
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{where}: its run-length code is none of [{height}, {width}] (height, width) pixels: {reason}"
+            ) from None
         return
     if not (isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)):
         raise InputError(f"{where}: counts of a run-length code must be a text, or numbers of pixels")
@@ -278,4 +287,6 @@ def _is_number(value: Any) -> bool:
 
 def _is_within(polygon: list[float], height: int, width: int) -> bool:
     x, y = polygon[::2], polygon[1::2]
-    return max(x) > 0 and max(y) > 0 and min(x) < width and min(y) < height
+    seen = max(x) > 0 and max(y) > 0 and min(x) < width and min(y) < height
+    # To fill a polygon takes memory by its length: a point of 1e12 would take all.
+    return seen and max(map(abs, x)) <= _FARTHEST * width and max(map(abs, y)) <= _FARTHEST * height
