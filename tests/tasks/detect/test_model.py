@@ -56,10 +56,12 @@ def theirs(detector: Detector) -> MaskRCNN:
         _Features(detector), min_size=SIDE, max_size=SIDE, image_mean=[0, 0, 0], image_std=[1, 1, 1],
         rpn_anchor_generator=detector.rpn.anchor_generator, rpn_head=detector.rpn.head,
         rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_train=1000,
-        rpn_post_nms_top_n_test=1000, box_roi_pool=heads.box_roi_pool, box_head=heads.box_head,
-        box_predictor=heads.box_predictor, box_batch_size_per_image=16, mask_roi_pool=heads.mask_roi_pool,
-        mask_head=heads.mask_head, mask_predictor=heads.mask_predictor, _skip_resize=True,
+        rpn_post_nms_top_n_test=1000, box_head=heads.box_head, box_predictor=heads.box_predictor,
+        box_batch_size_per_image=16, mask_head=heads.mask_head, mask_predictor=heads.mask_predictor,
+        _skip_resize=True,
     )  # fmt: skip
+    # It takes none but its own pooling when it is made.
+    model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool = heads.box_roi_pool, heads.mask_roi_pool
     return model.train(detector.training)
 
 
