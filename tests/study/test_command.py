@@ -1,17 +1,10 @@
 """`emae study` as a user runs it, at the smoke preset."""
 
-import contextlib
 import csv
-import io
 import json
-import subprocess
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
-from types import SimpleNamespace
-from typing import IO
 
 import numpy as np
 import pytest
@@ -30,34 +23,12 @@ from efficient_mae.study.presets import PRESETS, Preset
 from tests.tasks.conftest import flags, write_images
 from tests.tasks.labelled import write_labelled
 
-Study = Callable[..., tuple[int, dict]]
+from .conftest import Study
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_labelled(tmp_path_factory.mktemp("data"), train=16, test=6)
-
-
-def in_process(command: list[str], stdout: int | IO[bytes], **_) -> CompletedProcess:
-    """Runs a command in this process, which saves it its start."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed) if stdout == subprocess.PIPE else contextlib.nullcontext():
-        status = main(command[command.index("efficient_mae") + 1 :])
-    return CompletedProcess(command, status, printed.getvalue().encode())
-
-
-@pytest.fixture
-def study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Study:
-    """Runs the command with its cells in this process; returns status and JSON."""
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=in_process, PIPE=subprocess.PIPE))
-
-    def run(name: str, **settings) -> tuple[int, dict]:
-        status = main(["study", name, "--preset", "smoke", "--json", *flags(**settings)])
-        printed, complaints = capsys.readouterr()
-        last = printed.splitlines()[-1] if printed else ""
-        return status, json.loads(last) if last.startswith("{") else {"complaints": complaints}
-
-    return run
 
 
 def test_runs_have_processes_of_their_own_and_fail_alone(tmp_path: Path):
@@ -234,7 +205,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     assert len(listed) == 14 and listed["table7"]["cells"][1] == "gamma-0.4"
     assert listed["table4"]["flops"] > listed["table7"]["flops"] > 0 and listed["table4"]["seconds"] > 0
     show_study(emae.study(list=True, preset="smoke"), Console())
-    assert "table9" in capsys.readouterr().out
+    assert "table10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class Cell:
         made: of its settings, those that name a run of another command with the same seed: the command.
         compared: with other methods, at the rate that the preset has for that.
         as_long_as: the cell that it lasts as long as, in time measured on this machine; None lasts its epochs.
+        transferred: to other tasks, at the sizes that the preset has for that.
+        pretrained: False has no pre-training: what judges it trains the same model from scratch.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Cell:
     made: Mapping[str, str] = field(default_factory=dict)
     compared: bool = False
     as_long_as: str | None = None
+    transferred: bool = False
+    pretrained: bool = True
 
 
 def _cells() -> list[Cell]:
@@ -68,7 +72,8 @@ def _cells() -> list[Cell]:
             found.append(Cell(f"{method}-{size}-{epochs}", settings, recipe=recipe, paper=True))
     compared = [replace(cell, paper=False, compared=True) for cell in _COMPARED]
     timed = [replace(cell, name=f"{cell.name}{SAME_TIME}", as_long_as=BUDGET) for cell in compared]
-    return [*found, *compared, *timed]
+    transferred = [replace(cell, paper=False, transferred=True) for cell in _TRANSFERRED]
+    return [*found, *compared, *timed, *transferred, _SCRATCH]
 
 
 # Table 3 in the paper's own preset: settings of `emae pretrain`, and which of their runs the paper lists (size and
@@ -106,5 +111,13 @@ COMPARED = {
 }
 # The cell that the others last as long as, and what names of cells that do end with.
 BUDGET, SAME_TIME = "mae", "-same-time"
+
+# Table 10: the paper's own preset takes Table 3's pre-trainings of ViT-B; the others have these.
+_SCRATCH = Cell("scratch-base16", {}, recipe="mae_pretrain_base16_1600", paper=True, pretrained=False)
+_TRANSFERRED = (
+    Cell("transfer-scratch", {}, pretrained=False),
+    Cell("transfer-mae", METHODS["mae"]),
+    Cell("transfer-efficient-mae", METHODS["efficient-mae"]),
+)
 
 CELLS = {cell.name: cell for cell in _cells()}

@@ -28,6 +28,7 @@ from efficient_mae.study.runs import Place, plan_made, plan_runs, run_all
 from efficient_mae.study.speeds import measure_speeds, settle_time
 from efficient_mae.study.studies import STUDIES, Study
 from efficient_mae.study.tables import markdown_table
+from efficient_mae.study.transfer import SIZED, open_transfer
 from efficient_mae.study.write import StudyResult, write_study
 
 
@@ -36,7 +37,7 @@ class StudyConfig(DataChoice, Settings):
     """Settings of `emae study`."""
 
     name: str | None = None
-    """table1 to table9, fig1 to fig4, main; `emae study NAME` says the same"""
+    """table1 to table10, fig1 to fig4, main; `emae study NAME` says the same"""
     list: bool = False
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
@@ -44,7 +45,8 @@ class StudyConfig(DataChoice, Settings):
     (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
     data: Location | None = None
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample;
-    Figures 2 to 4 need no labels: photographs-sample"""
+    Figures 2 to 4 need no labels: photographs-sample; Table 10 takes what emae scenes writes, of the preset paper
+    folder with ade20k/, coco/ and imagenet/"""
     out: Location | None = None
     """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
     only: str | None = None
@@ -160,6 +162,8 @@ def _open_data(
     """Check data and directory; return what to pre-train on, and what judges take if the study has any."""
     if data is None:
         raise InputError(f"data must be given: {chosen.name} trains on it (emae study --help)")
+    if chosen.transfers:
+        return _open_transfer(chosen, preset, data, choice, out)
     if not chosen.judges:
         open_source(data, choice=choice)
         _claim(out, preset, data)
@@ -176,6 +180,16 @@ def _open_data(
     folder = out / "labelled"
     write_few_labels(labelled, preset.labels, folder)
     return data, str(folder)
+
+
+def _open_transfer(chosen: Study, preset: Preset, data: str, choice: DataChoice, out: Path) -> tuple[str, str]:
+    if preset.name not in SIZED:
+        raise InputError(f"preset={preset.name}: {chosen.name} has no sizes for it; it has for {', '.join(SIZED)}")
+    cell = chosen.cells(preset.is_paper)[0]
+    judges = {judge: preset.settings(judge, cell) for judge in chosen.judges}
+    pretrained = open_transfer(data, choice, judges, preset.is_paper)
+    _claim(out, preset, pretrained)
+    return pretrained, data
 
 
 def _claim(out: Path, preset: Preset, data: str | None) -> None:

@@ -2,13 +2,22 @@
 
 from collections.abc import Collection, Sequence
 from functools import cache
+from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from efficient_mae.backbones.patches import as_pair
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
+from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
+from efficient_mae.study.transfer import FOLDERS, PUBLISHED_IMAGES
+from efficient_mae.tasks.detect.model import Detector, DetectorConfig
+from efficient_mae.tasks.segment.model import UPerNet, UPerNetConfig
 
 # FLOPs of a training step for each multiply-accumulate of its forward pass: two, and the backward pass is two more.
 _TRAINING = 6
@@ -16,6 +25,8 @@ _TRAINING = 6
 # training (start, pictures, report): set by the cpu preset on 2 busy cores, where 4 minutes were foretold and taken.
 _EFFICIENCY = 0.35
 _OVERHEAD = 20.0
+# Classes of what is segmented or detected, which hardly cost anything, and images whose proposals are a whole number.
+_CLASSES, _IMAGES = 10, 4
 
 
 def paper_config(cell: Cell) -> MethodConfig:
@@ -31,16 +42,20 @@ def predicted_patches(config: MethodConfig, images: int = 500) -> float:
 
 
 def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[str] = ()) -> float:
-    """FLOPs of a run of a cell: pre-training and, if it is judged so, fine-tuning, the most that judges take.
+    """FLOPs of a run of a cell: pre-training and, if it is judged so, fine-tuning, segmentation and detection, the
+    most that judges take.
 
     Args:
         images: in the training data.
         judges: commands that judge it.
     """
     forward, whole = _forward_gmacs(preset.name, cell.name)
-    gmacs = forward * images * preset.pretraining(cell)["epochs"]
+    gmacs = forward * images * preset.pretraining(cell)["epochs"] if cell.pretrained else 0.0
     if "finetune" in judges:
         gmacs += whole * min(preset.labels or images, images) * preset.settings("finetune", cell)["epochs"]
+    for judge in FOLDERS.keys() & set(judges):
+        seen = PUBLISHED_IMAGES[judge] if preset.is_paper else images
+        gmacs += _transfer_gmacs(preset.name, cell.name, judge) * seen * preset.settings(judge, cell)["epochs"]
     return _TRAINING * 1e9 * gmacs
 
 
@@ -49,6 +64,28 @@ def _forward_gmacs(preset: str, cell: str) -> tuple[float, float]:
     """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
     config = model_config(PRESETS[preset].pretraining(CELLS[cell]))
     return count_gmacs(config, images=8), encoder_gmacs(config)
+
+
+@cache
+def _transfer_gmacs(preset: str, cell: str, judge: str) -> float:
+    """Of a training image of what segments or detects, with the encoder of a cell."""
+    chosen, one = PRESETS[preset], CELLS[cell]
+    settings = chosen.settings(judge, one)
+    # Windows adapt a detector's encoder to larger images by themselves.
+    resized = {"img_size": settings["img_size"]} if judge == "segment" else {}
+    config = model_config({**chosen.pretraining(one), **resized})
+    side, arguments = as_pair(settings["img_size"]), list[Any]()
+    with torch.device("meta"):
+        if judge == "segment":
+            heads = UPerNetConfig(settings["head_width"], settings["aux_width"])
+            model: nn.Module = UPerNet(config.make_backbone(), _CLASSES, heads)
+        else:
+            shape = (settings[name] for name in ("window_size", "global_blocks", "width", "proposals"))
+            model, arguments = Detector(config.make_backbone(), _CLASSES, DetectorConfig(side, *shape)), [[], []]
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        images = torch.zeros(_IMAGES, config.in_chans, *side)
+        hollow(model, torch.device("cpu")).eval()(images, *arguments)
+    return counter.get_total_flops() / 2e9 / _IMAGES
 
 
 def estimated_seconds(flops: Sequence[float], stages: int, speed: float, jobs: int) -> float:

@@ -10,6 +10,7 @@ from efficient_mae.study.cells import Cell
 from efficient_mae.study.costs import estimated_seconds, training_flops
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.studies import STUDIES, Study
+from efficient_mae.study.transfer import SIZED, SIZES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +81,24 @@ def measure_speed(device: str) -> float:
 
 
 def list_studies(preset: Preset, *, seeds: int | None, images: int | None, jobs: int, device: str) -> StudyList:
-    """Every study with its cells, and what it would cost if none of it were done yet.
+    """Every study that the preset has sizes for with its cells, and what it would cost if none of it were done yet.
 
     Args:
         seeds: of each cell; None takes the preset's number.
         images: in the training data; None takes what the preset is made for.
     """
-    images = preset.images if images is None else images
     speed = measure_speed(device) * preset.gpus(device)
     listed = []
     for study in STUDIES.values():
+        if study.transfers and preset.name not in SIZED:
+            continue
         cells = study.cells(preset.is_paper)
+        usual = SIZES[preset.name].images if study.transfers and preset.name in SIZES else preset.images
         number = seeds_of(study, preset, seeds)
-        cost = estimate(study, cells, preset, seeds=number, images=images, jobs=jobs, speed=speed)
+        cost = estimate(study, cells, preset, seeds=number, images=images or usual, jobs=jobs, speed=speed)
         names = [cell.name for cell in cells]
         listed.append(ListedStudy(name=study.name, title=study.title, cells=names, seeds=number, **cost))
-    return StudyList(preset=preset.name, summary=preset.summary, images=images, studies=listed)
+    return StudyList(preset=preset.name, summary=preset.summary, images=images or preset.images, studies=listed)
 
 
 def duration(seconds: float) -> str:

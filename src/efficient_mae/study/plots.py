@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.pictures import png
+from efficient_mae.study.transfer import FIGURES
 
 _BLUE, _ORANGE, _GREY, _INK = "#2458d3", "#e0700c", "#a3abb8", "#5b6470"
 _SERIES = (_BLUE, _ORANGE, "#2a8f5b", "#8a4fc7")
@@ -44,6 +45,23 @@ def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> N
             axes[-1].plot(row["paper"]["top1"], number, "D", color=_GREY, markersize=5)
     if published:
         axes[-1].set_xlabel("top-1 in the paper (ImageNet-1k), %")
+    axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    _save(figure, title, path)
+
+
+def draw_transfer(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Table 10: figures of each row with their 95 % intervals, the paper's in grey on the same axes."""
+    figure, axes = _figure(2.8 * len(FIGURES), 0.9 + 0.4 * len(rows), len(FIGURES), sharey=True)
+    for ax, (name, heading) in zip(axes, FIGURES.items(), strict=True):
+        for number, row in enumerate(rows):
+            if score := row["measured"].get(name):
+                half = 100 * score.get("half_width", 0.0)
+                ax.errorbar(100 * score["mean"], number, xerr=half, fmt="o", color=_BLUE, capsize=3, markersize=5)
+            if name in row["paper"]:
+                ax.plot(row["paper"][name], number, "D", color=_GREY, markersize=5)
+        ax.set_xlabel(f"{heading}, %; grey: the paper's")
+        ax.set_xlim(left=0)
     axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     _save(figure, title, path)

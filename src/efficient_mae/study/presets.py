@@ -10,6 +10,7 @@ from efficient_mae.errors import InputError
 from efficient_mae.methods import MethodConfig
 from efficient_mae.recipes import recipe_settings, recipes
 from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.transfer import SIZES
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
 
 
@@ -51,20 +52,24 @@ class Preset:
         """The settings of a cell's pre-training, but for data, directory and seed."""
         if self.pretrain is None:
             return {**recipe_settings(cell.recipe), **cell.settings}
-        model = f"{cell.method}_{self.pretrain['model']}"
+        base = SIZES[self.name].pretrain if cell.transferred else self.pretrain
+        model = f"{cell.method}_{base['model']}"
         known = {one.name for one in fields(PretrainConfig.of(model))}
-        common = {**self.pretrain, **(self.compared if cell.compared else {})}
+        common = {**base, **(self.compared if cell.compared else {})}
         shared = {name: value for name, value in common.items() if name in known}
         return {**shared, "model": model, **cell.settings}
 
     def directory(self, cell: Cell) -> str:
         """The name under which its runs are kept: that of the first cell that this preset runs alike."""
+        if not cell.pretrained:
+            return cell.name
         settings = self.pretraining(cell)
         alike = (
             other.name
             for other in CELLS.values()
             if other.paper in (None, self.is_paper)
             and other.as_long_as is None
+            and (other.pretrained, other.transferred) == (True, cell.transferred)
             and self.pretraining(other) == settings
         )
         return next(alike, cell.name)
@@ -72,7 +77,8 @@ class Preset:
     def settings(self, command: str, cell: Cell) -> dict[str, Any]:
         """The settings of another command that a cell needs, but for data, weights, directory and seed."""
         if not self.is_paper:
-            return dict(self.others.get(command, {}))
+            known = SIZES[self.name].judges if cell.transferred else self.others
+            return dict(known.get(command, {}))
         size = next(size for size in ("base", "large", "huge") if f"_{size}" in cell.recipe)
         recipe = f"{command.replace('-', '_')}_{size}"
         return recipe_settings(recipe) if recipe in recipes() else {}

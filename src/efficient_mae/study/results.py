@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
-from efficient_mae.study.cells import ABLATION_RECIPE, Cell
+from efficient_mae.study.cells import ABLATION_RECIPE, CELLS, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, model_config, recipe_settings
 from efficient_mae.study.probed import BASELINES, Comparison
@@ -19,6 +19,7 @@ from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_time, speed_of
 from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study
+from efficient_mae.study.transfer import FIGURES
 from efficient_mae.tasks.classify.probe.statistics import Estimate
 from efficient_mae.tasks.intervals import mean_and_interval
 from efficient_mae.tasks.seeds import RESULTS
@@ -118,12 +119,14 @@ def _measured(
         return {}, {}
     folder = out / "cells" / preset.directory(settled)
     # Cells are shared: what another study has had judged is not for one that hasn't.
-    by_seed = {seed: figures for seed in seeds if (figures := read_figures(folder / f"seed-{seed}", judges))}
+    by_seed = _by_seed(folder, seeds, judges, cell.pretrained)
     if not by_seed:
         return {}, {}
     settings = preset.pretraining(settled)
     made = made_settings(settled, out, next(iter(by_seed)))
-    measured: dict[str, Any] = {"seeds": list(by_seed), "gmacs": count_gmacs(model_config(settings | made))}
+    measured: dict[str, Any] = {"seeds": list(by_seed)}
+    if cell.pretrained:
+        measured["gmacs"] = count_gmacs(model_config(settings | made))
     if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
         minutes = speed["seconds"] / 60
         measured |= {"epochs": settings["epochs"], "minutes": minutes, "memory": speed["memory"]}
@@ -143,6 +146,8 @@ _FIGURES = {
         "knn_untrained": ("accuracy", "untrained"),
         "knn_raw_pixels": ("accuracy", "raw_pixels"),
     },
+    "segment": {"miou": ("miou",), "macc": ("macc",)},
+    "detect": {"box_ap": ("box", "ap"), "mask_ap": ("mask", "ap")},
 }
 
 # Of each probe what is told beside the answers that are compared, by our name: the judge that it has it from.
@@ -162,22 +167,34 @@ def _probed_figures(folder: Path, judges: Collection[str], place: int = 0) -> di
     return found
 
 
-def read_figures(folder: Path, judges: Collection[str]) -> dict[str, float]:
+def _by_seed(
+    folder: Path, seeds: Sequence[int], judges: Collection[str], pretrained: bool
+) -> dict[int, dict[str, float]]:
+    """Figures of a cell's runs, of the seeds that have any."""
+    found = {seed: read_figures(folder / f"seed-{seed}", judges, pretrained) for seed in seeds}
+    return {seed: figures for seed, figures in found.items() if figures}
+
+
+def read_figures(folder: Path, judges: Collection[str], pretrained: bool = True) -> dict[str, float]:
     """Figures of a cell's run with a seed; none before it is done, none of a judge that hasn't judged it.
 
     Args:
         folder: as :class:`efficient_mae.study.runs.CellRun` lays it out.
+        pretrained: whether it begins with pre-training.
     """
-    if not (folder / "pretrain.json").is_file():
-        return {}
-    lines = (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "loss" in row]
-    last = [row["loss"] for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
-    figures = {"loss": float(np.mean(last))}
+    figures = {}
+    if pretrained:
+        if not (folder / "pretrain.json").is_file():
+            return {}
+        lines = (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "loss" in row]
+        last = [row["loss"] for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
+        figures["loss"] = float(np.mean(last))
     for judge in judges:
         if judge in _FIGURES and (folder / f"{judge}.json").is_file():
             result = json.loads((folder / judge / RESULTS).read_bytes())
-            figures |= {name: reduce(getitem, keys, result) for name, keys in _FIGURES[judge].items()}
+            found = {name: reduce(getitem, keys, result) for name, keys in _FIGURES[judge].items()}
+            figures |= {name: value for name, value in found.items() if value is not None}
     return figures
 
 
@@ -190,6 +207,29 @@ def _difference(accuracies: dict[int, float], reference: dict[int, float]) -> di
     """What a row is better by, seed by seed; nothing without seeds in common."""
     common = [seed for seed in accuracies if seed in reference]
     return summary([accuracies[seed] - reference[seed] for seed in common]) if common else {}
+
+
+def add_differences(
+    rows: Sequence[dict[str, Any]], study: Study, preset: Preset, out: Path, seeds: Sequence[int]
+) -> None:
+    """Add `differences` to the rows of Table 10: by figure, what a row is better by than the first, seed by seed.
+
+    Args:
+        rows, out, seeds: as of :func:`collect_rows`.
+    """
+    first: dict[int, dict[str, float]] | None = None
+    for row in rows:
+        cell = CELLS[row["cell"]]
+        by_seed = _by_seed(out / "cells" / preset.directory(cell), seeds, study.judges, cell.pretrained)
+        if first is None:
+            first = by_seed
+            continue
+        for name in FIGURES:
+            ours, theirs = (
+                {seed: one[name] for seed, one in figures.items() if name in one} for figures in (by_seed, first)
+            )
+            if difference := _difference(ours, theirs):
+                row.setdefault("differences", {})[name] = difference
 
 
 def collect_table_1() -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Runs the cells of a study: each an `emae pretrain` and the commands that judge it, in processes of their own.
 
-    OUT/cells/CELL/seed-S/pretrain/   run directory of `emae pretrain`
+    OUT/cells/CELL/seed-S/pretrain/   run directory of `emae pretrain`, unless the model is trained from scratch
     OUT/cells/CELL/seed-S/JUDGE/      that of each judge, or `results.json` alone of one that has none
     OUT/cells/CELL/seed-S/probe.safetensors   single answers of `emae probe`
     OUT/cells/CELL/seed-S/log.txt     what all printed
@@ -29,6 +29,7 @@ from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import Cell
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.probing import is_probe, probe_settings, subcommand_of
+from efficient_mae.study.transfer import FOLDERS
 from efficient_mae.tasks.registry import TASKS
 from efficient_mae.tasks.seeds import RESULTS
 
@@ -65,7 +66,7 @@ class Place:
         out: the directory.
         data: to pre-train on.
         choice: of what they hold.
-        labelled: for judges; None has no run judged.
+        labelled: for judges, or the folder of what other tasks take; None has no run judged.
         device: as `emae pretrain --device`.
     """
 
@@ -79,6 +80,12 @@ class Place:
     def chosen(self) -> dict[str, Any]:
         """The choice, as far as one was made."""
         return {name: value for name, value in asdict(self.choice).items() if value is not None}
+
+    def judged_on(self, judge: str) -> str | None:
+        """The data that a judge takes."""
+        if self.labelled is None or judge not in FOLDERS:
+            return self.labelled
+        return str(Path(self.labelled) / FOLDERS[judge])
 
     def pretraining(self, cell: Cell, preset: Preset, seed: int) -> dict[str, Any]:
         """All settings of a cell's pre-training but its directory."""
@@ -121,18 +128,25 @@ def plan_runs(
         for cell in cells:
             folder = _folder(place.out, preset.directory(cell), seed)
             first = {**place.pretraining(cell, preset, seed), "out": folder / "pretrain"}
-            commands = [("pretrain", flags(first))]
+            start = {"weights": folder / "pretrain"} if cell.pretrained else from_scratch(preset.pretraining(cell))
+            commands = [("pretrain", flags(first))] if cell.pretrained else []
             for judge in judges if place.labelled is not None else ():
                 if is_probe(judge):  # which draws few labels itself
                     settings = {**probe_settings(judge, cell, preset, seed, folder), "data": place.data}
                 else:
-                    settings = {**preset.settings(judge, cell), "seed": seed, "data": place.labelled}
+                    settings = {**preset.settings(judge, cell), "seed": seed, "data": place.judged_on(judge)}
                     settings |= {"out": folder / judge} if has_directory(judge) else {}
-                settings |= {"weights": folder / "pretrain", "device": place.device}
+                settings |= {**start, "device": place.device}
                 settings |= place.chosen if settings["data"] == place.data else {}
                 commands.append((judge, flags(settings)))
             runs.setdefault(folder, CellRun(cell.name, seed, folder, tuple(commands)))
     return list(runs.values())
+
+
+def from_scratch(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What has a judge start from random weights of the model that these settings of `emae pretrain` make."""
+    chosen = {name: settings[name] for name in ("model", "depth", "in_chans") if name in settings}
+    return {"from_scratch": True, **chosen}
 
 
 def has_directory(command: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from efficient_mae.study.cells import CELLS, COMPARED, METHODS, PUBLISHED_RUNS, SAME_TIME, Cell
 from efficient_mae.study.main_study import CONTROLS, HYPOTHESES, MAIN_REMARK, MAIN_ROWS, Hypothesis
+from efficient_mae.study.transfer import FOLDERS
 
 # The judge that decides, and those of other features than the patches' mean, which are told beside it: emae probe's
 # `pool`.
@@ -23,7 +24,8 @@ class Row:
         label: what the paper calls it.
         cell: the run behind it; None where the paper has a figure and this package no such method.
         paper: what the paper reports, by column: `top1` and `loss`; `gflops` (multiply-accumulates, 1e9), `memory`
-            (GB), `patches` (predicted an image at 14 x 14), `minutes` (an epoch on 4 A100s).
+            (GB), `patches` (predicted an image at 14 x 14), `minutes` (an epoch on 4 A100s); `miou`, `macc`,
+            `box_ap` and `mask_ap` (per cent).
     """
 
     label: str
@@ -43,6 +45,7 @@ class Study:
             :data:`POOLED`. In the paper's own preset runs are fine-tuned instead of probed.
         one_seed: a single run of each cell is all it looks at.
         costs: what of a row is counted: `gflops`, `patches`.
+        published: data and model of the paper's figures.
         remark: what must be known to read it.
         hypotheses: that it decides, said in advance.
         compared: cells that its F test is of, the others held against the first; all if none are named.
@@ -55,9 +58,15 @@ class Study:
     judges: tuple[str, ...] = (PROBE,)
     one_seed: bool = False
     costs: tuple[str, ...] = ()
+    published: str = "on ImageNet-1k, with ViT-L/16 unless the row says otherwise"
     remark: str = ""
     hypotheses: tuple[Hypothesis, ...] = ()
     compared: tuple[str, ...] = ()
+
+    @property
+    def transfers(self) -> bool:
+        """Its encoders are carried to other tasks."""
+        return not FOLDERS.keys().isdisjoint(self.judges)
 
     def rows_of(self, paper: bool) -> tuple[Row, ...]:
         """Its lines in the paper's own preset or in the others."""
@@ -182,6 +191,19 @@ _TABLE_8 = (
 _TABLE_9 = tuple(
     _row(f"decoder depth {depth}", f"decoder-{depth}", top1=top1) for depth, top1 in ((8, 84.6), (4, 84.3), (1, 84.2))
 )
+# Of ViT-B. The paper doesn't say how long it was pre-trained: as in Table 3.
+_TABLE_10_MAE = {"miou": 48.1, "macc": 58.8, "box_ap": 50.1, "mask_ap": 44.7}
+_TABLE_10_OURS = {"miou": 48.0, "macc": 58.7, "box_ap": 50.0, "mask_ap": 44.5}
+_TABLE_10 = (
+    _row("from scratch", "scratch-base16"),
+    _row("MAE, 1600 epochs", "mae-base16-1600", **_TABLE_10_MAE),
+    _row("Efficient MAE, 800 epochs", "efficient-mae-base16-800", **_TABLE_10_OURS),
+)
+_TRANSFERRED = (
+    _row("from scratch", "transfer-scratch"),
+    _row("MAE, 0.75", "transfer-mae", **_TABLE_10_MAE),
+    _row("Efficient MAE, 0.85", "transfer-efficient-mae", **_TABLE_10_OURS),
+)
 _FIGURE_1 = (
     *(
         _row(f"MAE, {ratio:.2f}", f"mae-{ratio:.2f}", gflops=gflops, top1=top1)
@@ -198,6 +220,11 @@ _MAE_BY_RATIO = tuple(
     for ratio, loss, top1 in ((0.75, 0.407, 84.6), (0.85, 0.486, 84.1), (0.9, 0.549, 83.7))
 )
 _LOSSES_BY_RATIO = tuple(Row(row.label, row.cell, {"loss": row.paper["loss"]}) for row in _MAE_BY_RATIO)
+_TABLE_10_REMARK = (
+    "The same model, with the same seed of all that isn't pre-trained, learns to segment and to detect from random "
+    "weights and from encoders that have seen the training images without labels. Intervals are over seeds: labels "
+    "and held-out images are the same for each."
+)
 
 STUDIES = {
     study.name: study
@@ -237,6 +264,15 @@ STUDIES = {
             costs=("patches",),
         ),
         Study("table9", "Depth of the decoder", _TABLE_9, costs=("gflops",)),
+        Study(
+            "table10",
+            "Transfer to segmentation and detection",
+            _TABLE_10,
+            _TRANSFERRED,
+            judges=tuple(FOLDERS),
+            published="on ADE20K and COCO, with ViT-B/16, which it doesn't train from scratch there",
+            remark=_TABLE_10_REMARK,
+        ),
         Study("fig1", "Accuracy and cost against mask ratio", _FIGURE_1, costs=("gflops",)),
         Study("fig2", "Count and loss of masked patches against P²Dist", _LOSSES_BY_RATIO, judges=()),
         Study(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from efficient_mae.study.transfer import FIGURES
+
 
 @dataclass(frozen=True)
 class Column:
@@ -13,7 +15,7 @@ class Column:
 
     Attributes:
         heading: with what it is measured on.
-        group: of a row: `measured`, `computed`, `paper`, or `difference`.
+        group: of a row: `measured`, `computed`, `paper`, `difference` or `differences`.
         key: in the group; None takes the group itself.
         show: a figure, or a mean with its interval, as text.
     """
@@ -73,6 +75,15 @@ COLUMNS = (
     Column("k-NN, untrained", "measured", "knn_untrained", _percent),
     Column("k-NN, raw pixels", "measured", "knn_raw_pixels", _percent),
     Column("difference to the first row", "difference", None, _gain),
+    *(
+        column
+        for name, title in FIGURES.items()
+        for column in (
+            Column(f"{title} here", "measured", name, _percent),
+            Column(f"{title}, difference to from scratch", "differences", name, _gain),
+            Column(f"{title}, paper (%)", "paper", name, _number(1)),
+        )
+    ),
     Column("top-1, paper (%)", "paper", "top1", _number(1)),
 )
 

@@ -18,12 +18,13 @@ from efficient_mae.study.decisions import (
     verdict_in_words,
 )
 from efficient_mae.study.figures import figure_2, figure_3, figure_4
-from efficient_mae.study.plots import draw_accuracies, draw_by_ratio, draw_costs
+from efficient_mae.study.plots import draw_accuracies, draw_by_ratio, draw_costs, draw_transfer
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.probed import read_comparison
-from efficient_mae.study.results import collect_rows, collect_table_1
+from efficient_mae.study.results import add_differences, collect_rows, collect_table_1
 from efficient_mae.study.studies import Study
 from efficient_mae.study.tables import csv_table, markdown_table
+from efficient_mae.study.transfer import SIZES
 
 _PICTURE = "figure.png"
 
@@ -88,6 +89,8 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
     counted = _counted(study, preset, out, seeds, head["failed"]) if study.hypotheses else seeds
     probed = read_comparison(study, preset, out, counted)
     rows = collect_table_1() if study.name == "table1" else collect_rows(study, preset, out, counted, probed)
+    if study.transfers:
+        add_differences(rows, study, preset, out, seeds)
     figure = _draw(study, preset, out, rows, head["data"], folder / _PICTURE)
     result = StudyResult(
         **head,
@@ -102,7 +105,7 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
     held = result.plain()
     del held["written"]
     replace_file(folder / "results.json", json.dumps(held, indent=1).encode())
-    replace_file(folder / "table.md", _markdown(result, preset, (folder / _PICTURE).is_file()).encode())
+    replace_file(folder / "table.md", _markdown(result, study, preset, (folder / _PICTURE).is_file()).encode())
     if rows:
         replace_file(folder / "table.csv", csv_table(rows).encode())
     return result
@@ -137,13 +140,16 @@ def _draw(
         figure_3(out / "cells" / preset.directory(cell) / f"seed-{seed}" / "pretrain", data, title, path)
     elif study.name == "fig4":
         return {"examples": figure_4(preset, title, path)}
+    elif study.transfers:
+        draw_transfer(rows, title, path)
     elif rows:
         draw_accuracies(rows, title, path)
     return None
 
 
-def _markdown(result: StudyResult, preset: Preset, has_picture: bool) -> str:
+def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bool) -> str:
     machine = result.machine
+    summary = SIZES[preset.name].summary if study.transfers and preset.name in SIZES else preset.summary
     parts = [f"# {result.study}: {result.title}"]
     if result.rows:
         parts.append(markdown_table(result.rows))
@@ -157,12 +163,11 @@ def _markdown(result: StudyResult, preset: Preset, has_picture: bool) -> str:
         parts.append(result.remark)
     if result.data:
         parts.append(
-            f"**Here**: preset `{preset.name}` ({preset.summary}) on `{result.data}`, seeds "
+            f"**Here**: preset `{preset.name}` ({summary}) on `{result.data}`, seeds "
             f"{', '.join(map(str, result.seeds))}; mean ± half width of the 95 % interval (Student's t), "
             "differences seed by seed; of ridge regression (emae probe) over seeds, label subsets and held-out "
-            "images, answer by answer; what else it says are means. **Paper**: its published figures on ImageNet-1k, "
-            "with ViT-L/16 unless the row says otherwise. Data and models differ: what can be compared is which row "
-            "is better than which."
+            f"images, answer by answer; what else it says are means. **Paper**: its published figures {study.published}. "
+            "Data and models differ: what can be compared is which row is better than which."
         )
     for name, reason in result.failed.items():
         parts.append(f"Failed: {name}: {reason}")

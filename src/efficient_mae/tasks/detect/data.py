@@ -27,13 +27,16 @@ class CocoSource:
         folder: of the images.
         annotations: of them.
         images: which, counted from 0.
+
+    Attributes:
+        folder: of the images.
     """
 
     def __init__(self, name: str, folder: Path, annotations: Annotations, images: Sequence[int] | np.ndarray):
         self.name, self.annotations = printable(name), annotations
         self.classes: tuple[str, ...] | None = None
         self.why_unlabelled = "its images have boxes and masks, and no class of their own"
-        self._folder, self._images = os.fsencode(folder), np.asarray(images, dtype=np.int64)
+        self.folder, self._images = folder, np.asarray(images, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -73,7 +76,8 @@ class CocoSource:
         return self.annotations.objects(int(self._images[index]))
 
     def _path(self, index: int) -> bytes:
-        return os.path.join(self._folder, self.annotations.names[int(self._images[index])])  # noqa: PTH118 - bytes
+        name = self.annotations.names[int(self._images[index])]
+        return os.path.join(os.fsencode(self.folder), name)  # noqa: PTH118 - bytes
 
 
 @dataclass(frozen=True)
