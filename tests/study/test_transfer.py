@@ -13,6 +13,7 @@ from efficient_mae.data.sources.choice import ANY
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.costs import training_flops
 from efficient_mae.study.presets import PRESETS
+from efficient_mae.study.results import add_differences, collect_rows
 from efficient_mae.study.runs import Place, from_scratch, plan_runs
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.study.transfer import SIZED, open_transfer
@@ -32,7 +33,7 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "scenes"
-    emae.scenes(out=str(out), train=4, val=2, size=32, objects=(1, 2))
+    emae.scenes(out=str(out), train=8, val=2, size=32, objects=(1, 3))
     return out
 
 
@@ -83,6 +84,28 @@ def test_the_same_model_is_judged_pretrained_and_from_scratch(scenes: Path, tmp_
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()}
     assert study("table10", data=scenes, out=out)[0] == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_differences_are_taken_seed_by_seed_from_scratch(tmp_path: Path):
+    preset, table = PRESETS["cpu"], STUDIES["table10"]
+    miou = {SCRATCH: [0.25, 0.5], MAE: [0.5, 0.625], OURS: [0.75]}
+    for cell, values in miou.items():
+        for seed, value in enumerate(values):
+            run = tmp_path / "cells" / cell / f"seed-{seed}"
+            (run / "segment").mkdir(parents=True)
+            (run / "pretrain").mkdir()
+            (run / "segment" / "results.json").write_text(json.dumps({"miou": value, "macc": 2 * value / 3}))
+            (run / "pretrain" / "metrics.jsonl").write_text('{"epoch": 1.0, "loss": 0.5}')
+            for command in ("segment",) if cell == SCRATCH else ("pretrain", "segment"):
+                (run / f"{command}.json").write_text("[]")
+    rows = collect_rows(table, preset, tmp_path, range(3))
+    add_differences(rows, table, preset, tmp_path, range(3))
+    first, mae, ours = rows
+    assert first["measured"]["seeds"] == [0, 1] and "loss" not in first["measured"] and "differences" not in first
+    assert mae["differences"]["miou"]["values"] == [0.25, 0.125] and mae["measured"]["loss"]["mean"] == 0.5
+    # Student's t with 1 degree of freedom: 12.706 x 0.125 / 2.
+    assert mae["differences"]["miou"]["half_width"] == pytest.approx(0.794, abs=1e-3)
+    assert ours["differences"]["macc"]["mean"] == pytest.approx(1 / 3) and "box_ap" not in ours["differences"]
 
 
 def test_settings_are_those_of_the_commands():
