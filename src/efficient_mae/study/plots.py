@@ -61,7 +61,7 @@ def draw_transfer(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
             if name in row["paper"]:
                 ax.plot(row["paper"][name], number, "D", color=_GREY, markersize=5)
         ax.set_xlabel(f"{heading}, %; grey: the paper's")
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.05 * ax.get_xlim()[1])
     axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     _save(figure, title, path)
