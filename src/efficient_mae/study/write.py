@@ -27,6 +27,10 @@ from efficient_mae.study.tables import csv_table, markdown_table
 from efficient_mae.study.transfer import SIZES
 
 _PICTURE = "figure.png"
+_BY_ANSWERS = (
+    "; of ridge regression (emae probe) over seeds, label subsets and held-out images, answer by answer; what else it "
+    "says are means"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +169,8 @@ def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bo
         parts.append(
             f"**Here**: preset `{preset.name}` ({summary}) on `{result.data}`, seeds "
             f"{', '.join(map(str, result.seeds))}; mean ± half width of the 95 % interval (Student's t), "
-            "differences seed by seed; of ridge regression (emae probe) over seeds, label subsets and held-out "
-            f"images, answer by answer; what else it says are means. **Paper**: its published figures {study.published}. "
-            "Data and models differ: what can be compared is which row is better than which."
+            f"differences seed by seed{'' if study.transfers else _BY_ANSWERS}. **Paper**: its published figures "
+            f"{study.published}. Data and models differ: what can be compared is which row is better than which."
         )
     for name, reason in result.failed.items():
         parts.append(f"Failed: {name}: {reason}")
