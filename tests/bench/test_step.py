@@ -65,6 +65,15 @@ def test_the_table_fits_and_leaves_out_what_was_not_measured(capsys: pytest.Capt
     )
 
 
+def test_peers_by_name(capsys: pytest.CaptureFixture[str]):
+    shape = [f"--{name}={value}" for name, value in {**SMALL, "batch_size": 2, "rounds": 1, "memory": "false"}.items()]
+    assert main(["bench", "step", *shape, "--peers", "[ViTMAE]", "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)["methods"]]
+    assert [name for name in names if "transformers" in name] == ["transformers ViTMAE 0.75"] and len(names) > 5
+    assert main(["bench", "step", *shape, "--peers", "[SimMIM]"]) == 2
+    assert "no name contains one of these; there are transformers ViTMAE 0.75" in capsys.readouterr().err
+
+
 def test_what_cannot_be_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(InputError, match="rounds=0"):
         bench_step(BenchStepConfig(**SMALL, rounds=0))

@@ -1,7 +1,7 @@
 """Other libraries' implementations of a method, which `emae bench step --peers` times beside ours."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,26 +37,37 @@ class PeerLoss:
 
 
 def peer_contenders(
-    config: MethodConfig, batch_size: int, device: torch.device, precision: str, number: int | None = None
+    config: MethodConfig,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    wanted: Collection[str],
+    number: int | None = None,
 ) -> list[Contender]:
     """Other implementations that are installed, with the same optimiser, or the one of a number (none if fewer).
 
+    Args:
+        wanted: parts of names, of which theirs contain one.
+
     Raises:
-        InputError: there is none at all.
+        InputError: there is none at all, or none of such a name.
     """
     config = config.baseline()
     if not isinstance(config, MAEConfig):
         raise _none(config)
     batch = TrainBatch(images_of(config, batch_size), torch.arange(batch_size), None, []).to(device)
-    contenders, peers = [], [*_peers(config).items()]
+    if not (installed := _peers(config)):
+        raise _none(config)
+    peers = [(name, make) for name, make in installed.items() if any(part in name for part in wanted)]
+    if not peers:
+        raise InputError(f"peers={list(wanted)}: no name contains one of these; there are {', '.join(installed)}")
+    contenders = []
     for name, make in peers if number is None else peers[number : number + 1]:
         # stable-pretraining tells on stdout what it does; there --json has one document and nothing else.
         with torch_seeded(0), redirect_stdout(sys.stderr):
             model = make()
         step = training_step(model.to(device).train(), PeerLoss(image_statistics(config)), device, precision)
         contenders.append(Contender(name, _gmacs(name, config), step, [batch]))
-    if not peers:
-        raise _none(config)
     return contenders
 
 

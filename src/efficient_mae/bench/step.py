@@ -42,8 +42,9 @@ class BenchStepConfig(ModelChoice):
     """images of a step (null: 32 on a CPU, 256 on a GPU)"""
     rounds: PositiveInt = 5
     """times that every method is timed, in turn"""
-    peers: bool = False
-    """time other libraries' implementations too, those that are installed"""
+    peers: bool | tuple[str, ...] = False
+    """time other libraries' implementations too: all that are installed, or those whose names contain one of these,
+    as ['CrossMAE 0.85']; a model and its optimiser's state are held for each"""
     memory: bool = True
     """measure peak memory too; on a CPU each method then takes two steps in a process of its own"""
     device: str = "auto"
@@ -132,7 +133,8 @@ def _contenders(
     own, where = len(model.variants()), (batch_size, device, precision)
     found = own_contenders(model, *where, how, number)
     if config.peers and (number is None or number >= own):
-        found += peer_contenders(model, *where, None if number is None else number - own)
+        wanted = config.peers if isinstance(config.peers, tuple) else ("",)
+        found += peer_contenders(model, *where, wanted, None if number is None else number - own)
     return found
 
 
