@@ -66,7 +66,8 @@ def test_the_table_fits_and_leaves_out_what_was_not_measured(capsys: pytest.Capt
 
 
 def test_peers_by_name(capsys: pytest.CaptureFixture[str]):
-    shape = [f"--{name}={value}" for name, value in {**SMALL, "batch_size": 2, "rounds": 1, "memory": "false"}.items()]
+    given = {**SMALL, "batch_size": 2, "rounds": 1, "memory": "false"}
+    shape = [f"--{name}={value}" for name, value in given.items()]
     assert main(["bench", "step", *shape, "--peers", "[ViTMAE]", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["methods"]]
     assert [name for name in names if "transformers" in name] == ["transformers ViTMAE 0.75"] and len(names) > 5

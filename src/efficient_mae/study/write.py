@@ -28,8 +28,8 @@ from efficient_mae.study.transfer import SIZES
 
 _PICTURE = "figure.png"
 _BY_ANSWERS = (
-    "; of ridge regression (emae probe) over seeds, label subsets and held-out images, answer by answer; what else it "
-    "says are means"
+    "; of ridge regression (emae probe) over seeds, label subsets and held-out images, answer by answer; what else "
+    "it says are means"
 )
 
 
