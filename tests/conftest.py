@@ -50,6 +50,16 @@ def own_index_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_yardstick() -> Iterator[None]:
+    """`emae bench step` measures a step beside products of matrices, which take seconds at their full size."""
+    from efficient_mae.bench import step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(step.MATMUL_SIDE, "cpu", 64)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """Starts `emae` at once."""
@@ -58,7 +68,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 
 
 # Files of long tests: were one of them begun last, the other processes would wait for its end.
-LONG = ("test_kill", "test_pretrain_processes", "test_preemption", "test_same_results", "test_children", "test_house")
+LONG = (
+    "test_kill", "test_pretrain_processes", "test_preemption", "test_same_results", "test_children", "test_house",
+    "test_host", "test_tokens",
+)  # fmt: skip
 
 
 def pytest_collection_finish() -> None:

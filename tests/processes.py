@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,15 +50,17 @@ def _processes() -> Iterator[Process]:
                 yield Process(int(folder.name), int(group), command, (folder / "environ").read_bytes())
 
 
-def spawn(world_size: int, function: Callable, *arguments, method: str = "forkserver") -> None:
-    """Call `function(rank, *arguments)` in processes for which all is set that torchrun sets.
+def imported() -> BaseContext:
+    """A context of multiprocessing's that is told all that `spawn` is told, and whose processes start at once."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.imported"])
+    return context
 
-    Args:
-        method: how they are started; `spawn` takes seconds, and ends them as Python ends a program.
-    """
-    mp.get_context("forkserver").set_forkserver_preload(["tests.imported"])
+
+def spawn(world_size: int, function: Callable, *arguments) -> None:
+    """Call `function(rank, *arguments)` in processes for which all is set that torchrun sets."""
     start = (_start, (world_size, free_port(), function, arguments))
-    mp.start_processes(*start, nprocs=world_size, start_method=method)
+    mp.start_processes(*start, nprocs=world_size, start_method=imported().get_start_method())
 
 
 def _start(rank: int, world_size: int, port: int, function: Callable, arguments: tuple) -> None:

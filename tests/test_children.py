@@ -1,6 +1,5 @@
 """Whatever this software starts ends within seconds of its parent, however that dies: here it is killed."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,13 +8,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from efficient_mae.children import end_with_main_process, stopping_with_this_process
-from efficient_mae.data import Reading
 from tests.processes import Process, survivors
 from tests.tasks.conftest import ENVIRONMENT, TINY, emae, last_row, write_images
 
@@ -86,14 +82,14 @@ def start(started: list[Started], command: list[str], temporary: Path) -> Starte
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_whose_queue_is_full(started: list[Started], temporary: Path, method: str):
-    command = start(started, [sys.executable, "-m", "tests.test_children", "load", method], temporary)
+    command = start(started, [sys.executable, "-m", "tests.parents", "load", method], temporary)
     assert command.process.stdout.readline() == b"full\n"
     assert len({socket.parent for socket in temporary.glob("pymp-*/listener-*")}) == 1
     command.assert_gone()
 
 
 def test_a_process_of_a_pool(started: list[Started], temporary: Path):
-    command = start(started, [sys.executable, "-m", "tests.test_children", "compute"], temporary)
+    command = start(started, [sys.executable, "-m", "tests.parents", "compute"], temporary)
     assert command.process.stdout.readline() == b"full\n"
     command.assert_gone()
 
@@ -103,7 +99,7 @@ def test_a_program_and_what_it_has_started(started: list[Started], temporary: Pa
     settings = {"data": folder, "out": out, "epochs": 2000, "batch_size": 8, "log_every": 1, **TINY}
     settings["checkpoint_every"] = 100_000  # one that is there was made at the end
     line = emae("pretrain", **settings)
-    command = start(started, [sys.executable, "-m", "tests.test_children", "run", *line], temporary)
+    command = start(started, [sys.executable, "-m", "tests.parents", "run", *line], temporary)
     wait_for_steps(out)
     command.assert_gone()
     assert max(out.glob("checkpoints/step-*"))  # it stopped in good order
@@ -122,48 +118,3 @@ def wait_for_steps(out: Path) -> None:
     while last_row(out) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-class Full:
-    """What is made of a batch, larger than a pipe holds."""
-
-    def __init__(self, noise, epoch: int):
-        self.noise, self.more = noise, os.urandom(1 << 20)
-
-
-def load(method: str) -> None:
-    """Have a worker wait to hand over batches that nobody takes."""
-    from efficient_mae.data import (
-        PretrainTransform,
-        ResumableBatchSampler,
-        TrainDataset,
-        make_train_loader,
-        open_source,
-    )
-
-    source = open_source("fashion-mnist-sample")
-    data = TrainDataset(source, PretrainTransform((8, 8), Reading(1)), 0, num_patches=4, make_masks=Full)
-    batches = ResumableBatchSampler(len(source), 16, 0)
-    loader = iter(make_train_loader(data, batches, num_workers=1, multiprocessing_context=method))
-    next(loader)
-    time.sleep(2)  # time enough to fill the queue
-    print("full", flush=True)
-    time.sleep(600)
-
-
-def compute() -> None:
-    """Have a process compute what nobody will take."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_main_process) as pool:
-        pool.submit(os.getpid).result()
-        pool.submit(time.sleep, 600)
-        print("full", flush=True)
-        time.sleep(600)
-
-
-def run(*command: str) -> None:
-    """Run a program that is to stop with this one."""
-    subprocess.run(stopping_with_this_process(command))
-
-
-if __name__ == "__main__":
-    {"load": load, "compute": compute, "run": run}[sys.argv[1]](*sys.argv[2:])

@@ -132,6 +132,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(library: str, content: st
 
 def test_a_library_that_is_imported_when_it_is_used(broken, tmp_path: Path):
     settings = {**TINY, "num_workers": 0, "data": "fashion-mnist-sample", "out": tmp_path / "run"}
+    (tmp_path / "torchmetrics.py").write_text("raise ImportError('pre-training has no use for it')")
     done = broken("tensorboard", "raise ImportError('half installed')", "pretrain", *flags(**settings))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "emae: a library cannot be imported (tensorboard: half installed)" in done.stderr.splitlines()[-1]

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from efficient_mae.bench.step_result import show_bench_step
 from efficient_mae.cli import main
 from efficient_mae.console import PlainConsole
 from efficient_mae.errors import InputError
+from tests.processes import imported
 
 SMALL = dict(model="mae_vit_tiny_patch8", img_size=64, depth=1, decoder_depth=2, device="cpu", precision="fp32")
 
@@ -98,9 +100,11 @@ def refused(*_: object) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory on a CPU is measured on Linux")
-@pytest.mark.parametrize("end", [killed, refused])
-def test_a_step_that_finds_no_memory(end: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("end", "at_once"), [(killed, True), (refused, False)])
+def test_a_step_that_finds_no_memory(end: Callable[..., None], at_once: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peaks, "_resident_peak", end)
+    if at_once:
+        monkeypatch.setattr(peaks, "multiprocessing", SimpleNamespace(get_context=lambda _: imported()))
     with pytest.raises(InputError, match="batch_size=2: does not fit the memory of cpu; lower it"):
         bench_step(BenchStepConfig(**SMALL, batch_size=2, rounds=1))
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from timm.layers.drop import DropPath
 from torch import Tensor
 
 import efficient_mae as emae
+from efficient_mae.bench import peaks
 from efficient_mae.cli import main
 from efficient_mae.interop import load_config
 from efficient_mae.methods.tokenizer import load_tokenizer
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.methods.tokenizers import write_tokenizer
-from tests.processes import spawn
+from tests.processes import imported, spawn
 from tests.tasks.conftest import flags, result_of, rows
 from tests.tasks.labelled import stop_after_checkpoints, write_labelled
 
@@ -214,12 +216,16 @@ def test_it_is_exported_and_judged(run: Path, data: Path, tmp_path: Path, capsys
     assert tuned["top1"] > 0.5 and probed["top1"] > (0.4 if refused else 0.5)
 
 
-def test_it_is_timed_and_counted(run: Path, settings: dict, capsys: pytest.CaptureFixture[str]):
+def test_it_is_timed_and_counted(
+    run: Path, settings: dict, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(peaks, "multiprocessing", SimpleNamespace(get_context=lambda _: imported()))
     method = run.name
     small = {"model": settings["model"], "tokenizer": settings["tokenizer"], **SIZE, "device": "cpu",
              "precision": "fp32", "rounds": 1, "batch_size": 4, "memory": True}  # fmt: skip
     timed = result_of(capsys, "bench", "step", *flags(**small))
     (row,) = timed["methods"]
     assert row["name"] == method and row["images_per_second"] > 0 and row["gmacs"] > 0
+    assert row["peak_gigabytes"] > 0
     (row,) = result_of(capsys, "bench", "flops", "--model", settings["model"])["rows"]
     assert row["computed"] > 0

@@ -133,7 +133,7 @@ def test_broken_off_at_any_place_it_goes_on_to_the_same_bits(
 
 
 def test_killed_it_goes_on_to_the_same_bits(server: ForkServer, weights: Path, tmp_path: Path):
-    given = dict(weights=weights, data="fashion-mnist-sample", batch_size=16, num_workers=1, device="cpu")
+    given = dict(weights=weights, data="fashion-mnist-sample", batch_size=64, num_workers=1, device="cpu")
     given |= {"precision": "fp32", "pool": "cls"}
     out = tmp_path / "f.npy"
     run = server.start(["embed", *flags(**given, out=out)])

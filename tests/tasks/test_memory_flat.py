@@ -2,9 +2,7 @@
 
 import gc
 import multiprocessing
-import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import pytest
 
 from efficient_mae.engine.logging import read_metrics
 from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, LinearProbeRun, linear_probe
+from tests.forks import ForkServer
 
-from .conftest import ENVIRONMENT, TINY, emae, write_images
+from .conftest import TINY, flags, write_images
 from .labelled import QUICK, SMALL_ENCODER, write_labelled
 
 # What a batch takes: 16 grey images of 64 x 64 pixels, as floats. A leak of one a step is 31 MB between the readings.
@@ -52,24 +51,21 @@ def test_a_run_that_is_done_leaves_nothing(tmp_path: Path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel doesn't tell")
-def test_memory_is_flat(tmp_path: Path):
+def test_memory_is_flat(server: ForkServer, tmp_path: Path):
     write_images(tmp_path / "data", 128)
     (tmp_path / "data" / "005.webp").write_text("no image")
     settings = TINY | {"model": "mae_vit_tiny_patch16", "img_size": SIDE, "batch_size": BATCH, "epochs": 1000}
-    command = emae(
-        "pretrain", data=tmp_path / "data", out=tmp_path / "run", log_every=5, panel_every=1000, **settings
-    )
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    settings |= {"data": tmp_path / "data", "out": tmp_path / "run", "log_every": 5, "panel_every": 1000}
+    run = server.start(["pretrain", *flags(**settings)])
     readings: dict[int, int] = {}
     while max(readings, default=0) < 220:
         time.sleep(0.1)
-        assert process.poll() is None
+        assert not run.ended(), run.wait()
         rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
         if rows:
-            readings[rows[-1]["step"]] = held(process.pid)
-    for pid in family(process.pid):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
+            readings[rows[-1]["step"]] = held(run.pids[0])
+    run.signal(signal.SIGKILL)
+    run.wait()
     early = [value for step, value in readings.items() if 40 <= step <= 80]
     late = [value for step, value in readings.items() if step >= 200]
     assert early and late

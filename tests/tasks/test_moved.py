@@ -28,10 +28,16 @@ def cut(monkeypatch: pytest.MonkeyPatch, data: Path | str, out: Path, **settings
             pretrain(config(Path(data), out, **SETTINGS, **settings))
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of 20 images that stay where they are."""
+    folder = tmp_path_factory.mktemp("alone")
+    return pretrain(config(write_images(folder / "data", 20), folder / "run", **SETTINGS))
+
+
 @pytest.mark.parametrize("how", ["slash", "relative", "absolute", "moved", "linked"])
-def test_data_that_lies_elsewhere_is_the_same(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_data_that_lies_elsewhere_is_the_same(how: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = write_images(tmp_path / "d" / "flat", 20)
-    alone = pretrain(config(data, tmp_path / "alone", **SETTINGS))
     monkeypatch.chdir(tmp_path)
     cut(monkeypatch, "d/flat", tmp_path / "cut")
     elsewhere = {"slash": "d/flat/", "relative": "./d/../d/flat", "absolute": str(data)}.get(how, str(tmp_path / "e"))
@@ -70,9 +76,8 @@ def test_removed_images_are_accepted_and_recorded(tmp_path: Path, monkeypatch: p
     assert json.loads((run / "data.json").read_text()) == record
 
 
-def test_a_run_without_a_record_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_without_a_record_goes_on(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = write_images(tmp_path / "data", 20)
-    alone = pretrain(config(data, tmp_path / "alone", **SETTINGS))
     cut(monkeypatch, data, tmp_path / "cut")
     (tmp_path / "cut" / "data.json").unlink()
     assert_same_result(pretrain(config(data, tmp_path / "cut", **SETTINGS)), alone)

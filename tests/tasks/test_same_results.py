@@ -157,10 +157,9 @@ def test_what_is_shown_on_the_way_changes_nothing(alone: Callable[[str], Path], 
 
 
 def test_a_process_of_its_own_finds_the_same(alone: Callable[[str], Path], data: Path, tmp_path: Path):
-    """With sets of strings in another order."""
-    # With conftest's checks of types: they draw numbers of their own from Python's generator.
+    """With sets of strings in another order, and without the tests' checks of types."""
     program = (
-        "import sys, tests.conftest; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from tests.tasks.test_same_results import TASKS, train\n"
         "[train(task, Path(sys.argv[1]), Path(sys.argv[2], task)) for task in TASKS]"
     )

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +24,9 @@ from efficient_mae.engine.run import Run
 from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.ranges import PositiveInt
 from efficient_mae.tasks.registry import TASKS, Task, register
-from tests.processes import survivors
+from tests.processes import imported, survivors
 
-from .conftest import ENVIRONMENT, flags, write_images
+from .conftest import flags, write_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_after(steps: int, arguments: list[str]) -> None:
-    """In a process of its own: train so many steps, and die in the midst."""
+    """In a process, and a group, of its own: train so many steps, and die in the midst."""
+    os.setpgid(0, 0)
     register(ROTATION)
     done = []
 
@@ -192,10 +191,10 @@ def assert_same(run: Path, expected: Path) -> None:
 
 def test_killed_and_resumed_it_is_the_same(run: Path, data: Path, tmp_path: Path):
     command = ["rotation", *flags(data=data, out=tmp_path / "run", **SETTINGS)]
-    code = f"import sys; from tests.tasks import test_toy_task as toy; toy.killed_after({KILLED}, sys.argv[1:])"
-    options = {"cwd": Path(__file__).parents[2], "env": ENVIRONMENT, "start_new_session": True}
-    child = subprocess.Popen([sys.executable, "-c", code, *command], **options)
-    assert child.wait(120) == -signal.SIGKILL
+    child = imported().Process(target=killed_after, args=(KILLED, command))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
     assert not survivors(lambda process: process.group == child.pid)
     assert max((tmp_path / "run" / "checkpoints").glob("step-*")).name == "step-00000008"
     assert main(command) == 0

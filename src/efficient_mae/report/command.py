@@ -5,14 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from efficient_mae.command import Result
+from efficient_mae.command import Result, resolve
 from efficient_mae.engine.machine.launcher import place
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.interop import load_snippet, read_metadata
 from efficient_mae.ranges import Location, Settings
-from efficient_mae.report.predictions import write_detect_report, write_segment_report
 from efficient_mae.report.report import write_report
-from efficient_mae.report.tokenizer import write_tokenizer_report
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.registry import RunResult
@@ -26,11 +24,12 @@ class ReportConfig(Settings):
     """run directory, of pre-training, of a tokenizer, of segmentation or of detection"""
 
 
-# By the task of the run; those of pre-training and of versions that wrote down none have the usual one.
+# By the task of the run; those of pre-training and of versions that wrote down none have the usual one. They are
+# named here and imported when they are asked for: pre-training need not wait for what other tasks import.
 _WRITERS = {
-    "tokenizer": write_tokenizer_report,
-    "segment": write_segment_report,
-    "detect": write_detect_report,
+    "tokenizer": "report.tokenizer:write_tokenizer_report",
+    "segment": "report.predictions:write_segment_report",
+    "detect": "report.predictions:write_detect_report",
 }
 
 
@@ -52,7 +51,7 @@ def report(config: ReportConfig) -> ReportResult:
         InputError: not a run directory, or one without weights.
     """
     run = Path(config.run)
-    write = _WRITERS.get(read_settings(run).task or "", write_report)
+    write = resolve(_WRITERS.get(read_settings(run).task or "", write_report))
     return ReportResult(report=str(write(run)))
 
 

@@ -1,6 +1,7 @@
 import os
 import pickle
 import tracemalloc
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from efficient_mae.console import printable
 from efficient_mae.data.sources.names import MAX_CLASSES, PackedNames, classes_of
+from tests.processes import imported
 
 
 @given(st.lists(st.binary(max_size=12)))
@@ -43,11 +45,12 @@ def own_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel doesn't tell")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_worker_processes_share_the_names(method: str):
+@pytest.mark.parametrize(
+    "context", [torch.multiprocessing.get_context("fork"), imported()], ids=["fork", "forkserver"]
+)
+def test_worker_processes_share_the_names(context: BaseContext):
     """60 MB of names cost a worker that reads in every page of them next to nothing of its own."""
     many = PackedNames(b"folder/%025d.jpg" % number for number in range(1_400_000))
-    context = torch.multiprocessing.get_context(method)
     results = []
     for names in (PackedNames([b"one"]), many):
         results.append(context.SimpleQueue())
