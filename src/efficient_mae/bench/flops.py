@@ -63,26 +63,34 @@ def encoder_gmacs(model: MethodConfig | Backbone) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def model_cost(config: MethodConfig, images: int = 64, seed: int = 0) -> Cost:
+def model_cost(config: MethodConfig, images: int = 64, seed: int = 0, mae: Cost | None = None) -> Cost:
     """Parameters, tokens and multiply-accumulates of a model, beside MAE at mask ratio 0.75 of the same size.
 
     Args:
         config: the model.
         images: masks to average over.
         seed: of the masks.
+        mae: what this function returned of the baseline, where that has been counted.
 
     Raises:
         InputError: a mask ratio, this model's or MAE's, that leaves nothing visible or nothing masked.
     """
     model, plan = _meta_model(config, images, seed)
     encoder = sum(parameter.numel() for parameter in model.backbone.parameters())
+    gmacs, baseline = _count(model, plan) / 1e9, config.baseline()
+    if mae is not None:
+        mae_gmacs = mae.gmacs
+    elif baseline == config:
+        mae_gmacs = gmacs
+    else:
+        mae_gmacs = count_gmacs(baseline, images, seed)
     return Cost(
         encoder_parameters=encoder,
         decoder_parameters=sum(parameter.numel() for parameter in model.parameters()) - encoder,
         tokens=config.tokens(plan),
         masked_patches=round(int(plan.mask.sum()) / len(plan.mask)),
-        gmacs=_count(model, plan) / 1e9,
-        mae_gmacs=count_gmacs(config.baseline(), images, seed),
+        gmacs=gmacs,
+        mae_gmacs=mae_gmacs,
     )
 
 

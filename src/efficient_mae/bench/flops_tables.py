@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from operator import attrgetter
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.command import Result
-from efficient_mae.methods import METHODS, create_model
+from efficient_mae.methods import METHODS, model_config
 from efficient_mae.ranges import PositiveInt, Settings
 
 
@@ -69,8 +68,7 @@ def bench_flops(config: BenchFlopsConfig) -> FlopsResult:
         InputError: an unknown model.
     """
     if config.model is not None:
-        with torch.device("meta"):
-            model = create_model(config.model).config
+        model = model_config(config.model)
         row = FlopsRow(
             table=None,
             model=config.model,
@@ -85,8 +83,7 @@ def bench_flops(config: BenchFlopsConfig) -> FlopsResult:
     rows = []
     published = (row for method in METHODS.values() for row in method.Config.published())
     for row in sorted(published, key=attrgetter("table")):
-        with torch.device("meta"):
-            model = create_model(row.model, **row.settings or {}).config
+        model = model_config(row.model, **row.settings or {})
         alone = row.settings is None
         computed = encoder_gmacs(model) if alone else count_gmacs(model, config.masks)
         counted = computed if alone else model.paper_gmacs(config.masks) or computed

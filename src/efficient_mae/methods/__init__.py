@@ -2,7 +2,7 @@
 
 from efficient_mae.methods.base import Method, MethodConfig, MethodSettings, Output, Plan, Planner, backbone_of
 from efficient_mae.methods.masked import MaskedMethod, MaskedPlan, MaskedPlanner
-from efficient_mae.methods.registry import METHODS, create_model, method_of, register
+from efficient_mae.methods.registry import METHODS, create_model, method_of, model_config, register
 
 __all__ = [
     "METHODS",
@@ -18,5 +18,6 @@ __all__ = [
     "backbone_of",
     "create_model",
     "method_of",
+    "model_config",
     "register",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from efficient_mae.backbones.sizes import parse_name
 from efficient_mae.errors import InputError, did_you_mean, nearest
-from efficient_mae.methods.base import Method
+from efficient_mae.methods.base import Method, MethodConfig
 from efficient_mae.methods.beit import BEiT
 from efficient_mae.methods.cae import CAE
 from efficient_mae.methods.mae.model import MaskedAutoencoder
@@ -63,8 +63,17 @@ def create_model(name: str, **settings: Any) -> Method:
 
     Source: Sec. 5.1 for the defaults.
     """
+    return method_of(name)(model_config(name, **settings))
+
+
+def model_config(name: str, **settings: Any) -> MethodConfig:
+    """What a model by name is made of; arguments as of :func:`create_model`.
+
+    Raises:
+        InputError: an unknown name or setting, or a number out of its range.
+    """
     method = method_of(name)
     known = {field.name for field in fields(method.Settings)}
     for unknown in settings.keys() - known:
         raise InputError(f"{unknown}={settings[unknown]!r}: not a setting of {name}{did_you_mean(unknown, known)}")
-    return method(method.Config.resolve(name, method.Settings(**settings)))
+    return method.Config.resolve(name, method.Settings(**settings))

@@ -109,7 +109,8 @@ def render_report(
         missing: why there is no model or there are no samples.
     """
     try:
-        cost, plain = model_cost(config), model_cost(config.baseline())
+        plain = model_cost(config.baseline())
+        cost = model_cost(config, mae=plain)
     except InputError:  # a grid of so few patches that MAE's ratio leaves none visible
         cost = plain = None
     return render(
