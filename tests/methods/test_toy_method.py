@@ -101,11 +101,12 @@ def test_it_is_timed_and_counted(capsys: pytest.CaptureFixture[str]):
     assert [row["name"] for row in timed["methods"]] == ["colour"] and timed["p2dist_share"] is None
     assert timed["methods"][0]["images_per_second"] > 0 and timed["masks_share"] > 0
     # By hand: the patches and the class token through the encoder, and the mean with a place to a colour.
-    (row,) = result_of(capsys, "bench", "flops", "--model", MODEL["model"])["rows"]
+    counted = ["bench", "flops", "--model", MODEL["model"], "--masks", "2"]
+    (row,) = result_of(capsys, *counted)["rows"]
     tokens, width, depth = 1 + 56 * 56 // 2, 192, 12
     macs = (tokens - 1) * 4 * 4 * 3 * width + depth * (12 * width**2 * tokens + 2 * width * tokens**2)
     assert row["computed"] == pytest.approx((macs + 56 * 56 // 2 * width * 3) / 1e9, rel=1e-3)
-    assert main(["bench", "flops", "--model", MODEL["model"]]) == 0
+    assert main(counted) == 0
     assert "colour" in capsys.readouterr().out
     assert main(["bench", "step", *flags(**small)]) == 0
     said = capsys.readouterr().out
