@@ -195,6 +195,13 @@ def bench_step() -> None:
     call("bench step", **settings, memory=False, peers=True)
 
 
+def doctor() -> None:
+    from efficient_mae.bench import doctor_data
+
+    doctor_data._SECONDS = 0.2
+    call("doctor", **MODEL, data="labelled", out="new", device="cpu", batch_size=8)
+
+
 def replay() -> None:
     row = {"step": 2, "loss": "nan", "grad_norm": "nan", "rollbacks": 0, "world_size": 1, "accum_iter": 1}
     Path("run/skipped.jsonl").write_text(json.dumps(row))
@@ -218,7 +225,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "export timm": lambda: call("export", weights="run", out="timm", format="timm"),
     "export transformers": lambda: call("export", weights="run", out="hf", format="transformers"),
     "report": lambda: call("report", run="run"),
-    "doctor": lambda: call("doctor", **MODEL, data="labelled", out="new", device="cpu", batch_size=8),
+    "doctor": doctor,
     "info": lambda: call("info", weights="run", device="cpu"),
     "bench flops": bench_flops,
     "bench step": bench_step,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficient_mae.bench import doctor_machine, doctor_software
+from efficient_mae.bench import doctor_data, doctor_machine, doctor_software
 from efficient_mae.cli import main
 from efficient_mae.engine.machine import facts as machine
 from tests.tasks.conftest import write_images
@@ -26,8 +26,9 @@ NAMES += ["shared memory", "open files", "processes", "out", "disk space", "disk
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In an empty folder, and not among other processes."""
+    """In an empty folder, and not among other processes; the loader is timed for a moment."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor_data, "_SECONDS", 0.2)
     for name in (*PROCESSES, "OMP_NUM_THREADS", *(name for name in os.environ if name.startswith("SLURM_"))):
         monkeypatch.delenv(name, raising=False)
 
