@@ -41,7 +41,7 @@ class Killer:
         deadline = time.monotonic() + 120
         while not condition():
             assert not run.ended() and time.monotonic() < deadline, run.wait()
-            time.sleep(0.001)
+            time.sleep(0.005)
         time.sleep(self._random.uniform(0, within))
         if self._random.random() < 0.5:
             run.signal(signal.SIGKILL)

@@ -34,7 +34,7 @@ def await_that(run: Run, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert not run.ended() and time.monotonic() < deadline, run.wait()
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def last_line(stderr: str) -> str:
@@ -133,7 +133,7 @@ def test_torchrun_starts_again_after_a_process_has_died(alone: Callable[..., Pat
     deadline = time.monotonic() + 120
     while last_row(out) < 9:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = [
         pid for pid in sorted(map(int, children)) if str(out).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
