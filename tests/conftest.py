@@ -5,16 +5,17 @@ import gc
 import os
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores test already: threads of theirs, and of what they start, would wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from jaxtyping import install_import_hook
 
-from tests.forks import ForkServer
+if TYPE_CHECKING:  # xdist's main process reads this file and tests nothing: it need not wait for torch
+    from tests.forks import ForkServer
 
 # To look at one item of a list, beartype draws from Python's generator, which tests watch: it gets one of its own.
 with pytest.MonkeyPatch.context() as patch:
@@ -61,8 +62,10 @@ def small_yardstick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ForkServer"]:
     """Starts `emae` at once."""
+    from tests.forks import ForkServer
+
     with ForkServer(tmp_path_factory.mktemp("said")) as server:
         yield server
 
@@ -83,6 +86,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests come first; those that need a GPU are skipped where there is none, even if asked for."""
+    import torch
+
     items.sort(key=lambda item: item.path.stem not in LONG)
     if not torch.cuda.is_available():
         for item in items:
