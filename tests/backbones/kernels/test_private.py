@@ -27,7 +27,7 @@ import io, os, sys
 from pathlib import Path
 import torch
 import torch._dynamo, torch.utils.flop_counter  # PyTorch's own users of these operators: they have them
-import jsonargparse, scipy.stats, timm  # which use none of them: each child need not import them anew
+import timm  # which uses none of them: no child need import it anew
 
 PRIVATE, TAKEN = {PRIVATE!r}, set()
 torch.backends.cpu.get_cpu_capability = lambda: "AVX512"
