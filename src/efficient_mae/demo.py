@@ -103,9 +103,13 @@ def show_demo(result: DemoResult, console: Console) -> None:
 
 
 def _verdict(result: DemoResult) -> str:
-    lines = []
+    """Whether the trained encoder beats what stands beside it, judge by judge."""
+    said = []
     for judge, found in (("k-NN", result.accuracy), ("ridge regression", result.ridge)):
-        better = [name for name in ("untrained", "raw_pixels") if found.trained > getattr(found, name)]
-        over = " and ".join(better).replace("_", " ").replace("untrained", "an untrained encoder")
-        lines.append(f"by {judge} {f'better than {over}' if better else 'no better than either'}")
-    return f"The trained encoder tells garments {', '.join(lines)}."
+        beside = {"raw pixels": found.raw_pixels, "an untrained encoder": found.untrained}
+        better = [name for name, accuracy in beside.items() if found.trained > accuracy]
+        not_better = [name for name in beside if name not in better]
+        parts = [f"better than {' and '.join(better)}"] * bool(better)
+        parts += [f"no better than {' and '.join(not_better)}"] * bool(not_better)
+        said.append(f"by {judge} {', '.join(parts)}")
+    return f"The trained encoder tells garments {'; '.join(said)}."

@@ -67,10 +67,7 @@ def test_the_same_model_is_judged_pretrained_and_from_scratch(scenes: Path, tmp_
         start = {"weights", "from_scratch", "model", "depth", "in_chans", "out"}
         shared = [{key: one[key] for key in one if key not in start} for one in settings.values()]
         assert shared[0] == shared[1] == shared[2] and shared[0]["data"] == str(scenes / data)
-        shapes = [
-            {name: value.shape for name, value in emae.load(run).backbone.state_dict().items()}
-            for run in runs.values()
-        ]
+        shapes = [{name: value.shape for name, value in emae.load(run).state_dict().items()} for run in runs.values()]
         assert shapes[0] == shapes[1] == shapes[2] and len(shapes[0]) > 10
     assert not (cells[SCRATCH] / "seed-0" / "pretrain").exists()
     pretraining = yaml.safe_load((cells[OURS] / "seed-0" / "pretrain" / "config.yaml").read_text())

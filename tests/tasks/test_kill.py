@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,13 +84,18 @@ class Killer:
 
     def while_there_is(self, kind: str, pattern: str, within: float, slow_disk: float) -> None:
         """While there is a file of this pattern, which the command makes."""
-        cleared = False
+
+        def written() -> set[tuple[Path, int]]:
+            found = set()
+            for path in self._out.glob(pattern):
+                with suppress(FileNotFoundError):
+                    found.add((path, path.stat().st_ctime_ns))
+            return found
+
+        left = written()  # by the kill before, and none of this run's
 
         def is_being_written() -> bool:
-            nonlocal cleared
-            there = any(self._out.glob(pattern))
-            cleared = cleared or not there  # what the kill before left is none of this run's
-            return cleared and there
+            return not written() <= left
 
         self.kill_when(is_being_written, within, slow_disk)
         self.caught[kind if any(self._out.glob(pattern)) else "anything"] += 1
