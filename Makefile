@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	|| $(BIN)/python -m pip install --no-compile $(INSTALL)
 	@touch $@
 
-demo: $(VENV)/.installed  ## pre-train a small model on bundled images (6 minutes on 2 CPU cores)
+demo: $(VENV)/.installed  ## pre-train two small models on bundled images (7 minutes on 2 CPU cores)
 	$(BIN)/emae demo
 
 test: $(VENV)/.installed  ## run the linters, the type checker and the tests

@@ -132,8 +132,9 @@ def draw_difficulties(
     below.set_ylabel("mean loss of a patch")
     below.set_xlabel("P²Dist, pixels")
     below.set_ylim(bottom=0)
-    for ax in (above, below):
-        ax.legend(frameon=False, fontsize=8)
+    above.legend(frameon=False, fontsize=8)
+    # Below the axis: lines may run anywhere.
+    below.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     _save(figure, title, path)
 
 

@@ -228,7 +228,7 @@ PRESETS = {
                 "regressor_depth": 2,
             },
             _SMALL,
-            seeds=20,
+            seeds=5,
             labels=1000,
             images=60_000,
         ),
