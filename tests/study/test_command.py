@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: 
             "gamma-2",
             "gamma-0.4",
         }
+
+    # As in version control, figures and records stay and weights don't: what is judged is not run again, else it is.
+    pretrained = run / "pretrain"
+    for path in pretrained.iterdir():
+        if path.name != "metrics.jsonl":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert study("table7", **settings)[0] == 0 and [*pretrained.iterdir()] == [pretrained / "metrics.jsonl"]
+    (run / "probe.json").unlink()
+    assert study("table7", **settings)[0] == 0 and (pretrained / "encoder.safetensors").is_file()
 
 
 def test_methods_are_compared_for_equal_epochs_and_equal_time(

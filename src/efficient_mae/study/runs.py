@@ -12,6 +12,7 @@ is not started again; one that isn't goes on from its last checkpoint.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -197,6 +198,7 @@ def run_all(
 def _run(run: CellRun, jobs: int, gpus: int) -> str:
     """Run what a run still lacks; return why it failed, or nothing."""
     run.folder.mkdir(parents=True, exist_ok=True)
+    _forget_lost(run)
     environment = environment_of(jobs)
     for command, arguments in run.commands:
         if _record(run.folder, command) == list(arguments):
@@ -215,6 +217,14 @@ def _run(run: CellRun, jobs: int, gpus: int) -> str:
             replace_file(run.folder / command / RESULTS, done.stdout)
         replace_file(run.folder / f"{command}.json", json.dumps(list(arguments), indent=1).encode())
     return ""
+
+
+def _forget_lost(run: CellRun) -> None:
+    """Begin pre-training anew where its figures were kept and its weights were not, as in version control."""
+    place = run.folder / "pretrain"
+    if place.is_dir() and [path.name for path in place.iterdir()] == ["metrics.jsonl"]:
+        shutil.rmtree(place)
+        (run.folder / "pretrain.json").unlink(missing_ok=True)
 
 
 def environment_of(jobs: int) -> dict[str, str]:
