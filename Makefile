@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	|| $(BIN)/python -m pip install --no-compile $(INSTALL)
 	@touch $@
 
-demo: $(VENV)/.installed  ## pre-train two small models on bundled images (7 minutes on 2 CPU cores)
+demo: $(VENV)/.installed  ## pre-train two small models on bundled images (4 minutes on 2 CPU cores, environment apart)
 	$(BIN)/emae demo
 
 test: $(VENV)/.installed  ## run the linters, the type checker and the tests

@@ -2,10 +2,11 @@
 
     python benchmarks/continuing.py [--runs FOLDER]
 
-Runs on bundled images by the recipe of `emae demo`, whole commands: the demo's own from scratch; then, in batches of
-256 as there and in batches of 64, one that starts from the demo's weights, and one from its encoder alone, with a new
-decoder. These have other crops, masks and order (another seed). The loss is the mean of ten steps in a row, the
-target that of the last ten in the fifth epoch from scratch, in batches as large. Writes results/continuing.json.
+Runs on bundled images by the recipe `demo` (what is committed: as it was until 2026-11-27), whole commands: the
+demo's own from scratch; then, in batches of 256 as there and in batches of 64, one that starts from the demo's
+weights, and one from its encoder alone, with a new decoder. These have other crops, masks and order (another seed).
+The loss is the mean of ten steps in a row, the target that of the last ten in the fifth epoch from scratch, in
+batches as large. Writes results/continuing.json.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/pilot.py
 
-The first 50,000 training images of Fashion-MNIST pre-train and teach, the other 10,000 judge; its held-out images are
-not opened. Each run's line goes to benchmarks/results/pilot.jsonl as it is done, and what is there isn't run again.
+The first 50,000 training images of Fashion-MNIST (Debian's package dataset-fashion-mnist) pre-train and teach, the
+other 10,000 judge; its held-out images are not opened. Each run's line goes to benchmarks/results/pilot.jsonl as it
+is done, and what is there isn't run again.
 """
 
 import datetime

@@ -9,7 +9,7 @@ from efficient_mae.cli import COMMANDS
 # Beside what commands import when they are asked for: what they import when they need it, and what tests do.
 LAZY = (
     "torch.utils.tensorboard", "torch._dynamo", "torch.distributed.fsdp", "torch.nn.parallel",
-    "efficient_mae.report.report", "pytest",
+    "efficient_mae.report.predictions", "efficient_mae.report.tokenizer", "pytest",
 )  # fmt: skip
 
 for _name in LAZY:

@@ -6,12 +6,12 @@ from efficient_mae.bench.flops import encoder_gmacs
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.costs import estimated_seconds, training_flops
 from efficient_mae.study.listing import duration, measure_speed
-from efficient_mae.study.presets import PRESETS, model_config
+from efficient_mae.study.presets import PRESETS, pretrained_config
 
 
 def test_encoder_alone():
     # ViT-L/16 at 224 pixels: 61.6 GFLOPs in Table 1, and by hand.
-    config = model_config(PRESETS["paper"].pretraining(CELLS["mae-0.75"]))
+    config = pretrained_config(PRESETS["paper"].pretraining(CELLS["mae-0.75"]))
     width, tokens = 1024, 197
     by_hand = 24 * (12 * tokens * width**2 + 2 * tokens**2 * width) + 196 * 768 * width
     assert encoder_gmacs(config) == pytest.approx(by_hand / 1e9, rel=1e-3)
@@ -19,7 +19,7 @@ def test_encoder_alone():
 
 def test_training_costs_three_forward_passes_of_two_flops_a_multiply_accumulate():
     preset, cell = PRESETS["cpu"], CELLS["mae-0.75"]
-    config = model_config(preset.pretraining(cell))
+    config = pretrained_config(preset.pretraining(cell))
     alone, tuned = (training_flops(preset, cell, 10_000, judges=judges) for judges in ((), ("finetune",)))
     epochs = preset.settings("finetune", cell)["epochs"]
     assert tuned - alone == pytest.approx(6e9 * encoder_gmacs(config) * 1000 * epochs)

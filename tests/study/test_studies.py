@@ -8,7 +8,7 @@ import pytest
 from efficient_mae.data.sources.choice import ANY
 from efficient_mae.methods import METHODS
 from efficient_mae.study.cells import CELLS
-from efficient_mae.study.presets import PRESETS, model_config
+from efficient_mae.study.presets import PRESETS, pretrained_config
 from efficient_mae.study.results import collect_rows, collect_table_1
 from efficient_mae.study.runs import Place, plan_runs
 from efficient_mae.study.speeds import settle_time
@@ -64,7 +64,7 @@ def test_settings_are_those_of_the_commands(preset, cell):
     for command in cell.made.values():
         assert command == "tokenizer"
         TokenizerConfig(data="d", out="o", **preset.settings(command, cell))
-    config = model_config(settings)
+    config = pretrained_config(settings)
     assert {name: getattr(config, name) for name in cell.settings} == cell.settings
 
 
@@ -88,7 +88,7 @@ def test_methods_are_compared_with_the_same_encoder():
     for preset in PRESETS.values():
         if not preset.is_paper:
             sizes = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans")
-            configs = [model_config(preset.pretraining(cell)) for cell in by_epochs]
+            configs = [pretrained_config(preset.pretraining(cell)) for cell in by_epochs]
             assert len({tuple(getattr(config, name) for name in sizes) for config in configs}) == 1
 
 

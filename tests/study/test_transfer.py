@@ -14,7 +14,7 @@ from efficient_mae.study.cells import CELLS
 from efficient_mae.study.costs import training_flops
 from efficient_mae.study.presets import PRESETS
 from efficient_mae.study.results import add_differences, collect_rows
-from efficient_mae.study.runs import Place, from_scratch, plan_runs
+from efficient_mae.study.runs import Place, plan_runs
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.study.transfer import SIZED, open_transfer
 from efficient_mae.tasks.detect.config import DetectConfig
@@ -62,9 +62,9 @@ def test_the_same_model_is_judged_pretrained_and_from_scratch(scenes: Path, tmp_
     for judge, data in (("segment", "ade20k"), ("detect", "coco")):
         runs = {cell: folder / "seed-0" / judge for cell, folder in cells.items()}
         settings = {cell: yaml.safe_load((run / "config.yaml").read_text()) for cell, run in runs.items()}
-        assert settings[SCRATCH]["weights"] is None and settings[SCRATCH]["from_scratch"]
+        assert settings[SCRATCH]["weights"] == str(cells[SCRATCH] / "seed-0" / "untrained.safetensors")
         assert settings[MAE]["weights"] == str(cells[MAE] / "seed-0" / "pretrain")
-        start = {"weights", "from_scratch", "model", "depth", "in_chans", "out"}
+        start = {"weights", "out"}
         shared = [{key: one[key] for key in one if key not in start} for one in settings.values()]
         assert shared[0] == shared[1] == shared[2] and shared[0]["data"] == str(scenes / data)
         shapes = [{name: value.shape for name, value in emae.load(run).state_dict().items()} for run in runs.values()]
@@ -108,12 +108,11 @@ def test_differences_are_taken_seed_by_seed_from_scratch(tmp_path: Path):
 def test_settings_are_those_of_the_commands():
     for preset in (PRESETS[name] for name in SIZED):
         for cell in STUDIES["table10"].cells(preset.is_paper):
-            start = {"weights": "w"} if cell.pretrained else from_scratch(preset.pretraining(cell))
             segment, detect = (preset.settings(judge, cell) for judge in ("segment", "detect"))
             assert SegmentConfig(
-                data="d", out="o", **start, **segment
+                data="d", out="o", weights="w", **segment
             ).reduce_zero_label  # as scenes and ADE20K have it
-            assert DetectConfig(data="d", out="o", **start, **detect).img_size
+            assert DetectConfig(data="d", out="o", weights="w", **detect).img_size
 
 
 def test_the_papers_preset_takes_table_3s_encoders_to_the_published_recipes(tmp_path: Path):
@@ -123,7 +122,8 @@ def test_the_papers_preset_takes_table_3s_encoders_to_the_published_recipes(tmp_
     assert [run.folder.parent.name for run in (mae, ours)] == ["mae-base16-1600", "efficient-mae-base16-800"]
     (first, segment), (second, detect) = scratch.commands
     assert (first, second) == ("segment", "detect")
-    assert "--from_scratch true --model mae_vit_base_patch16" in " ".join(segment)
+    assert scratch.untrained is not None and scratch.untrained["model"] == "mae_vit_base_patch16"
+    assert f"--weights {scratch.folder / 'untrained.safetensors'}" in " ".join(segment)
     assert "--data d/ade20k" in " ".join(segment) and "--data d/coco" in " ".join(detect)
     assert "--img_size 1024" in " ".join(detect) and "--relative_positions true" in " ".join(segment)
 

@@ -87,9 +87,10 @@ class Killer:
 
         def written() -> set[tuple[Path, int]]:
             found = set()
-            for path in self._out.glob(pattern):
+            for path in (one for top in self._out.glob(pattern) for one in (top, *top.rglob("*"))):
                 with suppress(FileNotFoundError):
-                    found.add((path, path.stat().st_ctime_ns))
+                    if path.is_file():  # a folder changes too when it is cleared
+                        found.add((path, path.stat().st_ctime_ns))
             return found
 
         left = written()  # by the kill before, and none of this run's

@@ -101,3 +101,14 @@ def test_pictures_are_of_training_images_where_no_held_out_one_can_be_read(tmp_p
         file.write_bytes(b"x")
     pretrain(PretrainConfig(data=str(data), out=str(tmp_path / "run"), **TINY | {"num_workers": 0, "epochs": 1}))
     assert [file.name for file in (tmp_path / "run" / "figures").iterdir()] == ["panel-epoch-0001.png"]
+
+
+def test_no_picture_where_none_of_the_images_looked_at_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    data = write_labelled(tmp_path / "data")
+    monkeypatch.setattr("efficient_mae.tasks.pretrain.readable_images", lambda *_: [])
+    settings = {**TINY, "num_workers": 0, "batch_size": 40, "epochs": 1, "warmup_epochs": 0}
+    pretrain(PretrainConfig(data=str(data), out=str(tmp_path / "run"), **settings))
+    assert "epoch 1: no picture, for none of the images looked at can be read" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("figures/*"))

@@ -86,7 +86,7 @@ def find_weights(path: str | Path) -> Path:
     raise InputError(f"{path}: holds no checkpoint and no model.safetensors or {_ENCODER_FILE}; {mend}")
 
 
-def find_heads(path: str | Path, task: str) -> tuple[Path, Header, TaskHeads]:
+def read_heads(path: str | Path, task: str) -> tuple[Path, Header, TaskHeads]:
     """The file of what another task than classification trained, which is whole, its header, and its heads.
 
     Args:

@@ -50,12 +50,12 @@ METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {
 def shuffle_difficulty(
     difficulty: Float[Tensor, "B H W"], mask: Bool[Tensor, "B H W"], noise: Float[Tensor, "B N"]
 ) -> Float[Tensor, "B H W"]:
-    """The same difficulties, each at another hidden patch of its image: in row-major order to ascending noise.
+    """The same difficulties, dealt out anew to an image's hidden patches: in row-major order to ascending noise.
 
     Where a mask hides the patches of the largest noise, the order of theirs is a random one, whatever is hidden.
 
     Args:
-        difficulty: 0 where visible.
+        difficulty: of any metric; 0 where visible.
         mask: True = masked.
         noise: one number a patch, in row-major order; equal ones by index.
     """

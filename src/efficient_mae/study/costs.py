@@ -14,7 +14,7 @@ from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import CELLS, Cell
-from efficient_mae.study.presets import PRESETS, Preset, model_config, recipe_settings
+from efficient_mae.study.presets import PRESETS, Preset, pretrained_config, recipe_settings
 from efficient_mae.study.transfer import FOLDERS, PUBLISHED_IMAGES
 from efficient_mae.tasks.detect.model import Detector, DetectorConfig
 from efficient_mae.tasks.segment.model import UPerNet, UPerNetConfig
@@ -31,7 +31,7 @@ _CLASSES, _IMAGES = 10, 4
 
 def paper_config(cell: Cell) -> MethodConfig:
     """The paper's own model with the settings of a cell."""
-    return model_config({**recipe_settings(cell.recipe), **cell.settings})
+    return pretrained_config({**recipe_settings(cell.recipe), **cell.settings})
 
 
 def predicted_patches(config: MethodConfig, images: int = 500) -> float:
@@ -62,7 +62,7 @@ def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[s
 @cache
 def _forward_gmacs(preset: str, cell: str) -> tuple[float, float]:
     """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
-    config = model_config(PRESETS[preset].pretraining(CELLS[cell]))
+    config = pretrained_config(PRESETS[preset].pretraining(CELLS[cell]))
     return count_gmacs(config, images=8), encoder_gmacs(config)
 
 
@@ -73,7 +73,7 @@ def _transfer_gmacs(preset: str, cell: str, judge: str) -> float:
     settings = chosen.settings(judge, one)
     # Windows adapt a detector's encoder to larger images by themselves.
     resized = {"img_size": settings["img_size"]} if judge == "segment" else {}
-    config = model_config({**chosen.pretraining(one), **resized})
+    config = pretrained_config({**chosen.pretraining(one), **resized})
     side, arguments = as_pair(settings["img_size"]), list[Any]()
     with torch.device("meta"):
         if judge == "segment":

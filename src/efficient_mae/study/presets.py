@@ -84,7 +84,7 @@ class Preset:
         return recipe_settings(recipe) if recipe in recipes() else {}
 
 
-def model_config(settings: Mapping[str, Any]) -> MethodConfig:
+def pretrained_config(settings: Mapping[str, Any]) -> MethodConfig:
     """The model that these settings of `emae pretrain` make."""
     with torch.device("meta"):
         return build_model(PretrainConfig(data="", out="", **settings)).config

@@ -13,7 +13,7 @@ import numpy as np
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.study.cells import ABLATION_RECIPE, CELLS, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
-from efficient_mae.study.presets import Preset, model_config, recipe_settings
+from efficient_mae.study.presets import Preset, pretrained_config, recipe_settings
 from efficient_mae.study.probed import BASELINES, Comparison
 from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.runs import made_settings
@@ -126,7 +126,7 @@ def _measured(
     made = made_settings(settled, out, next(iter(by_seed)))
     measured: dict[str, Any] = {"seeds": list(by_seed)}
     if cell.pretrained:
-        measured["gmacs"] = count_gmacs(model_config(settings | made))
+        measured["gmacs"] = count_gmacs(pretrained_config(settings | made))
     if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
         minutes = speed["seconds"] / 60
         measured |= {"epochs": settings["epochs"], "minutes": minutes, "memory": speed["memory"]}
@@ -237,7 +237,7 @@ def collect_table_1() -> list[dict[str, Any]]:
     plain = {"gamma": 0.0, "beta": None}
     rows = []
     for ratio, paper in TABLE_1.items():
-        config = model_config({**recipe_settings(ABLATION_RECIPE), **plain, "mask_ratio": ratio or 0.75})
+        config = pretrained_config({**recipe_settings(ABLATION_RECIPE), **plain, "mask_ratio": ratio or 0.75})
         gflops = config.paper_gmacs() if ratio else encoder_gmacs(config)
         row = {"label": f"mask ratio {ratio:g}", "cell": None, "settings": {"mask_ratio": ratio}, "measured": {}}
         rows.append(row | {"computed": {"gflops": gflops}, "paper": paper})

@@ -1,6 +1,7 @@
 """Runs the cells of a study: each an `emae pretrain` and the commands that judge it, in processes of their own.
 
-    OUT/cells/CELL/seed-S/pretrain/   run directory of `emae pretrain`, unless the model is trained from scratch
+    OUT/cells/CELL/seed-S/pretrain/   run directory of `emae pretrain`
+    OUT/cells/CELL/seed-S/untrained.safetensors   instead of it the encoder as it begins, of a model from scratch
     OUT/cells/CELL/seed-S/JUDGE/      that of each judge, or `results.json` alone of one that has none
     OUT/cells/CELL/seed-S/probe.safetensors   single answers of `emae probe`
     OUT/cells/CELL/seed-S/log.txt     what all printed
@@ -22,17 +23,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_mae.channels import default_mean_std
 from efficient_mae.children import stopping_with_this_process
 from efficient_mae.console import say
 from efficient_mae.data import DataChoice
+from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.interop import ImageStatistics, save_encoder
+from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import Cell
-from efficient_mae.study.presets import Preset
+from efficient_mae.study.presets import Preset, pretrained_config
 from efficient_mae.study.probing import is_probe, probe_settings, subcommand_of
 from efficient_mae.study.transfer import FOLDERS
 from efficient_mae.tasks.registry import TASKS
 from efficient_mae.tasks.seeds import RESULTS
+
+_UNTRAINED = "untrained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,14 @@ class CellRun:
         of: the name of the cell or command.
         folder: of its runs.
         commands: subcommand of `emae`, or the judge that it is, and its arguments, in the order to run them.
+        untrained: where nothing is pre-trained, the settings of the pre-training whose first weights are judged.
     """
 
     of: str
     seed: int
     folder: Path
     commands: tuple[tuple[str, tuple[str, ...]], ...]
+    untrained: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -129,7 +138,7 @@ def plan_runs(
         for cell in cells:
             folder = _folder(place.out, preset.directory(cell), seed)
             first = {**place.pretraining(cell, preset, seed), "out": folder / "pretrain"}
-            start = {"weights": folder / "pretrain"} if cell.pretrained else from_scratch(preset.pretraining(cell))
+            weights = folder / ("pretrain" if cell.pretrained else _UNTRAINED)
             commands = [("pretrain", flags(first))] if cell.pretrained else []
             for judge in judges if place.labelled is not None else ():
                 if is_probe(judge):  # which draws few labels itself
@@ -137,17 +146,12 @@ def plan_runs(
                 else:
                     settings = {**preset.settings(judge, cell), "seed": seed, "data": place.judged_on(judge)}
                     settings |= {"out": folder / judge} if has_directory(judge) else {}
-                settings |= {**start, "device": place.device}
+                settings |= {"weights": weights, "device": place.device}
                 settings |= place.chosen if settings["data"] == place.data else {}
                 commands.append((judge, flags(settings)))
-            runs.setdefault(folder, CellRun(cell.name, seed, folder, tuple(commands)))
+            untrained = None if cell.pretrained else preset.pretraining(cell)
+            runs.setdefault(folder, CellRun(cell.name, seed, folder, tuple(commands), untrained))
     return list(runs.values())
-
-
-def from_scratch(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What has a judge start from random weights of the model that these settings of `emae pretrain` make."""
-    chosen = {name: settings[name] for name in ("model", "depth", "in_chans") if name in settings}
-    return {"from_scratch": True, **chosen}
 
 
 def has_directory(command: str) -> bool:
@@ -199,6 +203,8 @@ def _run(run: CellRun, jobs: int, gpus: int) -> str:
     """Run what a run still lacks; return why it failed, or nothing."""
     run.folder.mkdir(parents=True, exist_ok=True)
     _forget_lost(run)
+    if run.untrained is not None:
+        _write_untrained(run.folder / _UNTRAINED, pretrained_config(run.untrained), run.seed)
     environment = environment_of(jobs)
     for command, arguments in run.commands:
         if _record(run.folder, command) == list(arguments):
@@ -225,6 +231,12 @@ def _forget_lost(run: CellRun) -> None:
     if place.is_dir() and [path.name for path in place.iterdir()] == ["metrics.jsonl"]:
         shutil.rmtree(place)
         (run.folder / "pretrain.json").unlink(missing_ok=True)
+
+
+def _write_untrained(file: Path, config: MethodConfig, seed: int) -> None:
+    with torch_seeded(seed):
+        encoder = config.make_backbone()
+    save_encoder(file, encoder, ImageStatistics(*default_mean_std(encoder.in_chans)))
 
 
 def environment_of(jobs: int) -> dict[str, str]:

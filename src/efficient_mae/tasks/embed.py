@@ -148,7 +148,7 @@ def show_embed(result: EmbedResult, console: Console) -> None:
 
 
 def work_settings(config: Any, model: nn.Module, source: Source, precision: str) -> dict[str, Any]:
-    """What the features of images follow from: to the bit, on one machine."""
+    """What is computed of images follows from these: to the bit, on one machine."""
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -1,6 +1,6 @@
 """Images that can't be read, and so are left out of a judgement: named, counted, and refused where they are many."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import torch
@@ -50,6 +50,18 @@ def gather_left_out(
     found = dict(sorted(pair for part in processes.gather(damaged) for pair in part))
     LeftOut(source.name, len(source), known, quiet=not processes.is_main).add(found.items())
     return found
+
+
+def say_left_out(unreadable: Sequence[tuple[str, str]], total: int) -> None:
+    """Tell how many of so many images cannot be read, and why the first cannot, if there is any.
+
+    Args:
+        unreadable: (name, reason) of each.
+    """
+    if unreadable:
+        name, reason = unreadable[0]
+        count = f"{len(unreadable):,} of {total:,} images"
+        say(f"left out {count}, which can't be read; the first is {name}: {reason}")
 
 
 class LeftOut:

@@ -32,6 +32,7 @@ from efficient_mae.engine.storage.durable import (
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.features import image_batches
+from efficient_mae.tasks.left_out import say_left_out
 
 # In the folder of a work: what says that results are being put in place.
 _PLACING = "placing"
@@ -128,10 +129,7 @@ class RowWork:
         if not log.rows:
             shutil.rmtree(self.folder)  # once they are mended, they are read anew
             raise InputError(f"{source.name}: none of its images can be read")
-        if log.unreadable:
-            name, reason = log.unreadable[0]
-            count = f"{len(log.unreadable):,} of {len(source):,} images"
-            say(f"left out {count}, which can't be read; the first is {name}: {reason}")
+        say_left_out(log.unreadable, len(source))
         return Rows(*log.read(shape), log.unreadable, rate)
 
     def finish(self, *files: Path) -> None:

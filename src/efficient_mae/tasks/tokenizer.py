@@ -29,7 +29,7 @@ from efficient_mae.engine.machine.distributed import Processes
 from efficient_mae.engine.optim import build_adamw
 from efficient_mae.engine.run import Run
 from efficient_mae.engine.settings import RunConfig, settle
-from efficient_mae.engine.storage.durable import PARTIAL, replace_file, save_tensors
+from efficient_mae.engine.storage.durable import replace_file, replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.methods.tokenizer import (
     TOKENIZER_FILE,
@@ -244,9 +244,7 @@ class TokenizerRun(Run):
         if self.processes.is_main:
             use = codebook_use(self.model, self._looked_at)
             replace_file(self.out / CODEBOOK, json.dumps(asdict(use)).encode())
-            partial = self.out / f"{PARTIAL}{TOKENIZER_FILE}"
-            save_tensors(partial, self.model.state_dict(), self.metadata())
-            partial.replace(self.out / TOKENIZER_FILE)
+            replace_tensors(self.out / TOKENIZER_FILE, self.model.state_dict(), self.metadata())
 
     @cached_property
     def _looked_at(self) -> Float[Tensor, "B C h w"]:

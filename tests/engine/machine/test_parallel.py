@@ -76,7 +76,7 @@ def train_and_write_threads_at_exit(rank: int, folder: Path) -> None:
     with join_processes("cpu") as processes:
         gradients(parallelize(small_model(), processes, parallel="fsdp"), "fp32")
         write_threads(folder / f"{rank} at work")
-    atexit._run_exitfuncs()  # as at a program's end; multiprocessing's own processes leave without
+    atexit._run_exitfuncs()  # as at a program's end; a process that multiprocessing forks leaves without
 
 
 def test_no_thread_is_left_that_could_abort_python_at_its_end(tmp_path: Path):

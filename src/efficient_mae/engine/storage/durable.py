@@ -36,9 +36,10 @@ def replace_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, 
     Raises:
         OSError: the disk is full or not writable.
     """
-    partial = file.with_name(f".partial-{file.name}")
+    partial = file.with_name(f"{PARTIAL}{file.name}")
     save_tensors(partial, tensors, metadata)
     partial.replace(file)
+    sync_folder(file.parent)
 
 
 def share(file: Path) -> None:

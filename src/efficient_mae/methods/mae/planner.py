@@ -80,13 +80,12 @@ class MaskPlanner:
         if given.by_chance and noise is None:
             what = f"targets={given.targets}" if given.shuffle is None else f"shuffle={given.shuffle}"
             raise InputError(f"{what}: chosen by chance; the masks need their noise")
-        measured = difficulty(mask, self.patch_size, given.difficulty, given.k)
-        shuffled = measured
+        measured = chosen_by = difficulty(mask, self.patch_size, given.difficulty, given.k)
         if given.shuffle is not None and noise is not None:
-            shuffled = shuffle_difficulty(measured, mask, noise)
-        predicted = self._targets(mask, shuffled, noise)
+            chosen_by = shuffle_difficulty(measured, mask, noise)
+        predicted = self._targets(mask, chosen_by, noise)
         if given.shuffle == "difficulties":
-            measured = shuffled
+            measured = chosen_by
         if given.schedule == "curriculum" and progress is not None:
             present = self._difficulties(given.mask_ratio)
             thresholds = [curriculum_threshold(present, one) for one in progress.tolist()]
@@ -101,8 +100,9 @@ class MaskPlanner:
     def _targets(self, mask: Tensor, measured: Tensor, noise: Tensor | None) -> Bool[Tensor, "B H W"]:
         given = self.settings
         candidates = select_targets(measured, self.patch_size, given.beta, mask)
-        if given.prediction_ratio is None or noise is None:
+        if given.prediction_ratio is None:
             return candidates
+        assert noise is not None, "asked for before"
         choose = {"random": random_targets, "farthest": farthest_targets}[given.targets]
         # As many patches are hidden in every image, which the layout makes sure of.
         return choose(candidates, noise, num_targets(int(mask[0].sum()), given.prediction_ratio))

@@ -28,7 +28,7 @@ from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
-from efficient_mae.interop.files import find_heads, load_own
+from efficient_mae.interop.files import load_own, read_heads
 from efficient_mae.interop.headers import TaskHeads, foreign
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import NonNegativeInt, PositiveInt, Settings, with_tuples
@@ -298,7 +298,7 @@ def load_detector(path: str | Path) -> TrainedDetector:
     Raises:
         InputError: nothing there, something that holds no detector, or a damaged file.
     """
-    file, header, heads = find_heads(path, DETECT)
+    file, header, heads = read_heads(path, DETECT)
     encoder = backbone_of(load_own(file))
     try:
         config = DetectorConfig(**with_tuples(heads.arguments))

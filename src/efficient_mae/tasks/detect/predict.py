@@ -21,6 +21,7 @@ from efficient_mae.tasks.detect.data import CocoSource, coco_part
 from efficient_mae.tasks.detect.evaluation import Found, find, judged_batches
 from efficient_mae.tasks.detect.model import load_detector
 from efficient_mae.tasks.embed import work_settings
+from efficient_mae.tasks.left_out import say_left_out
 from efficient_mae.tasks.predict_config import PredictConfig
 from efficient_mae.tasks.rows import RowWork, check_out
 
@@ -93,9 +94,7 @@ def predict_objects(config: PredictConfig) -> ObjectsResult:
     if not images:
         shutil.rmtree(work.folder)  # once they are mended, they are read anew
         raise InputError(f"{source.name}: none of its images can be read")
-    if log.unreadable:
-        name, reason = log.unreadable[0]
-        say(f"left out {len(log.unreadable):,} images, which can't be read; the first is {name}: {reason}")
+    say_left_out(log.unreadable, len(source))
     _write(work.folder / out.name, log, source)
     work.finish(work.folder / out.name)
     return ObjectsResult(

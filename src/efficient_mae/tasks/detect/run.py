@@ -99,10 +99,7 @@ class DetectRun(DownstreamRun[DetectConfig, CocoData, Evaluation]):
         return cls(config, open_coco(config), processes)
 
     def start(self, config: DetectConfig) -> tuple[Backbone, ImageStatistics]:
-        """A plain ViT as it was trained, for its positions stretch with the image; a Swin, and what is trained from
-        scratch, for these images."""
-        if config.from_scratch:
-            return starting_encoder(config)
+        """A plain ViT as it was trained, for its positions stretch with the image; a Swin for these images."""
         encoder, statistics = starting_encoder(replace(config, img_size=None))
         return (encoder, statistics) if len(encoder.strides) == 1 else starting_encoder(config)
 

@@ -16,7 +16,7 @@ from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, file_metadata
 from efficient_mae.interop.classifiers import hollow
-from efficient_mae.interop.files import find_heads
+from efficient_mae.interop.files import read_heads
 from efficient_mae.interop.headers import TaskHeads, foreign
 from efficient_mae.ranges import (
     NonNegativeInt,
@@ -172,7 +172,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
     Raises:
         InputError: nothing there, something that holds no UPerNet, or a damaged file.
     """
-    file, header, heads = find_heads(path, SEGMENT)
+    file, header, heads = read_heads(path, SEGMENT)
     try:
         config = UPerNetConfig(**with_tuples(heads.arguments))
         encoder = BACKBONES[header.backbone](**with_tuples(header.model))

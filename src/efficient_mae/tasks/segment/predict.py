@@ -21,6 +21,7 @@ from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.embed import work_settings
+from efficient_mae.tasks.left_out import say_left_out
 from efficient_mae.tasks.predict_config import PredictConfig
 from efficient_mae.tasks.segment.batches import WholeDataset
 from efficient_mae.tasks.segment.data import images_of
@@ -84,9 +85,7 @@ def predict_label_maps(config: PredictConfig) -> LabelMapsResult:
             replace_file(files[index], _png(found + how.first_label, len(names) + how.first_label))
     if len(unreadable) == len(files):
         raise InputError(f"{source.name}: none of its images can be read")
-    if unreadable:
-        name, reason = unreadable[0]
-        say(f"left out {len(unreadable):,} images, which can't be read; the first is {name}: {reason}")
+    say_left_out(unreadable, len(files))
     return LabelMapsResult(
         out=str(out),
         images=len(files) - len(unreadable),

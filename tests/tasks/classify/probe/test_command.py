@@ -187,3 +187,6 @@ def test_answers_of_earlier_versions_are_read(tmp_path: Path):
     save_file({"0/ridge": right}, tmp_path / "right.safetensors", {"efficient_mae_probe": head})
     record = read_record(tmp_path / "right.safetensors")
     assert record.images == "a digest" and np.array_equal(record.right["a"]["ridge"], right.numpy())
+    save_file({"0/ridge": right.float()}, tmp_path / "other.safetensors", {"efficient_mae_probe": head})
+    with pytest.raises(ValueError, match="isn't what emae probe --out writes"):
+        read_record(tmp_path / "other.safetensors")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from efficient_mae.data import LabelledData
 from efficient_mae.engine.storage.data_record import DataRecord
-from efficient_mae.engine.storage.durable import PARTIAL, save_tensors
+from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.errors import InputError
 
 _RIGHT = "efficient_mae_probe"
@@ -53,7 +53,6 @@ class Record:
 
     def write(self, file: str) -> None:
         """Into a safetensors file, whole or not at all."""
-        path = Path(file)
         names = list(self.right)
         tensors = {
             f"{number}/{judge}": torch.from_numpy(np.packbits(right, axis=-1))
@@ -61,10 +60,8 @@ class Record:
             for judge, right in self.right[name].items()
         }
         held_out = next(iter(self.right[names[0]].values())).shape[-1]
-        partial = path.with_name(f"{PARTIAL}{path.name}")
         head = {"images": self.images, "rows": names, "held_out": held_out}
-        save_tensors(partial, tensors, {_RIGHT: json.dumps(head)})
-        partial.replace(path)
+        replace_tensors(Path(file), tensors, {_RIGHT: json.dumps(head)})
 
 
 def check_file(file: str) -> None:
@@ -91,7 +88,7 @@ def read_record(file: Path) -> Record:
                     answers = np.unpackbits(answers, axis=-1, count=head["held_out"]).astype(np.bool_)
                 right[head["rows"][int(number)]][judge] = answers
             return Record(head["images"], right)
-    except (OSError, SafetensorError, KeyError, ValueError, IndexError):
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError):
         raise InputError(f"{file}: isn't what emae probe --out writes") from None
 
 

@@ -96,7 +96,7 @@ def replicates(
     """
     rng = np.random.default_rng(seed)
     *rows, seeds, subsets, images = values.shape
-    flat = values.reshape(-1, images).astype(np.float32)
+    flat = values.reshape(-1, images).astype(np.float32, copy=False)
     total = np.prod([max(1, size - 1) for size in (seeds, subsets, images)])
     parts = []
     for start in range(0, number, at_once := max(1, _AT_ONCE // images)):
