@@ -1,6 +1,7 @@
 """Runs whose disk is full, read-only, or doesn't keep what was written."""
 
 import errno
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,9 +156,9 @@ def test_a_directory_that_cannot_be_written_is_refused(
 
 
 def claim(out: Path) -> None:
-    run_directory.claim_run_directory(
-        out, "pretrain", PretrainConfig(data="images", out=str(out)), (), ALONE, DataRecord(3, "")
-    )
+    config = PretrainConfig(data="images", out=str(out))
+    with run_directory.claimed_run_directory(out, "pretrain", config, (), ALONE, DataRecord(3, "")):
+        pass
 
 
 def test_what_a_kill_left_is_cleared_away(tmp_path: Path):
@@ -168,6 +169,17 @@ def test_what_a_kill_left_is_cleared_away(tmp_path: Path):
         (out / name).write_bytes(b"half")
     claim(out)
     assert not list(out.rglob(".partial-*"))
+
+
+def test_a_disk_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def unknown(*_: object):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", unknown)
+    claim(tmp_path / "run")
+    assert "its disk has no locks" in capsys.readouterr().err and (tmp_path / "run" / "config.yaml").is_file()
 
 
 def test_a_run_that_was_killed_before_the_directory_was_its_own(tmp_path: Path):

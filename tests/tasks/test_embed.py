@@ -140,6 +140,8 @@ def test_killed_it_goes_on_to_the_same_bits(server: ForkServer, weights: Path, t
     log, deadline = tmp_path / ".partial-f.npy" / "batches.jsonl", time.monotonic() + 120
     while not (log.exists() and log.stat().st_size > 1000) and time.monotonic() < deadline:
         time.sleep(0.01)
+    (second,) = server.start(["embed", *flags(**given, out=out)]).wait()
+    assert second.status == 2 and second.stderr.endswith(" is at work in it; name another\n"), second.stderr
     run.kill()
     assert [one.status for one in run.wait()] == [-signal.SIGKILL]
     assert not out.exists()

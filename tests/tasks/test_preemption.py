@@ -68,6 +68,22 @@ def test_a_signal_saves_and_leaves(
     assert apart[0] == apart[1] and len(apart[0]) > 20
 
 
+def test_a_second_run_is_kept_out(server: ForkServer, alone: Callable[..., Path], images: Path, tmp_path: Path):
+    """As when a job is begun again while its first processes live; of what was killed nothing keeps it out."""
+    out, arguments = tmp_path / "run", short_run(images, tmp_path / "run")
+    run = server.start(arguments)
+    await_rows(run, out, 6)
+    (second,) = server.start(arguments).wait()
+    assert second.status == 2 and not run.ended()
+    assert last_line(second.stderr).startswith(f"emae: out={out}: process {run.pids[0]} of ")
+    assert last_line(second.stderr).endswith(" is at work in it; name another")
+    run.kill()
+    run.wait()
+    (third,) = server.start(arguments).wait()
+    assert third.status == 0, third.stderr
+    assert_same_result(out, alone(1))
+
+
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
     server: ForkServer, alone: Callable[..., Path], images: Path, tmp_path: Path
 ):

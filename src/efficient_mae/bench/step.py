@@ -3,6 +3,7 @@
 import datetime
 import math
 import statistics
+import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from efficient_mae.console import say
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.machine.memory import is_out_of_memory
+from efficient_mae.engine.storage.run_directory import refusing_unwritable
 from efficient_mae.errors import InputError
 from efficient_mae.masking import MaskSettings, p2dist
 from efficient_mae.ranges import Location, PositiveInt
@@ -67,6 +69,10 @@ def bench_step(config: BenchStepConfig) -> StepResult:
     Raises:
         InputError: a setting that cannot work, or a batch that does not fit.
     """
+    if config.out is not None:  # told before what takes minutes
+        with refusing_unwritable(Path(config.out)):
+            Path(config.out).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=config.out).close()
     device = find_device(config.device)
     if config.cuda_graphs and (device.type != "cuda" or config.grad_checkpointing):
         raise InputError("cuda_graphs=true: needs a GPU, and grad_checkpointing=false")

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from efficient_mae.command import Result
 from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.errors import InputError
 from efficient_mae.pictures import png
 
 
@@ -121,17 +120,9 @@ def show_bench_step(result: StepResult, console: Console) -> None:
 
 
 def write_step(folder: Path, result: StepResult) -> None:
-    """Write `step.json` and `step.png`.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "step.json", (json.dumps(result.plain(), indent=1) + "\n").encode())
-        replace_file(folder / "step.png", png(draw_step(result)))
-    except OSError as error:
-        raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
+    """Write `step.json` and `step.png`."""
+    replace_file(folder / "step.json", (json.dumps(result.plain(), indent=1) + "\n").encode())
+    replace_file(folder / "step.png", png(draw_step(result)))
 
 
 def draw_step(result: StepResult) -> Figure:

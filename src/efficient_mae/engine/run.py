@@ -32,7 +32,7 @@ from efficient_mae.engine.storage import checkpoint
 from efficient_mae.engine.storage.checksums import last_whole
 from efficient_mae.engine.storage.damage_log import DamageLog
 from efficient_mae.engine.storage.data_record import DataRecord, other_images
-from efficient_mae.engine.storage.run_directory import SETTINGS, claim_run_directory
+from efficient_mae.engine.storage.run_directory import SETTINGS, claimed_run_directory
 from efficient_mae.engine.timetable import Timetable
 from efficient_mae.errors import DivergedError
 
@@ -117,13 +117,13 @@ class Run(Hooks):
         self.dataset()[0, 0]  # or refuse, before anything is written
         self._was_there = (self.out / SETTINGS).is_file()
         claim = self.out, self.task, self.config, self.operational, self.processes
-        self._data = claim_run_directory(*claim, self._data)
-        if not self.is_finished:
-            stop = StopRequests(self.processes)
-            with stop.noted():
-                self._train(stop)
-        elif self.processes.is_main:
-            say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
+        with claimed_run_directory(*claim, self._data) as self._data:
+            if not self.is_finished:
+                stop = StopRequests(self.processes)
+                with stop.noted():
+                    self._train(stop)
+            elif self.processes.is_main:
+                say(f"{self.out} is finished: {self.total_steps} steps, {self.config.epochs} epochs")
 
     def prepare(self) -> Step:
         """Put the model, its companions and its optimiser where they are trained; return what does a step."""

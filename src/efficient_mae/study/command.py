@@ -16,6 +16,7 @@ from efficient_mae.data import DataChoice, open_labelled, open_source
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.machine.facts import describe_machine
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.run_directory import refusing_unwritable
 from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.ranges import Location, PositiveInt, Settings
 from efficient_mae.study.cells import Cell
@@ -207,11 +208,9 @@ def _claim(out: Path, preset: Preset, data: str | None) -> None:
         raise InputError(f"out={out} holds studies of preset {held['preset']}, not {preset.name}; name another")
     if data and held["data"] and data != held["data"]:
         raise InputError(f"out={out} holds studies on data={held['data']}, not {data}; name another")
-    try:
+    with refusing_unwritable(out):
         out.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps({"preset": preset.name, "data": data or held["data"]}).encode())
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"out={out}: cannot be written ({error.strerror}); name another") from None
 
 
 def _command(config: StudyConfig) -> str:

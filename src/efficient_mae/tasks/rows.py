@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,6 +30,7 @@ from efficient_mae.engine.storage.durable import (
     whole_lines,
     write_synced,
 )
+from efficient_mae.engine.storage.lock import locked
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.features import image_batches
@@ -69,12 +71,14 @@ class RowWork:
         batches: file in the folder of a line for each batch that is done; what it says is the caller's.
 
     Raises:
-        InputError: the folder was begun otherwise.
+        InputError: the folder was begun otherwise, or another process is at work in it.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]):
         self.out, self.folder = out, _folder_of(out)
         self.folder.mkdir(exist_ok=True)
+        self._kept = ExitStack()
+        self._kept.enter_context(locked(self.folder, out))
         self.batches, file = self.folder / "batches.jsonl", self.folder / "settings.json"
         if not (file.exists() and self.batches.exists() and self.batches.stat().st_size):
             replace_file(file, json.dumps(settings).encode())
@@ -127,7 +131,7 @@ class RowWork:
                 display.show(seen)
         rate = (log.images - first) / max(time.perf_counter() - begin, 1e-9) if first < len(source) else None
         if not log.rows:
-            shutil.rmtree(self.folder)  # once they are mended, they are read anew
+            self.remove()  # once they are mended, they are read anew
             raise InputError(f"{source.name}: none of its images can be read")
         say_left_out(log.unreadable, len(source))
         return Rows(*log.read(shape), log.unreadable, rate)
@@ -140,6 +144,11 @@ class RowWork:
                 os.fsync(stream.fileno())
             file.replace(self.out.with_name(file.name))
         sync_folder(self.out.parent)
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the folder away."""
+        self._kept.close()
         shutil.rmtree(self.folder)
 
 

@@ -2,7 +2,8 @@
 
 import errno
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +22,14 @@ from efficient_mae.engine.storage.data_record import (
     read_data_record,
 )
 from efficient_mae.engine.storage.durable import PARTIAL, clear_partial, replace_file
+from efficient_mae.engine.storage.lock import LOCK, locked
 from efficient_mae.engine.storage.plain_files import parse_yaml
 from efficient_mae.errors import InputError
 from efficient_mae.ranges import Settings, with_tuples
 
-# Where nothing can be made, by the system's numbers: another user's folder, a disk that can only be read, /proc.
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+# Where nothing can be made, by the system's numbers: another user's folder, a disk that can only be read, /proc,
+# a file.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 
 # The settings that a run was made with, and what it ran on last.
 SETTINGS, MACHINE = "config.yaml", "machine.json"
@@ -81,10 +84,12 @@ class RunRecord:
         return kind(**with_tuples(values))
 
 
-def claim_run_directory(
+@contextmanager
+def claimed_run_directory(
     folder: Path, task: str, config: Settings, operational: Collection[str], processes: Processes, data: DataRecord
-) -> DataRecord:
-    """Make the directory this run's, or find that it is already; one in which no step was logged is anybody's.
+) -> Iterator[DataRecord]:
+    """Make the directory this run's, or find that it is already, and keep others out while the block runs; one in
+    which no step was logged is anybody's.
 
     Args:
         folder: of the run.
@@ -95,19 +100,20 @@ def claim_run_directory(
         data: what the training images are; where the settings name others than the run was begun with, they may lie
             elsewhere, or be spelt otherwise, but must be the same, unless `accept_changed_data` is set.
 
-    Returns:
+    Yields:
         What is recorded of the images, with how many there were before.
 
     Raises:
         InputError: the directory holds something else, or a run of another task, of other settings or of other
-            images; the differences are named.
+            images; the differences are named. Another process is at work in it.
     """
     file = folder / SETTINGS
     given = asdict(config)
     ours = _plain(given | {name: absolute(given[name]) for name in config.locations if given[name] is not None})
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out={folder}: is a file; name a directory")
-    held = {path.name for path in folder.iterdir() if not path.name.startswith(PARTIAL)} if folder.exists() else set()
+    there = folder.iterdir() if folder.exists() else ()
+    held = {path.name for path in there if not path.name.startswith(PARTIAL) and path.name != LOCK}
     if SETTINGS in held and not held <= {SETTINGS, MACHINE, DATA}:
         record = read_settings(folder)
         if record.task not in (task, None):
@@ -131,18 +137,27 @@ def claim_run_directory(
     elif held and SETTINGS not in held:
         raise InputError(f"out={folder} is neither empty nor a run directory; name another")
     processes.barrier()  # nobody writes before all have looked
-    if processes.is_main:
-        content = yaml.safe_dump({"task": task, "version": __version__} | ours, sort_keys=False)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            clear_partial(folder)
-            replace_file(file, content.encode())
-            data.write(folder)
-        except OSError as error:
-            if error.errno not in _NOT_WRITABLE:
-                raise
-            raise InputError(f"out={folder}: cannot be written ({error.strerror}); name another") from None
-    return data
+    with ExitStack() as kept:
+        if processes.is_main:
+            content = yaml.safe_dump({"task": task, "version": __version__} | ours, sort_keys=False)
+            with refusing_unwritable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                kept.enter_context(locked(folder, folder))
+                clear_partial(folder)
+                replace_file(file, content.encode())
+                data.write(folder)
+        yield data
+
+
+@contextmanager
+def refusing_unwritable(out: Path) -> Iterator[None]:
+    """Raise InputError where what is written to `out` cannot be; of a disk that is full or fails, what it says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise InputError(f"out={out}: cannot be written ({error.strerror}); name another") from None
 
 
 def _data_of(folder: Path) -> DataRecord | None:

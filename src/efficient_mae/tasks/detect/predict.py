@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +91,7 @@ def predict_objects(config: PredictConfig) -> ObjectsResult:
         log.add(min(log.images + at_a_time, len(source)), objects, batch.damaged)
     images = log.images - len(log.unreadable)
     if not images:
-        shutil.rmtree(work.folder)  # once they are mended, they are read anew
+        work.remove()  # once they are mended, they are read anew
         raise InputError(f"{source.name}: none of its images can be read")
     say_left_out(log.unreadable, len(source))
     _write(work.folder / out.name, log, source)

@@ -18,6 +18,7 @@ from efficient_mae.data import Source, open_source
 from efficient_mae.data.batches.loader import load_in_order
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.lock import LOCK, locked
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.embed import work_settings
@@ -58,8 +59,8 @@ def predict_label_maps(config: PredictConfig) -> LabelMapsResult:
     Killed and called again it goes on. Images that cannot be read are left out and named.
 
     Raises:
-        InputError: weights that hold no UPerNet, no such data, a folder of something else, or no image that can be
-            read.
+        InputError: weights that hold no UPerNet, no such data, a folder of something else or that another process is
+            at work in, or no image that can be read.
     """
     out = Path(config.out or "predictions")
     segmenter = load_segmenter(config.weights)
@@ -69,20 +70,21 @@ def predict_label_maps(config: PredictConfig) -> LabelMapsResult:
     precision = resolve_precision(config.precision, device)
     reading = config.reading(source, segmenter.encoder.in_chans, statistics.reading)
     _claim(out, work_settings(config, segmenter.model, source, precision))
-    files = map_files(source, out)
-    todo = np.array([index for index, file in enumerate(files) if not file.exists()], np.int64)
-    if done := len(files) - len(todo):
-        say(f"{out}: going on after {done:,} of {len(files):,} images")
-    img_size, model = segmenter.encoder.img_size, segmenter.model.to(device)
-    sliding = Sliding(img_size, statistics, how.stride, how.flip_test, config.batch_size, precision, device)
-    dataset = WholeDataset(source, img_size, reading, None, how.scales, segmenter.encoder.patch_size, todo)
-    unreadable: list[tuple[str, str]] = []
-    for batch in load_in_order(dataset, 1, config.num_workers) if len(todo) else ():
-        unreadable += batch.damaged
-        for index, whole in zip(batch.indices.tolist(), batch.whole, strict=True):
-            found = sliding.classes(model.segment, whole.pixels, whole.size).numpy().astype(np.int64)
-            files[index].parent.mkdir(parents=True, exist_ok=True)
-            replace_file(files[index], _png(found + how.first_label, len(names) + how.first_label))
+    with locked(out, out):
+        files = map_files(source, out)
+        todo = np.array([index for index, file in enumerate(files) if not file.exists()], np.int64)
+        if done := len(files) - len(todo):
+            say(f"{out}: going on after {done:,} of {len(files):,} images")
+        img_size, model = segmenter.encoder.img_size, segmenter.model.to(device)
+        sliding = Sliding(img_size, statistics, how.stride, how.flip_test, config.batch_size, precision, device)
+        dataset = WholeDataset(source, img_size, reading, None, how.scales, segmenter.encoder.patch_size, todo)
+        unreadable: list[tuple[str, str]] = []
+        for batch in load_in_order(dataset, 1, config.num_workers) if len(todo) else ():
+            unreadable += batch.damaged
+            for index, whole in zip(batch.indices.tolist(), batch.whole, strict=True):
+                found = sliding.classes(model.segment, whole.pixels, whole.size).numpy().astype(np.int64)
+                files[index].parent.mkdir(parents=True, exist_ok=True)
+                replace_file(files[index], _png(found + how.first_label, len(names) + how.first_label))
     if len(unreadable) == len(files):
         raise InputError(f"{source.name}: none of its images can be read")
     say_left_out(unreadable, len(files))
@@ -101,7 +103,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out}: is a file; name a folder for the label maps")
     if not file.is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise InputError(f"out={out}: holds something else; name a new folder for the label maps")
         out.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(settings).encode())

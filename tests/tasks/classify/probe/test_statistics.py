@@ -57,6 +57,8 @@ def test_a_paired_difference():
     same = found.difference("a", "c")
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert Bootstrap.of({"a": first, "b": better}).difference("a", "b") == gain
+    tables = Bootstrap.of_each({"other": {"a": better}, "this": {"a": first, "b": better}})
+    assert tables["this"].difference("a", "b") == gain and tables["other"].means == {"a": better.mean()}
     estimate = found.accuracy("a")
     assert estimate.low < first.mean() < estimate.high
 

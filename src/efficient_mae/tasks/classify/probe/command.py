@@ -120,10 +120,9 @@ def probe(config: ProbeConfig) -> ProbeResult:
         rows.setdefault(encoder.name, []).append(found)
     answers = {name: _judge(of_seeds, subsets, data, config) for name, of_seeds in rows.items()}
     right = {name: {judge: one.right for judge, one in found.items()} for name, found in answers.items()}
-    drawn = {
-        judge: Bootstrap.of({name: found[judge] for name, found in right.items()})
-        for judge in dict.fromkeys(config.judges)
-    }
+    drawn = Bootstrap.of_each(
+        {judge: {name: found[judge] for name, found in right.items()} for judge in dict.fromkeys(config.judges)}
+    )
     first = next(iter(rows.values()))[0]
     if config.out is not None:
         Record.of(data, subsets, first.test_images, right).write(config.out)

@@ -57,11 +57,20 @@ class Bootstrap:
     @classmethod
     def of(cls, right: Mapping[str, Bool[np.ndarray, "S L N"]]) -> "Bootstrap":
         """Of rows with the same seeds, label subsets and images."""
-        drawn = replicates(np.stack(list(right.values())).astype(np.float32))
-        return cls(
-            {name: float(answers.mean()) for name, answers in right.items()},
-            dict(zip(right, drawn.T, strict=True)),
-        )
+        return cls.of_each({"": right})[""]
+
+    @classmethod
+    def of_each(cls, right: Mapping[str, Mapping[str, Bool[np.ndarray, "S L N"]]]) -> "dict[str, Bootstrap]":
+        """Of several tables of such rows; they are drawn once for all."""
+        rows = [answers for table in right.values() for answers in table.values()]
+        drawn = iter(replicates(np.stack(rows).astype(np.float32)).T)
+        return {
+            title: cls(
+                {name: float(answers.mean()) for name, answers in table.items()},
+                {name: next(drawn) for name in table},
+            )
+            for title, table in right.items()
+        }
 
     def accuracy(self, name: str) -> Estimate:
         """Share of right answers of a row, with its interval."""
