@@ -5,14 +5,15 @@ import gc
 import os
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores test already: threads of theirs, and of what they start, would wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import AbstractArray, jaxtyped
 
 if TYPE_CHECKING:  # xdist's main process reads this file and tests nothing: it need not wait for torch
     from tests.forks import ForkServer
@@ -27,8 +28,26 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 # The tower lets an int stand for a float, as Python does.
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook("efficient_mae", CHECKER)
+CHECK = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
+
+
+def check(function: Any) -> Any:
+    """Check a signature at each call, and that sizes of one letter agree where it has any: few functions do, and most
+    of the time goes to that."""
+    if isinstance(function, type):
+        return jaxtyped(function, typechecker=CHECK)
+    try:
+        hints = list(get_type_hints(function).values())
+    except NameError:  # it isn't there at run time, or not yet, and jaxtyping lets it pass
+        return jaxtyped(function, typechecker=CHECK)
+    for hint in hints:
+        hints.extend(get_args(hint))
+    has_sizes = any(isinstance(hint, type) and issubclass(hint, AbstractArray) for hint in hints)
+    return jaxtyped(CHECK(function), typechecker=None) if has_sizes else CHECK(function)
+
+
+jaxtyping.jaxtyped = lambda *, typechecker: check  # which the hook writes above each function and class
+jaxtyping.install_import_hook("efficient_mae", None)
 
 
 @pytest.fixture(autouse=True)

@@ -96,7 +96,7 @@ def open_full(split: str) -> ArraySource:
     return ArraySource(f"fashion-mnist {split}", CLASSES, images, labels)
 
 
-def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, ...]:
+def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "*axes"]:
     """The array in a gzipped file of the MNIST family's idx format (unsigned bytes, `dimensions` axes).
 
     Raises:
