@@ -13,12 +13,12 @@ from scipy.stats import f, f_oneway, norm, ttest_rel
 
 from efficient_mae.cli import main
 from efficient_mae.study import command, runs
-from efficient_mae.study.decisions import Verdict, compare_rows, decide, f_test_in_words, rows_and_seeds
 from efficient_mae.study.main_study import HYPOTHESES
 from efficient_mae.study.presets import PRESETS
-from efficient_mae.study.probed import Comparison
+from efficient_mae.study.results.decisions import Verdict, compare_rows, decide, f_test_in_words, rows_and_seeds
+from efficient_mae.study.results.probed import Comparison
+from efficient_mae.study.results.write import StudyResult, write_study
 from efficient_mae.study.studies import STUDIES
-from efficient_mae.study.write import StudyResult, write_study
 from efficient_mae.tasks.classify.probe.record import Record
 from tests.tasks.conftest import flags
 from tests.tasks.labelled import write_labelled

@@ -9,7 +9,7 @@ from efficient_mae.data.sources.choice import ANY
 from efficient_mae.methods import METHODS
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.presets import PRESETS, pretrained_config
-from efficient_mae.study.results import collect_rows, collect_table_1
+from efficient_mae.study.results.collect import collect_rows, collect_table_1
 from efficient_mae.study.runs import Place, plan_runs
 from efficient_mae.study.speeds import settle_time
 from efficient_mae.study.studies import STUDIES

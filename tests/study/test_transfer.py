@@ -13,7 +13,7 @@ from efficient_mae.data.sources.choice import ANY
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.costs import training_flops
 from efficient_mae.study.presets import PRESETS
-from efficient_mae.study.results import add_differences, collect_rows
+from efficient_mae.study.results.collect import add_differences, collect_rows
 from efficient_mae.study.runs import Place, plan_runs
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.study.transfer import SIZED, open_transfer

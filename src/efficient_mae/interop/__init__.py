@@ -1,6 +1,7 @@
 """Reading and writing models: this software's own files, timm, transformers, the original MAE files, ONNX."""
 
 from efficient_mae.interop.adapt import CHANNELS, adapt_encoder, adapt_statistics
+from efficient_mae.interop.authors.mae import from_mae_checkpoint
 from efficient_mae.interop.files import (
     Trained,
     encoder_of,
@@ -11,6 +12,7 @@ from efficient_mae.interop.files import (
     save_encoder,
 )
 from efficient_mae.interop.headers import ImageStatistics, file_metadata
+from efficient_mae.interop.hf.vit_mae import from_hf, to_hf
 from efficient_mae.interop.loading import (
     Description,
     describe_weights,
@@ -20,10 +22,8 @@ from efficient_mae.interop.loading import (
     load_whole,
     read_trained,
 )
-from efficient_mae.interop.mae_files import from_mae_checkpoint
 from efficient_mae.interop.starting import Start, start_from
 from efficient_mae.interop.timm_models import load_snippet, to_timm
-from efficient_mae.interop.vit_mae import from_hf, to_hf
 
 __all__ = [
     "CHANNELS",

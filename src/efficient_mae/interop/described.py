@@ -15,12 +15,12 @@ from torch import nn
 from efficient_mae.backbones import Backbone, VisionTransformer
 from efficient_mae.backbones.patches import as_pair
 from efficient_mae.errors import InputError, did_you_mean
+from efficient_mae.interop.authors.mae import build
 from efficient_mae.interop.files import Trained
 from efficient_mae.interop.headers import stated_statistics
-from efficient_mae.interop.hf_parts import LARGEST_EPS, read_json
-from efficient_mae.interop.mae_files import build
+from efficient_mae.interop.hf.parts import LARGEST_EPS, read_json
+from efficient_mae.interop.hf.vit_mae import HF_CLASSES, hf_statistics
 from efficient_mae.interop.state_dicts import read_state_dict
-from efficient_mae.interop.vit_mae import HF_CLASSES, hf_statistics
 from efficient_mae.methods import Method, backbone_of
 
 # As `--weights` names timm's models in the local cache, and as timm names its folders.

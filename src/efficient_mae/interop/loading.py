@@ -11,7 +11,8 @@ from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import read_header
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.errors import InputError
-from efficient_mae.interop.authors_files import reader_of
+from efficient_mae.interop.authors.mae import build
+from efficient_mae.interop.authors.readers import reader_of
 from efficient_mae.interop.described import (
     TIMM,
     TIMM_FOLDER,
@@ -31,9 +32,8 @@ from efficient_mae.interop.headers import (
     read_own_header,
     read_statistics,
 )
-from efficient_mae.interop.mae_files import build
+from efficient_mae.interop.hf.vit_mae import HF_CLASSES, hf_kind, hf_statistics, load_hf_folder
 from efficient_mae.interop.state_dicts import plain_vit
-from efficient_mae.interop.vit_mae import HF_CLASSES, hf_kind, hf_statistics, load_hf_folder
 from efficient_mae.methods import Method, MethodConfig, backbone_of
 from efficient_mae.methods.tokens import TokenMethod
 

@@ -20,17 +20,17 @@ from efficient_mae.engine.storage.run_directory import refusing_unwritable
 from efficient_mae.errors import InputError, did_you_mean
 from efficient_mae.ranges import Location, PositiveInt, Settings
 from efficient_mae.study.cells import Cell
-from efficient_mae.study.decisions import verdict_in_words
 from efficient_mae.study.labels import write_few_labels
 from efficient_mae.study.listing import StudyList, duration, estimate, list_studies, measure_speed, seeds_of
 from efficient_mae.study.presets import Preset, find_preset
 from efficient_mae.study.probing import check_labels, is_probe
+from efficient_mae.study.results.decisions import verdict_in_words
+from efficient_mae.study.results.tables import markdown_table
+from efficient_mae.study.results.write import StudyResult, write_study
 from efficient_mae.study.runs import Place, plan_made, plan_runs, run_all
 from efficient_mae.study.speeds import measure_speeds, settle_time
 from efficient_mae.study.studies import STUDIES, Study
-from efficient_mae.study.tables import markdown_table
 from efficient_mae.study.transfer import SIZED, open_transfer
-from efficient_mae.study.write import StudyResult, write_study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data import EvalTransform, Reading, common_size, normalize, open_source
 from efficient_mae.engine.storage.durable import save_tensors
-from efficient_mae.interop import ImageStatistics, file_metadata, hf_images, load_statistics
+from efficient_mae.interop import ImageStatistics, file_metadata, load_statistics
 from efficient_mae.interop.files import save_encoder
+from efficient_mae.interop.hf.parts import transformers_library
 from efficient_mae.tasks.pretrain import pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from tests.interop.conftest import STATISTICS, save_model, small_model
@@ -154,12 +155,12 @@ def test_transformers_takes_images_in_any_mode(channels: int, tmp_path: Path, ca
 
 def test_a_processor_that_converts_nothing_is_named(tmp_path: Path, capsys, monkeypatch):
     weights = save_model(tmp_path / "model.safetensors", small_model())
-    real = hf_images.transformers_library().ViTImageProcessor
+    real = transformers_library().ViTImageProcessor
 
     def without(**settings):
         return real(**(settings | {"do_convert_rgb": False}))
 
-    monkeypatch.setattr(hf_images.transformers_library(), "ViTImageProcessor", without)
+    monkeypatch.setattr(transformers_library(), "ViTImageProcessor", without)
     said = exported("transformers", weights, tmp_path / "out", capsys)
     assert "but not for images in mode L, RGBA, P: bring them to mode RGB first, what is transparent on white" in said
 

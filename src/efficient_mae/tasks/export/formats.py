@@ -20,9 +20,9 @@ from efficient_mae.backbones import Backbone
 from efficient_mae.interop import ImageStatistics, encoder_of, load_snippet, save_encoder, to_timm
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.graphs import CLASSES, output_name, run_onnx, save_onnx, save_torch_export
-from efficient_mae.interop.hf_images import needs_own_processor, quiet
+from efficient_mae.interop.hf.images import needs_own_processor, quiet
+from efficient_mae.interop.hf.vit_mae import HF_CLASSES, hf_kind, save_hf, save_hf_classifier
 from efficient_mae.interop.timm_models import quoted, save_timm, timm_snippet
-from efficient_mae.interop.vit_mae import HF_CLASSES, hf_kind, save_hf, save_hf_classifier
 from efficient_mae.methods import Method
 from efficient_mae.methods.beit import BEiT
 from efficient_mae.methods.mae import MaskedAutoencoder

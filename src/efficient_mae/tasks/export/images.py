@@ -19,7 +19,7 @@ from torch import Tensor
 from efficient_mae.data import EvalTransform, Reading, crop_share, normalize
 from efficient_mae.data.images.decode import MODES
 from efficient_mae.interop import ImageStatistics
-from efficient_mae.interop.hf_images import quiet
+from efficient_mae.interop.hf.images import quiet
 
 # Average difference, of 255 grey levels, up to which pixels count as the same: rounding makes a quarter of a level
 # at most, a crop that lies a pixel beside some 15.

@@ -14,7 +14,7 @@ from efficient_mae.interop.state_dicts import SIZES
 from efficient_mae.methods.cae import CAE
 from tests.interop.conftest import as_wide
 
-GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "cae.safetensors")
+GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "cae.safetensors")
 
 
 @pytest.fixture

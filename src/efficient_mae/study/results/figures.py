@@ -14,9 +14,9 @@ from efficient_mae.interop import find_run_settings, load_statistics, load_whole
 from efficient_mae.masking import p2dist, random_masking
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 from efficient_mae.study.cells import CELLS
-from efficient_mae.study.plots import draw_difficulties, draw_masks
 from efficient_mae.study.presets import Preset, pretrained_config
-from efficient_mae.study.results import summary
+from efficient_mae.study.results.collect import summary
+from efficient_mae.study.results.plots import draw_difficulties, draw_masks
 from efficient_mae.tasks.panels import draw_panel
 
 # The factor that Fig. 2 draws for a model that was trained without it.

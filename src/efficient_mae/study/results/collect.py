@@ -14,8 +14,8 @@ from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.study.cells import ABLATION_RECIPE, CELLS, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, pretrained_config, recipe_settings
-from efficient_mae.study.probed import BASELINES, Comparison
 from efficient_mae.study.probing import has_baselines
+from efficient_mae.study.results.probed import BASELINES, Comparison
 from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_time, speed_of
 from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study

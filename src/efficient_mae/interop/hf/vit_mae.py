@@ -11,11 +11,11 @@ from efficient_mae.backbones.vit import LAYER_NORM_EPS
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.durable import share
 from efficient_mae.errors import InputError
-from efficient_mae.interop import hf_beit, hf_parts, hf_swin
 from efficient_mae.interop.classifiers import Classifier
 from efficient_mae.interop.files import encoder_of
 from efficient_mae.interop.headers import ImageStatistics, stated_statistics
-from efficient_mae.interop.hf_images import save_processor
+from efficient_mae.interop.hf import beit, parts, swin
+from efficient_mae.interop.hf.images import save_processor
 from efficient_mae.interop.timm_models import save_timm
 from efficient_mae.methods import Method
 from efficient_mae.methods.beit import BEiT
@@ -53,11 +53,11 @@ def to_hf(
         InputError: an encoder alone, a method that transformers hasn't, another decoder than MAE's, images that
             aren't square, or no transformers installed.
     """
-    transformers = hf_parts.transformers_library()
+    transformers = parts.transformers_library()
     if isinstance(model, BEiT):
-        return hf_beit.to_hf(model)
+        return beit.to_hf(model)
     if isinstance(model, SimMIM):
-        return hf_swin.to_hf(model)
+        return swin.to_hf(model)
     if isinstance(model, Backbone):
         raise InputError(
             "an encoder alone, and transformers' ViTMAEForPreTraining has a decoder; give the whole model"
@@ -74,7 +74,7 @@ def to_hf(
         )
     hf = transformers.ViTMAEForPreTraining(
         transformers.ViTMAEConfig(
-            image_size=hf_parts.common_side(config.img_size, "ViTMAE"),
+            image_size=parts.common_side(config.img_size, "ViTMAE"),
             patch_size=config.patch_size,
             num_channels=config.in_chans,
             hidden_size=config.embed_dim,
@@ -90,7 +90,7 @@ def to_hf(
             layer_norm_eps=LAYER_NORM_EPS,
         )
     )
-    return hf_parts.give_weights(model, hf, _names(config))
+    return parts.give_weights(model, hf, _names(config))
 
 
 @torch_seeded(0)
@@ -110,11 +110,11 @@ def from_hf(
         InputError: an architecture that differs from the method's in more than its sizes; the setting is named.
     """
     if hf.config.model_type == "beit":
-        return hf_beit.from_hf(cast(Any, hf))
+        return beit.from_hf(cast(Any, hf))
     if hf.config.model_type == "swin":
-        return hf_swin.from_hf(cast(Any, hf))
+        return swin.from_hf(cast(Any, hf))
     config = _our_config(hf.config, gamma, beta)
-    return hf_parts.take_weights(MaskedAutoencoder(config), hf, _names(config))
+    return parts.take_weights(MaskedAutoencoder(config), hf, _names(config))
 
 
 def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
@@ -124,11 +124,11 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
         "intermediate_size": 4 * theirs.hidden_size,
         "decoder_intermediate_size": 4 * theirs.decoder_hidden_size,
     }
-    hf_parts.check_settings(theirs, needed, "ViTMAE", "MAE")
-    side = hf_parts.square_side(theirs, "image_size")
+    parts.check_settings(theirs, needed, "ViTMAE", "MAE")
+    side = parts.square_side(theirs, "image_size")
     return MAEConfig(
         img_size=(side, side),
-        patch_size=hf_parts.square_side(theirs, "patch_size"),
+        patch_size=parts.square_side(theirs, "patch_size"),
         in_chans=theirs.num_channels,
         embed_dim=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
@@ -144,7 +144,7 @@ def _our_config(theirs: Any, gamma: float, beta: float | None) -> MAEConfig:
     )
 
 
-def _names(config: MAEConfig) -> hf_parts.Names:
+def _names(config: MAEConfig) -> parts.Names:
     """Of every tensor."""
     yield "cls_token", ["vit.embeddings.cls_token"]
     yield "pos_embed", ["vit.embeddings.position_embeddings"]
@@ -164,13 +164,13 @@ def _names(config: MAEConfig) -> hf_parts.Names:
     for blocks, layers, depth in stacks:
         for n in range(depth):
             block, layer = f"{blocks}.{n}", f"{layers}.{n}"
-            modules |= hf_parts.block_modules(block, layer)
-    yield from hf_parts.parameter_names(modules)
+            modules |= parts.block_modules(block, layer)
+    yield from parts.parameter_names(modules)
 
 
 def hf_kind(path: Path) -> str | None:
     """The model_type of a folder in transformers' layout; None if it is none, or one that is timm's within."""
-    found = hf_parts.read_json(path / "config.json").get("model_type", "timm_wrapper")
+    found = parts.read_json(path / "config.json").get("model_type", "timm_wrapper")
     return None if found == "timm_wrapper" else str(found)
 
 
@@ -183,9 +183,9 @@ def load_hf_folder(folder: Path) -> Method | Backbone:
         InputError: weights that don't fit its config or aren't safetensors, or no transformers installed.
     """
     kind = str(hf_kind(folder))
-    transformers = hf_parts.transformers_library()
+    transformers = parts.transformers_library()
     try:
-        with hf_parts.quiet(transformers):
+        with parts.quiet(transformers):
             hf, info = getattr(transformers, HF_CLASSES[kind]).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
@@ -212,7 +212,7 @@ def hf_statistics(folder: Path, in_chans: int) -> ImageStatistics:
         InputError: they aren't one number for each of the model's channels.
     """
     file = folder / "preprocessor_config.json"
-    return stated_statistics(hf_parts.read_json(file), "image_mean", "image_std", in_chans, str(file))
+    return stated_statistics(parts.read_json(file), "image_mean", "image_std", in_chans, str(file))
 
 
 def save_hf(folder: Path, model: Method, statistics: ImageStatistics) -> None:
@@ -222,8 +222,8 @@ def save_hf(folder: Path, model: Method, statistics: ImageStatistics) -> None:
         InputError: as :func:`to_hf`.
         OSError: the disk is full or not writable.
     """
-    transformers = hf_parts.transformers_library()
-    with hf_parts.quiet(transformers):
+    transformers = parts.transformers_library()
+    with parts.quiet(transformers):
         to_hf(model).save_pretrained(folder)
     save_processor(folder, model.config.img_size, statistics)
     for file in folder.glob("*.safetensors"):
@@ -242,7 +242,7 @@ def save_hf_classifier(folder: Path, classifier: Classifier, statistics: ImageSt
     save_timm(folder, classifier, statistics)
     file = folder / "config.json"
     # With timm's own settings of images, timm's transform would take the place of the processor.
-    theirs = {name: value for name, value in hf_parts.read_json(file).items() if name != "pretrained_cfg"}
+    theirs = {name: value for name, value in parts.read_json(file).items() if name != "pretrained_cfg"}
     content = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]} | theirs
     file.write_text(json.dumps(content, indent=2) + "\n")
     save_processor(folder, classifier.img_size, statistics)

@@ -9,7 +9,9 @@ from typing import Any
 from efficient_mae.command import Result
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import CELLS, Cell
-from efficient_mae.study.decisions import (
+from efficient_mae.study.presets import Preset
+from efficient_mae.study.results.collect import add_differences, collect_rows, collect_table_1
+from efficient_mae.study.results.decisions import (
     FTest,
     Verdict,
     compare_rows,
@@ -17,13 +19,11 @@ from efficient_mae.study.decisions import (
     f_test_in_words,
     verdict_in_words,
 )
-from efficient_mae.study.figures import figure_2, figure_3, figure_4
-from efficient_mae.study.plots import draw_accuracies, draw_by_ratio, draw_costs, draw_transfer
-from efficient_mae.study.presets import Preset
-from efficient_mae.study.probed import read_comparison
-from efficient_mae.study.results import add_differences, collect_rows, collect_table_1
+from efficient_mae.study.results.figures import figure_2, figure_3, figure_4
+from efficient_mae.study.results.plots import draw_accuracies, draw_by_ratio, draw_costs, draw_transfer
+from efficient_mae.study.results.probed import read_comparison
+from efficient_mae.study.results.tables import csv_table, markdown_table
 from efficient_mae.study.studies import Study
-from efficient_mae.study.tables import csv_table, markdown_table
 from efficient_mae.study.transfer import SIZES
 
 _PICTURE = "figure.png"
@@ -48,7 +48,7 @@ class StudyResult(Result):
         failed: why, by the names of the runs that failed.
         seeds: that were looked for.
         remark: on how to read it.
-        rows: as :func:`efficient_mae.study.results.collect_rows` has them.
+        rows: as :func:`efficient_mae.study.results.collect.collect_rows` has them.
         figure: what the picture shows beyond the rows, if anything.
         verdict: what the hypotheses come to, of a study that has any, as far as it is done.
         f_test: of the rows, where they were probed.

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from efficient_mae.study.results import summary
-from efficient_mae.study.tables import csv_table, markdown_table
+from efficient_mae.study.results.collect import summary
+from efficient_mae.study.results.tables import csv_table, markdown_table
 
 
 def row(label: str, scores: list[float], gain: list[float], **paper: float) -> dict:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficient_mae.backbones.patches import grid_size
 from efficient_mae.backbones.vit import LAYER_NORM_EPS
-from efficient_mae.interop import hf_parts
+from efficient_mae.interop.hf import parts
 from efficient_mae.methods.beit import BEiT, BEiTConfig
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ def to_hf(model: BEiT) -> "BeitForMaskedImageModeling":
     Raises:
         InputError: images that aren't square, or no transformers installed.
     """
-    transformers, config = hf_parts.transformers_library(), model.config
+    transformers, config = parts.transformers_library(), model.config
     hf = transformers.BeitForMaskedImageModeling(
         transformers.BeitConfig(
-            image_size=hf_parts.common_side(config.img_size, "Beit"),
+            image_size=parts.common_side(config.img_size, "Beit"),
             patch_size=config.patch_size,
             num_channels=config.in_chans,
             vocab_size=config.vocab_size,
@@ -35,7 +35,7 @@ def to_hf(model: BEiT) -> "BeitForMaskedImageModeling":
             use_shared_relative_position_bias=True,
         )
     )
-    return hf_parts.give_weights(model, hf, _names(config.depth))
+    return parts.give_weights(model, hf, _names(config.depth))
 
 
 def from_hf(hf: "BeitForMaskedImageModeling") -> BEiT:
@@ -45,7 +45,7 @@ def from_hf(hf: "BeitForMaskedImageModeling") -> BEiT:
         InputError: an architecture that differs from BEiT's in more than its sizes; the setting is named.
     """
     config = _our_config(hf.config)
-    return hf_parts.take_weights(BEiT(config), hf, _names(config.depth))
+    return parts.take_weights(BEiT(config), hf, _names(config.depth))
 
 
 def _our_config(theirs: Any) -> BEiTConfig:
@@ -58,8 +58,8 @@ def _our_config(theirs: Any) -> BEiTConfig:
         "use_shared_relative_position_bias": True,
         "use_mean_pooling": True,
     }
-    hf_parts.check_settings(theirs, needed, "Beit", "BEiT")
-    side, patch_size = hf_parts.square_side(theirs, "image_size"), hf_parts.square_side(theirs, "patch_size")
+    parts.check_settings(theirs, needed, "Beit", "BEiT")
+    side, patch_size = parts.square_side(theirs, "image_size"), parts.square_side(theirs, "patch_size")
     usual = BEiTConfig.usual(grid_size((side, side), patch_size), theirs.num_hidden_layers, theirs.num_channels)
     given = {
         "img_size": (side, side),
@@ -75,7 +75,7 @@ def _our_config(theirs: Any) -> BEiTConfig:
     return BEiTConfig(**usual | given)
 
 
-def _names(depth: int) -> hf_parts.Names:
+def _names(depth: int) -> parts.Names:
     """Of every tensor."""
     yield "cls_token", ["beit.embeddings.cls_token"]
     yield "mask_token", ["beit.embeddings.mask_token"]
@@ -92,5 +92,5 @@ def _names(depth: int) -> hf_parts.Names:
         yield f"{block}.gamma_2", [f"{layer}.lambda_2"]
         yield f"{block}.attn.q_bias", [f"{layer}.attention.q_proj.bias"]
         yield f"{block}.attn.v_bias", [f"{layer}.attention.v_proj.bias"]
-        modules |= hf_parts.block_modules(block, layer)
-    yield from (pair for pair in hf_parts.parameter_names(modules) if not pair[0].endswith(".attn.qkv.bias"))
+        modules |= parts.block_modules(block, layer)
+    yield from (pair for pair in parts.parameter_names(modules) if not pair[0].endswith(".attn.qkv.bias"))

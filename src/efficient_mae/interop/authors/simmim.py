@@ -9,7 +9,7 @@ from torch import Tensor
 
 from efficient_mae.backbones import Beit
 from efficient_mae.engine.storage.checkpoint import load_tensors
-from efficient_mae.interop.beit_files import architecture_named, beit_sizes
+from efficient_mae.interop.authors.beit import architecture_named, beit_sizes
 from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
 
 _TABLE = "relative_position_bias_table"

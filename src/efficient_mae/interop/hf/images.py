@@ -6,17 +6,17 @@ from pathlib import Path
 
 from efficient_mae.data import crop_share
 from efficient_mae.interop.headers import ImageStatistics
-from efficient_mae.interop.hf_parts import quiet, transformers_library
+from efficient_mae.interop.hf.parts import quiet, transformers_library
 
-# What goes with an export whose pictures aren't RGB.
-_PROCESSOR = Path(__file__).with_name("hf_processor.py")
+# What goes with an export whose pictures aren't RGB, and its module's name there.
+_PROCESSOR, _MODULE = Path(__file__).with_name("processor.py"), "hf_processor"
 
 
 def save_processor(folder: Path, img_size: tuple[int, int], statistics: ImageStatistics) -> None:
     """Write what `AutoImageProcessor.from_pretrained` loads, to make of images what evaluation here makes of them.
 
     For RGB that is transformers' own. No processor of transformers makes grey or RGBA pictures of others: for these
-    a small class of ours goes with the export (:mod:`efficient_mae.interop.hf_processor`), which transformers takes
+    a small class of ours goes with the export (:mod:`efficient_mae.interop.hf.processor`), which transformers takes
     if it is told `trust_remote_code=True`; else, its own, for images that are grey, or RGBA, already.
 
     Args:
@@ -40,11 +40,9 @@ def save_processor(folder: Path, img_size: tuple[int, int], statistics: ImageSta
         ).save_pretrained(folder)
     if needs_own_processor(in_chans):
         file = folder / "preprocessor_config.json"
-        settings = json.loads(file.read_bytes()) | {
-            "auto_map": {"AutoImageProcessor": f"{_PROCESSOR.stem}.OwnModeProcessor"}
-        }
+        settings = json.loads(file.read_bytes()) | {"auto_map": {"AutoImageProcessor": f"{_MODULE}.OwnModeProcessor"}}
         file.write_text(json.dumps(settings, indent=2) + "\n")
-        shutil.copyfile(_PROCESSOR, folder / _PROCESSOR.name)
+        shutil.copyfile(_PROCESSOR, folder / f"{_MODULE}.py")
 
 
 def needs_own_processor(in_chans: int) -> bool:

@@ -11,7 +11,7 @@ import efficient_mae as emae
 from efficient_mae.interop import ImageStatistics, load_statistics
 from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
 
-GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "simmim_swin.safetensors")
+GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "simmim_swin.safetensors")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEForP
 
 import efficient_mae as emae
 from efficient_mae.interop import ImageStatistics, load_config, load_statistics
-from efficient_mae.interop.vit_mae import save_hf
+from efficient_mae.interop.hf.vit_mae import save_hf
 from efficient_mae.methods.mae import MaskedAutoencoder
 from tests.interop.conftest import STATISTICS, small_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from efficient_mae.backbones import Backbone
-from efficient_mae.interop import beit_files, cae_files, maskfeat_files, simmim_files
+from efficient_mae.interop.authors import beit, cae, maskfeat, simmim
 from efficient_mae.methods import Method
 
 Reader = Callable[[Path, Mapping[str, Tensor]], Method | Backbone]
@@ -14,10 +14,10 @@ Reader = Callable[[Path, Mapping[str, Tensor]], Method | Backbone]
 # By method: whether a state dict is of its files, and what reads it. A SimMIM's has relative positions too, so it is
 # asked for before BEiT's.
 _READERS: dict[str, tuple[Callable[[Mapping[str, Tensor]], bool], Reader]] = {
-    "simmim": (simmim_files.is_simmim, simmim_files.read_simmim),
-    "beit": (beit_files.is_beit, beit_files.read_beit),
-    "cae": (cae_files.is_cae, cae_files.read_cae),
-    "maskfeat": (maskfeat_files.is_maskfeat, maskfeat_files.read_maskfeat),
+    "simmim": (simmim.is_simmim, simmim.read_simmim),
+    "beit": (beit.is_beit, beit.read_beit),
+    "cae": (cae.is_cae, cae.read_cae),
+    "maskfeat": (maskfeat.is_maskfeat, maskfeat.read_maskfeat),
 }
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModel, BeitConfig, BeitForMaskedImageModeling
 
 import efficient_mae as emae
 from efficient_mae.interop import load_config
-from efficient_mae.interop.vit_mae import save_hf
+from efficient_mae.interop.hf.vit_mae import save_hf
 from efficient_mae.methods.beit import BEiT
 from tests.interop.conftest import STATISTICS
 

@@ -15,7 +15,7 @@ from efficient_mae.interop.state_dicts import SIZES
 from efficient_mae.methods.maskfeat import MaskFeat
 from tests.interop.conftest import as_wide
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # The golden file's names, which are mmpretrain's, and SlowFast's.

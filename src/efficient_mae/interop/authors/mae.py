@@ -15,7 +15,7 @@ from efficient_mae.backbones import VisionTransformer
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import check_architecture, load_tensors
 from efficient_mae.errors import InputError
-from efficient_mae.interop.authors_files import reader_of
+from efficient_mae.interop.authors.readers import reader_of
 from efficient_mae.interop.foreign_files import StateDict, read_tensors
 from efficient_mae.interop.state_dicts import (
     encoder_arguments_of,

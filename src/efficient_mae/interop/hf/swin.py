@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from efficient_mae.errors import InputError
-from efficient_mae.interop import hf_parts
+from efficient_mae.interop.hf import parts
 from efficient_mae.methods.simmim import SimMIM, SimMIMConfig
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ def to_hf(model: SimMIM) -> "SwinForMaskedImageModeling":
         InputError: another encoder than a Swin, images that aren't square, windows larger than a stage's grid, or no
             transformers installed.
     """
-    transformers, config = hf_parts.transformers_library(), model.config
+    transformers, config = parts.transformers_library(), model.config
     if config.family != "swin":
         raise InputError(f"a SimMIM with a {config.family} encoder, and transformers' is with a Swin alone")
-    side = hf_parts.common_side(config.img_size, "Swin")
+    side = parts.common_side(config.img_size, "Swin")
     depths, heads = cast(tuple[int, ...], config.depth), cast(tuple[int, ...], config.num_heads)
     window = cast(int, config.window_size)
     _check_windows(window, config.grid_size[0], len(depths))
@@ -41,7 +41,7 @@ def to_hf(model: SimMIM) -> "SwinForMaskedImageModeling":
             encoder_stride=model.backbone.strides[-1],
         )
     )
-    return hf_parts.give_weights(model, hf, _names(depths))
+    return parts.give_weights(model, hf, _names(depths))
 
 
 def from_hf(hf: "SwinForMaskedImageModeling") -> SimMIM:
@@ -54,11 +54,11 @@ def from_hf(hf: "SwinForMaskedImageModeling") -> SimMIM:
         InputError: an architecture that differs from SimMIM's in more than its sizes; the setting is named.
     """
     config = _our_config(hf.config)
-    return hf_parts.take_weights(SimMIM(config), hf, _names(cast(tuple[int, ...], config.depth)))
+    return parts.take_weights(SimMIM(config), hf, _names(cast(tuple[int, ...], config.depth)))
 
 
 def _our_config(theirs: Any) -> SimMIMConfig:
-    side, patch_size = hf_parts.square_side(theirs, "image_size"), hf_parts.square_side(theirs, "patch_size")
+    side, patch_size = parts.square_side(theirs, "image_size"), parts.square_side(theirs, "patch_size")
     stride = patch_size * 2 ** (len(theirs.depths) - 1)
     needed = {
         "hidden_act": "gelu",
@@ -66,7 +66,7 @@ def _our_config(theirs: Any) -> SimMIMConfig:
         "use_absolute_embeddings": False,
         "encoder_stride": stride,
     }
-    hf_parts.check_settings(theirs, needed, "Swin", "SimMIM")
+    parts.check_settings(theirs, needed, "Swin", "SimMIM")
     _check_windows(theirs.window_size, side // patch_size, len(theirs.depths))
     return SimMIMConfig(
         family="swin",
@@ -91,7 +91,7 @@ def _check_windows(window_size: int, side: int, stages: int) -> None:
         )
 
 
-def _names(depths: tuple[int, ...]) -> hf_parts.Names:
+def _names(depths: tuple[int, ...]) -> parts.Names:
     """Of every tensor."""
     yield "mask_token", ["swin.embeddings.mask_token"]
     modules = {
@@ -110,5 +110,5 @@ def _names(depths: tuple[int, ...]) -> hf_parts.Names:
             block, layer = f"layers.{stage}.blocks.{n}", f"{theirs}.blocks.{n}"
             table = "relative_position_bias_table"
             yield f"{block}.attn.{table}", [f"{layer}.attention.relative_position_bias.{table}"]
-            modules |= hf_parts.block_modules(block, layer)
-    yield from hf_parts.parameter_names(modules)
+            modules |= parts.block_modules(block, layer)
+    yield from parts.parameter_names(modules)

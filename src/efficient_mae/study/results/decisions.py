@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from efficient_mae.study.probed import BASELINES, Comparison
+from efficient_mae.study.results.probed import BASELINES, Comparison
 from efficient_mae.study.studies import Study
 from efficient_mae.tasks.classify.probe.statistics import Difference, Estimate, holm
 

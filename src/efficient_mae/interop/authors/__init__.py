@@ -1,0 +1,1 @@
+"""Files of weights as the methods' own authors publish them."""

@@ -1,0 +1,1 @@
+"""What came of a study: collected, compared, decided, drawn and written."""
