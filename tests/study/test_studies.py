@@ -8,10 +8,10 @@ import pytest
 from efficient_mae.data.sources.choice import ANY
 from efficient_mae.methods import METHODS
 from efficient_mae.study.cells import CELLS
-from efficient_mae.study.presets import PRESETS, pretrained_config
+from efficient_mae.study.presets import PRESETS, Preset, pretrained_config
 from efficient_mae.study.results.collect import collect_rows, collect_table_1
 from efficient_mae.study.runs import Place, plan_runs
-from efficient_mae.study.speeds import settle_time
+from efficient_mae.study.speeds import settle_length
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.study.transfer import SIZED
 from efficient_mae.tasks.classify.finetune import FinetuneConfig
@@ -32,7 +32,7 @@ SETTINGS = [
 
 def test_every_table_and_figure_is_there():
     published = {f"table{number}" for number in range(1, 11)} | {f"fig{number}" for number in range(1, 5)}
-    assert {*STUDIES} == published | {"main"}
+    assert {*STUDIES} == published | {"main", "cost"}
 
 
 @pytest.mark.parametrize("name", ["table3", "table4", "table5"])
@@ -94,16 +94,30 @@ def test_methods_are_compared_with_the_same_encoder():
 
 def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
     preset, slow, quick = PRESETS["cpu"], CELLS["simmim-same-time"], CELLS["cross-same-time"]
-    assert settle_time(slow, preset, tmp_path) is None
+    assert settle_length(slow, preset, tmp_path) is None
     seconds = {"mae": 10.0, "simmim": 19.0, "cross": 8.1}
     (tmp_path / "speeds.json").write_text(json.dumps({name: {"seconds": one} for name, one in seconds.items()}))
     epochs = preset.pretraining(CELLS["mae"])["epochs"]
     for cell, name in ((slow, "simmim"), (quick, "cross")):
-        settled = settle_time(cell, preset, tmp_path)
+        settled = settle_length(cell, preset, tmp_path)
         assert settled is not None and settled.settings["epochs"] == round(epochs * 10 / seconds[name])
         assert preset.directory(settled) == cell.name
-    same = settle_time(CELLS["mae-same-time"], preset, tmp_path)
+    same = settle_length(CELLS["mae-same-time"], preset, tmp_path)
     assert same is not None and preset.directory(same) == "mae"
+
+
+def test_cells_of_equal_cost_have_the_epochs_that_its_multiplications_buy(tmp_path: Path):
+    """At the paper's size Table 3's own figures say how many: 200 x 20.8 / 14.1."""
+    settled = settle_length(CELLS["efficient-mae-0.85-same-cost"], PRESETS["paper"], tmp_path)
+    assert settled is not None and settled.settings["epochs"] == pytest.approx(200 * 20.8 / 14.1, rel=0.015)
+    assert settle_length(CELLS["cross-0.85-same-time"], PRESETS["cpu"], tmp_path) is None
+
+
+@pytest.mark.parametrize("preset", [one for one in PRESETS.values() if not one.is_paper], ids=lambda one: one.name)
+def test_ten_classes_can_be_probed(preset: Preset):
+    """As the bundled images have: the largest class of a subset has an image for each fold."""
+    settings = ProbeConfig(data="d", weights="w", **preset.settings("probe", CELLS["mae-0.75"]))
+    assert settings.labels is not None and settings.labels / 10 >= settings.folds
 
 
 def test_tables_4_5_and_7_share_cells():

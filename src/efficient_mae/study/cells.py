@@ -5,7 +5,7 @@ A name stands for one set of settings everywhere, so tables share the runs of th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 # The paper's ablations: ViT-L/16, 200 epochs (Sec. 5.1).
 ABLATION_RECIPE = "pretrain_large16_200"
@@ -23,7 +23,8 @@ class Cell:
         paper: run by the paper's preset alone (True), by the others alone (False), or by all.
         made: of its settings, those that name a run of another command with the same seed: the command.
         compared: with other methods, at the rate that the preset has for that.
-        as_long_as: the cell that it lasts as long as, in time measured on this machine; None lasts its epochs.
+        as_long_as: the cell that it lasts as long as; None lasts its epochs.
+        measure: of how long that is: time measured on this machine, or multiplications.
         transferred: to other tasks, at the sizes that the preset has for that.
         pretrained: False has no pre-training: what judges it trains the same model from scratch.
     """
@@ -36,6 +37,7 @@ class Cell:
     made: Mapping[str, str] = field(default_factory=dict)
     compared: bool = False
     as_long_as: str | None = None
+    measure: Literal["time", "gmacs"] = "time"
     transferred: bool = False
     pretrained: bool = True
 
@@ -73,7 +75,13 @@ def _cells() -> list[Cell]:
     compared = [replace(cell, paper=False, compared=True) for cell in _COMPARED]
     timed = [replace(cell, name=f"{cell.name}{SAME_TIME}", as_long_as=BUDGET) for cell in compared]
     transferred = [replace(cell, paper=False, transferred=True) for cell in _TRANSFERRED]
-    return [*found, *compared, *timed, *transferred, _SCRATCH]
+    # What Efficient MAE learns for what MAE costs.
+    cross, equal = Cell("cross-0.85", _CROSS), list[Cell]()
+    for cell in (Cell("efficient-mae-0.85", METHODS["efficient-mae"]), cross):
+        longer = replace(cell, as_long_as="mae-0.75")
+        equal.append(replace(longer, name=f"{cell.name}{SAME_COST}", measure="gmacs"))
+        equal.append(replace(longer, name=f"{cell.name}{SAME_TIME}"))
+    return [*found, *compared, *timed, *transferred, _SCRATCH, cross, *equal]
 
 
 # Table 3 in the paper's own preset: settings of `emae pretrain`, and which of their runs the paper lists (size and
@@ -91,10 +99,11 @@ PUBLISHED_RUNS = {
 # Table 3 elsewhere: every method of this package with the preset's encoder. A method is added here, and to the names
 # below, and shows up in the table.
 _TOKENS = {"tokenizer": "tokenizer"}
+_CROSS = METHODS["efficient-mae"] | {"decoder": "cross"}
 _COMPARED = (
     Cell("mae", METHODS["mae"]),
     Cell("efficient-mae", METHODS["efficient-mae"]),
-    Cell("cross", METHODS["efficient-mae"] | {"decoder": "cross"}),
+    Cell("cross", _CROSS),
     Cell("simmim", {}, method="simmim"),
     Cell("maskfeat", {}, method="maskfeat"),
     Cell("beit", {}, method="beit", made=_TOKENS),
@@ -109,8 +118,8 @@ COMPARED = {
     "beit": "BEiT",
     "cae": "CAE",
 }
-# The cell that the others last as long as, and what names of cells that do end with.
-BUDGET, SAME_TIME = "mae", "-same-time"
+# The cell that the others last as long as, and what names of cells that last as long as another end with.
+BUDGET, SAME_TIME, SAME_COST = "mae", "-same-time", "-same-cost"
 
 # Table 10: the paper's own preset takes Table 3's pre-trainings of ViT-B; the others have these.
 _SCRATCH = Cell("scratch-base16", {}, recipe="mae_pretrain_base16_1600", paper=True, pretrained=False)

@@ -28,7 +28,7 @@ from efficient_mae.study.results.decisions import verdict_in_words
 from efficient_mae.study.results.tables import markdown_table
 from efficient_mae.study.results.write import StudyResult, write_study
 from efficient_mae.study.runs import Place, plan_made, plan_runs, run_all
-from efficient_mae.study.speeds import measure_speeds, settle_time
+from efficient_mae.study.speeds import measure_speeds, settle_length
 from efficient_mae.study.studies import STUDIES, Study
 from efficient_mae.study.transfer import SIZED, open_transfer
 
@@ -130,7 +130,7 @@ def _run(
     if failed := run_all(plan_made(cells, preset, seeds, place), jobs, gpus):
         return failed
     measure_speeds(cells, preset, place, jobs)
-    settled = [one for cell in cells if (one := settle_time(cell, preset, place.out)) is not None]
+    settled = [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
     runs = plan_runs(settled, preset, seeds, chosen.judges_of(preset.is_paper), place)
     return run_all(runs, jobs, gpus, write if chosen.judges else None)
 

@@ -49,7 +49,7 @@ def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[s
         images: in the training data.
         judges: commands that judge it.
     """
-    forward, whole = _forward_gmacs(preset.name, cell.name)
+    forward, whole = _gmacs(preset.name, cell.name)
     gmacs = forward * images * preset.pretraining(cell)["epochs"] if cell.pretrained else 0.0
     if "finetune" in judges:
         gmacs += whole * min(preset.labels or images, images) * preset.settings("finetune", cell)["epochs"]
@@ -59,8 +59,13 @@ def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[s
     return _TRAINING * 1e9 * gmacs
 
 
+def forward_gmacs(preset: Preset, cell: Cell) -> float:
+    """Of a training image of a cell's pre-training."""
+    return _gmacs(preset.name, cell.name)[0]
+
+
 @cache
-def _forward_gmacs(preset: str, cell: str) -> tuple[float, float]:
+def _gmacs(preset: str, cell: str) -> tuple[float, float]:
     """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
     config = pretrained_config(PRESETS[preset].pretraining(CELLS[cell]))
     return count_gmacs(config, images=8), encoder_gmacs(config)

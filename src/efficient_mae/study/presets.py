@@ -173,7 +173,7 @@ PRESETS = {
             {
                 "finetune": {**_LIGHT_FINETUNE, "epochs": 1, "batch_size": 16, **_FEW},
                 "linear-probe": {"epochs": 1, "batch_size": 16, "crop_scale": (0.6, 1.0), **_FEW},
-                "probe": {"labels": 32, "subsets": 2, "k": 5, **_FEW},
+                "probe": {"labels": 32, "subsets": 2, "folds": 2, "k": 5, **_FEW},
                 "tokenizer": {**_TOKENIZER, "img_size": 20, "width": 8, "vocab_size": 16, "epochs": 1, **_FEW},
             },
             seeds=1,

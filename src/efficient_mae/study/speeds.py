@@ -20,6 +20,7 @@ from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.errors import InputError
 from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.costs import forward_gmacs
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.runs import Place, environment_of, flags, launcher
 
@@ -37,7 +38,7 @@ def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: in
     """
     timed = {}
     for cell in cells:
-        if cell.as_long_as is not None:
+        if cell.as_long_as is not None and cell.measure == "time":
             for one in (CELLS[cell.as_long_as], _by_epochs(cell)):
                 timed[preset.directory(one)] = one
     if not timed.keys() - read_speeds(place.out).keys():
@@ -89,15 +90,18 @@ def speed_of(cell: Cell, preset: Preset, out: Path) -> dict[str, Any]:
     return read_speeds(out).get(preset.directory(_by_epochs(cell)), {})
 
 
-def settle_time(cell: Cell, preset: Preset, out: Path) -> Cell | None:
-    """A cell with as many epochs as it has time for, at least one; None before that is measured."""
+def settle_length(cell: Cell, preset: Preset, out: Path) -> Cell | None:
+    """A cell with as many epochs as it may take, at least one; None before the time of an epoch is measured."""
     if cell.as_long_as is None:
         return cell
     other = CELLS[cell.as_long_as]
-    own, budget = speed_of(cell, preset, out), speed_of(other, preset, out)
-    if not own or not budget:
+    if cell.measure == "gmacs":
+        own, budget = (forward_gmacs(preset, one) for one in (cell, other))
+    elif (ours := speed_of(cell, preset, out)) and (theirs := speed_of(other, preset, out)):
+        own, budget = ours["seconds"], theirs["seconds"]
+    else:
         return None
-    epochs = preset.pretraining(other)["epochs"] * budget["seconds"] / own["seconds"]
+    epochs = preset.pretraining(other)["epochs"] * budget / own
     settled = {**cell.settings, "epochs": max(1, round(epochs))}
     return dataclasses.replace(cell, settings=settled, as_long_as=None)
 

@@ -6,7 +6,7 @@ The paper's figures are of ImageNet-1k, for ViT-L/16 pre-trained for 200 epochs 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from efficient_mae.study.cells import CELLS, COMPARED, METHODS, PUBLISHED_RUNS, SAME_TIME, Cell
+from efficient_mae.study.cells import CELLS, COMPARED, METHODS, PUBLISHED_RUNS, SAME_COST, SAME_TIME, Cell
 from efficient_mae.study.main_study import CONTROLS, HYPOTHESES, MAIN_REMARK, MAIN_ROWS, Hypothesis
 from efficient_mae.study.transfer import FOLDERS
 
@@ -204,6 +204,14 @@ _TRANSFERRED = (
     _row("MAE, 0.75", "transfer-mae", **_TABLE_10_MAE),
     _row("Efficient MAE, 0.85", "transfer-efficient-mae", **_TABLE_10_OURS),
 )
+_EQUAL_COST = (
+    _row("MAE, 0.75", "mae-0.75"),
+    *(
+        _row(f"{label}{budget}", f"{name}{ending}")
+        for name, label in (("efficient-mae-0.85", "Efficient MAE, 0.85"), ("cross-0.85", "the same, cross decoder"))
+        for budget, ending in (("", ""), (", same multiplications", SAME_COST), (", same time", SAME_TIME))
+    ),
+)
 _FIGURE_1 = (
     *(
         _row(f"MAE, {ratio:.2f}", f"mae-{ratio:.2f}", gflops=gflops, top1=top1)
@@ -283,6 +291,14 @@ STUDIES = {
             one_seed=True,
         ),
         Study("fig4", "Masked patches by P²Dist", judges=()),
+        Study(
+            "cost",
+            "What Efficient MAE learns for what MAE costs",
+            _EQUAL_COST,
+            costs=("gflops",),
+            remark="For as many multiplications, and for as much time, as MAE takes: in whole epochs. The minutes of "
+            "an epoch were measured beforehand, one method after another (`speeds.json`).",
+        ),
         Study(
             "main",
             "Does Efficient MAE learn as well, and does difficulty matter",

@@ -17,7 +17,7 @@ from efficient_mae.study.presets import Preset, pretrained_config, recipe_settin
 from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.results.probed import BASELINES, Comparison
 from efficient_mae.study.runs import made_settings
-from efficient_mae.study.speeds import settle_time, speed_of
+from efficient_mae.study.speeds import settle_length, speed_of
 from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study
 from efficient_mae.study.transfer import FIGURES
 from efficient_mae.tasks.classify.probe.statistics import Estimate
@@ -114,7 +114,7 @@ def _measured(
     cell: Cell, preset: Preset, out: Path, seeds: Sequence[int], judges: Collection[str]
 ) -> tuple[dict[str, Any], dict[int, float]]:
     """Figures of a cell's runs, and its accuracies by seed if the study fine-tunes."""
-    settled = settle_time(cell, preset, out)
+    settled = settle_length(cell, preset, out)
     if settled is None:
         return {}, {}
     folder = out / "cells" / preset.directory(settled)
@@ -128,8 +128,9 @@ def _measured(
     if cell.pretrained:
         measured["gmacs"] = count_gmacs(pretrained_config(settings | made))
     if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
-        minutes = speed["seconds"] / 60
-        measured |= {"epochs": settings["epochs"], "minutes": minutes, "memory": speed["memory"]}
+        measured |= {"minutes": speed["seconds"] / 60, "memory": speed["memory"]}
+    if speed or cell.as_long_as is not None:
+        measured["epochs"] = settings["epochs"]
     for name in ("loss", *(figure for judge in judges for figure in _FIGURES.get(judge, ()))):
         if values := [figures[name] for figures in by_seed.values() if name in figures]:
             measured[name] = summary(values)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.probing import ANSWERS
-from efficient_mae.study.speeds import settle_time
+from efficient_mae.study.speeds import settle_length
 from efficient_mae.study.studies import PROBE, Study
 from efficient_mae.tasks.classify.probe.record import check_same_images, read_record
 from efficient_mae.tasks.classify.probe.statistics import Bootstrap, Difference, Estimate
@@ -76,7 +76,7 @@ def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int
         return Comparison({})
     records, places = {}, {}
     for cell in study.cells(preset.is_paper):
-        if (settled := settle_time(cell, preset, out)) is None:
+        if (settled := settle_length(cell, preset, out)) is None:
             continue
         for seed in seeds:
             folder = out / "cells" / preset.directory(settled) / f"seed-{seed}"
