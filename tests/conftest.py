@@ -92,7 +92,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ForkServer"]:
 # Files of long tests: were one of them begun last, the other processes would wait for its end.
 LONG = (
     "test_kill", "test_pretrain_processes", "test_preemption", "test_same_results", "test_children", "test_house",
-    "test_host", "test_tokens",
+    "test_host", "test_tokens", "test_cli", "test_functions", "test_untrusted", "test_ranges",
 )  # fmt: skip
 
 
