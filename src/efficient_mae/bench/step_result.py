@@ -120,7 +120,14 @@ def show_bench_step(result: StepResult, console: Console) -> None:
 
 
 def write_step(folder: Path, result: StepResult) -> None:
-    """Write `step.json` and `step.png`."""
+    """Write `step.json` and `step.png`.
+
+    Args:
+        folder: is there.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     replace_file(folder / "step.json", (json.dumps(result.plain(), indent=1) + "\n").encode())
     replace_file(folder / "step.png", png(draw_step(result)))
 

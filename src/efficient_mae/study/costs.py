@@ -49,8 +49,9 @@ def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[s
         images: in the training data.
         judges: commands that judge it.
     """
-    forward, whole = _gmacs(preset.name, cell.name)
-    gmacs = forward * images * preset.pretraining(cell)["epochs"] if cell.pretrained else 0.0
+    lasting = cell if cell.as_long_as is None else CELLS[cell.as_long_as]
+    whole, epochs = _gmacs(preset.name, cell.name)[1], preset.pretraining(lasting)["epochs"]
+    gmacs = forward_gmacs(preset, lasting) * images * epochs if cell.pretrained else 0.0
     if "finetune" in judges:
         gmacs += whole * min(preset.labels or images, images) * preset.settings("finetune", cell)["epochs"]
     for judge in FOLDERS.keys() & set(judges):
@@ -60,7 +61,7 @@ def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[s
 
 
 def forward_gmacs(preset: Preset, cell: Cell) -> float:
-    """Of a training image of a cell's pre-training."""
+    """Multiply-accumulates (1e9) of a forward pass of a cell's model, for an image of its pre-training."""
     return _gmacs(preset.name, cell.name)[0]
 
 

@@ -208,7 +208,7 @@ _EQUAL_COST = (
     _row("MAE, 0.75", "mae-0.75"),
     *(
         _row(f"{label}{budget}", f"{name}{ending}")
-        for name, label in (("efficient-mae-0.85", "Efficient MAE, 0.85"), ("cross-0.85", "the same, cross decoder"))
+        for name, label in (("efficient-mae-0.85", "Efficient MAE, 0.85"), ("cross-0.85", "cross decoder, 0.85"))
         for budget, ending in (("", ""), (", same multiplications", SAME_COST), (", same time", SAME_TIME))
     ),
 )

@@ -18,7 +18,7 @@ from efficient_mae.data import Source, open_source
 from efficient_mae.data.batches.loader import load_in_order
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.engine.storage.lock import LOCK, locked
+from efficient_mae.engine.storage.lock import locked
 from efficient_mae.engine.storage.plain_files import parse_json
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.embed import work_settings
@@ -103,7 +103,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out}: is a file; name a folder for the label maps")
     if not file.is_file():
-        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        if out.is_dir() and any(out.iterdir()):
             raise InputError(f"out={out}: holds something else; name a new folder for the label maps")
         out.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(settings).encode())
