@@ -261,11 +261,15 @@ def test_a_seed_of_all_cells_is_told_before_all_are_run(
     stage.failing, stage.done = set(), []
     status, result = study()
     assert status == 0 and stage.done == ["mae-0.85 1"]
-    # A seed that not all cells have isn't looked at.
-    (out / "cells" / "beta-alone-0.95" / "seed-1" / "probe-token.json").unlink()
-    assert main(["study", "main", "--preset", "smoke", *flags(data=data, out=out, seeds=2, only="mae-0.75")]) == 0
-    held = json.loads((out / "main" / "results.json").read_text())
-    assert "verdict" not in held and held["rows"][0]["measured"]["seeds"] == [0]
+    # A seed counts when all cells have been judged by what decides; of other features a mean is one of all seeds.
+    without = out / "cells" / "beta-alone-0.95" / "seed-1"
+    for judge, is_counted in (("probe-token", True), ("probe", False)):
+        (without / f"{judge}.json").unlink()
+        assert main(["study", "main", "--preset", "smoke", *flags(data=data, out=out, seeds=2, only="mae-0.75")]) == 0
+        held = json.loads((out / "main" / "results.json").read_text())
+        assert ("verdict" in held) == is_counted and held["rows"][0]["measured"]["seeds"] == [0, 1][: 1 + is_counted]
+        measured = next(row["measured"] for row in held["rows"] if row["cell"] == "beta-alone-0.95")
+        assert "ridge_grid2" in measured and ("ridge_token" in measured) == (not is_counted)
 
 
 def test_too_few_labels_are_told_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

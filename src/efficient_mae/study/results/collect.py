@@ -96,9 +96,10 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 
 def _means(by_seed: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """By name the mean; without an interval, which over seeds alone would leave out label subsets and images."""
-    names = dict.fromkeys(name for one in by_seed for name in one)
-    values = {name: [one[name] for one in by_seed if name in one] for name in names}
+    """By name the mean, where each seed has one; without an interval, which over seeds alone would leave out label
+    subsets and images."""
+    names = [name for name in (by_seed[0] if by_seed else ()) if all(name in one for one in by_seed)]
+    values = {name: [one[name] for one in by_seed] for name in names}
     return {name: {"mean": float(np.mean(found)), "values": found} for name, found in values.items()}
 
 

@@ -23,7 +23,7 @@ from efficient_mae.study.results.figures import figure_2, figure_3, figure_4
 from efficient_mae.study.results.plots import draw_accuracies, draw_by_ratio, draw_costs, draw_transfer
 from efficient_mae.study.results.probed import read_comparison
 from efficient_mae.study.results.tables import csv_table, markdown_table
-from efficient_mae.study.studies import Study
+from efficient_mae.study.studies import PROBE, Study
 from efficient_mae.study.transfer import SIZES
 
 _PICTURE = "figure.png"
@@ -116,12 +116,13 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
 
 
 def _counted(study: Study, preset: Preset, out: Path, seeds: Sequence[int], failed: Collection[str]) -> list[int]:
-    """The seeds with which each cell has been judged, or has failed; the others aren't looked at yet."""
+    """The seeds with which each cell has been judged by what decides, or has failed; the others aren't looked at yet."""
     cells, judges = study.cells(preset.is_paper), study.judges_of(preset.is_paper)
+    deciding = (PROBE,) if PROBE in judges else judges
 
     def is_over(cell: Cell, seed: int) -> bool:
         folder = out / "cells" / preset.directory(cell) / f"seed-{seed}"
-        return f"{cell.name} seed {seed}" in failed or all((folder / f"{judge}.json").is_file() for judge in judges)
+        return f"{cell.name} seed {seed}" in failed or all((folder / f"{judge}.json").is_file() for judge in deciding)
 
     return [seed for seed in seeds if all(is_over(cell, seed) for cell in cells)]
 
