@@ -69,7 +69,7 @@ def open_transfer(data: str, choice: DataChoice, judges: Mapping[str, Mapping[st
     return pretrained
 
 
-_SHARED = {"precision": "fp32", "num_workers": 0}
+_SHARED = {"num_workers": 0}
 # Scenes of few objects of few pixels: no block is skipped, all layers learn at the same rate, images keep about their
 # size, and heads are narrow.
 _LIGHT = {"layer_decay": 1.0, "drop_path": 0.0, "weight_decay": 0.05, "eval_every": 1000, **_SHARED}
@@ -106,8 +106,8 @@ SIZES = {
         },
     ),
     "cpu": TransferSize(
-        "2 cores: 8 x 8 patches, 4 blocks, 500 scenes of 64 pixels; a cell takes minutes",
-        500,
+        "2 cores: 8 x 8 patches, 4 blocks, 2,000 scenes of 64 pixels; a cell takes minutes",
+        2000,
         {
             "model": "vit_tiny_patch8",
             "img_size": 64,
@@ -115,10 +115,10 @@ SIZES = {
             "depth": 4,
             "decoder_depth": 1,
             "decoder_embed_dim": 96,
-            "epochs": 150,
+            "epochs": 40,
             "batch_size": 64,
             "base_lr": 2e-3,
-            "warmup_epochs": 15,
+            "warmup_epochs": 4,
             "panel_every": 1000,
             **_SHARED,
         },
@@ -128,22 +128,22 @@ SIZES = {
                 "img_size": 64,
                 "head_width": 32,
                 "aux_width": 16,
-                "epochs": 20,
-                "batch_size": 8,
-                "base_lr": 0.032,
-                "warmup_epochs": 1,
-            },
+                "epochs": 8,
+                "batch_size": 4,
+                "base_lr": 0.016,
+                "warmup_epochs": 0.5,
+                },
             "detect": {
                 **_DETECT,
                 "img_size": 64,
                 "global_blocks": 2,
                 "width": 32,
                 "proposals": 32,
-                "epochs": 10,
-                "batch_size": 8,
-                "base_lr": 0.032,
+                "epochs": 6,
+                "batch_size": 4,
+                "base_lr": 0.064,
                 "warmup_epochs": 1,
-            },
+                },
         },
     ),
 }
