@@ -38,6 +38,9 @@ POOLS = {"mean": "avg", "cls": "token", "none": features.GRID}
 # Values of the features that are written at a time: 64 MiB.
 _AT_ONCE = 2**24
 
+# Settings from which no number of an image follows; how many classes are named is for those alone who name them.
+_NO_MATTER = ("out", "weights", "num_workers", "top")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(DataChoice, ReadingSettings):
@@ -153,7 +156,7 @@ def work_settings(config: Any, model: nn.Module, source: Source, precision: str)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    kept = {name: value for name, value in vars(config).items() if name not in ("out", "weights", "num_workers")}
+    kept = {name: value for name, value in vars(config).items() if name not in _NO_MATTER}
     images = DataRecord.of(source)
     found = {"images": images.images, "names": images.names}
     if images.names:  # wherever they lie, and however that is spelt

@@ -131,9 +131,11 @@ def test_predictions_broken_off_go_on_to_the_same_bits(
     with (work / "batches.jsonl").open("ab") as stream:
         stream.write(b'{"images": 3, "objects": [[2, {"cate')
     assert not (tmp_path / "cut.json").exists()
-    assert predicted("cut.json", "--top", "3") == 2
-    assert "was begun otherwise: top 5 there, 3 here; remove it, or name another out" in capsys.readouterr().err
-    assert predicted("cut.json", "--json") == 0
+    assert predicted("cut.json", "--batch_size", "3") == 2
+    assert (
+        "was begun otherwise: batch_size 1 there, 3 here; remove it, or name another out" in capsys.readouterr().err
+    )
+    assert predicted("cut.json", "--json", "--top", "3") == 0  # which is of classes of images alone
     said = capsys.readouterr()
     assert "going on after 2 of 3 images" in said.err and len(calls) == 4
     result = json.loads(said.out)

@@ -254,3 +254,15 @@ def test_held_out_images_elsewhere(tmp_path: Path):
         (data / "images" / "validation" / "000.png").unlink()
         (data / "images" / "validation").rmdir()
         open_mapped(str(data), None, None, 255, True)
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_what_ails_all_label_maps_is_told_first(tmp_path: Path, part: str):
+    data = write_mapped(tmp_path / "a", 12, 3)
+    maps = sorted((data / "annotations" / part).glob("*.png"))
+    for file in maps[1:]:
+        Image.new("L", (9, 9)).save(file)
+    assert len(open_mapped(str(data), None, None, 255, True).test) == 3  # the first is whole
+    Image.new("L", (9, 9)).save(maps[0])
+    with pytest.raises(InputError, match=rf"none of {min(8, len(maps))} label maps .*000.png: is 9 x 9 pixels, and"):
+        open_mapped(str(data), None, None, 255, True)

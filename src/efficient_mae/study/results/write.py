@@ -116,7 +116,7 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
 
 
 def _counted(study: Study, preset: Preset, out: Path, seeds: Sequence[int], failed: Collection[str]) -> list[int]:
-    """The seeds with which each cell has been judged by what decides, or has failed; the others aren't looked at yet."""
+    """The seeds with which what decides has judged each cell, or it has failed; the others aren't looked at yet."""
     cells, judges = study.cells(preset.is_paper), study.judges_of(preset.is_paper)
     deciding = (PROBE,) if PROBE in judges else judges
 

@@ -29,6 +29,8 @@ _TRAINING = ("training", "train")
 _CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 # Where a PNG says the bits of a number, and whether it is grey (0); by how much Pillow multiplies those of few bits.
 _PNG_DEPTH, _PNG_COLOURS, _SPREAD = 24, 25, {2: 85, 4: 17}
+# Label maps of each part that are looked at before anything is learned.
+_LOOKED_AT = 8
 # Most classes that a label map can number, of 16 bits.
 _MOST_CLASSES = 2**15 - 1
 
@@ -188,7 +190,7 @@ def open_mapped(
         ignore_index, reduce_zero_label: see :class:`Labelling`.
 
     Raises:
-        InputError: no such folders, no list of classes, or images without label maps.
+        InputError: no such folders, no list of classes, images without label maps, or label maps that are none.
     """
     root = _folder("data", spec)
     names = read_classes(root, classes)
@@ -217,7 +219,22 @@ def open_mapped(
             )
     labelling = Labelling(len(names), ignore_index, reduce_zero_label)
     sources = MappedSource(*train, spec), MappedSource(*test, held_out or spec)
+    for source in sources:
+        _look_at_maps(source, labelling)
     return SegmentData(*sources, names, labelling)
+
+
+def _look_at_maps(source: MappedSource, labelling: Labelling) -> None:
+    """Raise InputError where none of some label maps is one: what ails them all is told before hours of learning."""
+    reasons = []
+    for index in np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int).tolist():
+        try:
+            source.label_map(index, source.open(index), labelling)
+        except UnreadableImage as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise InputError(f"{source.name}: none of {len(reasons)} label maps looked at is one; the first: {reasons[0]}")
 
 
 def images_of(spec: str, part: str) -> FolderSource | None:
