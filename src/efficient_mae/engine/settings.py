@@ -42,8 +42,8 @@ class RunConfig(DataChoice, ReadingSettings):
     """Settings of a training run."""
 
     data: Location
-    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample or
-    photographs-sample"""
+    """folder of images, folder per class, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist-sample,
+    photographs-sample or fashion-mnist"""
     out: Location
     """run directory; the same command again resumes the run in it"""
     epochs: PositiveInt = 100

@@ -38,7 +38,7 @@ class StudyConfig(DataChoice, Settings):
     """Settings of `emae study`."""
 
     name: str | None = None
-    """table1 to table10, fig1 to fig4, main; `emae study NAME` says the same"""
+    """table1 to table10, fig1 to fig4, cost, main; `emae study NAME` says the same"""
     list: bool = False
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
