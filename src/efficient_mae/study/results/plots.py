@@ -51,7 +51,7 @@ def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> N
 
 
 def draw_transfer(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Table 10: figures of each row with their 95 % intervals, the paper's in grey on the same axes."""
+    """Table 10: figures of each row with their 95 % intervals, and the paper's as numbers: other data and models."""
     figure, axes = _figure(2.8 * len(FIGURES), 0.9 + 0.4 * len(rows), len(FIGURES), sharey=True)
     for ax, (name, heading) in zip(axes, FIGURES.items(), strict=True):
         for number, row in enumerate(rows):
@@ -59,9 +59,9 @@ def draw_transfer(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
                 half = 100 * score.get("half_width", 0.0)
                 ax.errorbar(100 * score["mean"], number, xerr=half, fmt="o", color=_BLUE, capsize=3, markersize=5)
             if name in row["paper"]:
-                ax.plot(row["paper"][name], number, "D", color=_GREY, markersize=5)
-        ax.set_xlabel(f"{heading}, %; grey: the paper's")
-        ax.set_xlim(0, 1.05 * ax.get_xlim()[1])
+                at, said = ax.get_yaxis_transform(), f"{row['paper'][name]:.1f}"
+                ax.text(0.99, number - 0.08, said, color=_GREY, fontsize=8, ha="right", va="bottom", transform=at)
+        ax.set_xlabel(f"{heading} here, %; grey: in the paper")
     axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     _save(figure, title, path)
