@@ -1,10 +1,9 @@
-"""Runs that meet a batch that isn't finite: what they skip and write down, where they stop, and what replay finds."""
+"""Runs that meet a batch that isn't finite: what they skip and write down, and what replay finds."""
 
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,77 +11,51 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
-from torch._guards import detect_fake_mode
 
 import efficient_mae as emae
 from efficient_mae.cli import main
-from efficient_mae.data import ResumableBatchSampler, normalize
+from efficient_mae.data import normalize
 from efficient_mae.engine.machine.distributed import ALONE
 from efficient_mae.engine.storage.checkpoint import find_checkpoints, step_of
 from efficient_mae.errors import DivergedError
 from efficient_mae.methods.mae import config as mae_config
 from efficient_mae.tasks import pretrain
-from efficient_mae.tasks.classify import run as classifier_run
 from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.replay import ReplayConfig, replay
 from tests.processes import spawn
 
-from .conftest import TINY, flags, write_images
-from .labelled import QUICK, SMALL_ENCODER, stop_after_checkpoints, write_labelled
+from .labelled import QUICK, SMALL_ENCODER, write_labelled
+from .white import (
+    SCHEDULE,
+    STEPS,
+    bad,
+    config,
+    lines,
+    replayed,
+    steps_with,
+    stopped_after,
+    weights,
+    white_is_infinite,
+    whites_that_are_infinite,
+    write_with_white,
+)
 
-# 40 images in batches of 8: 5 steps an epoch. Image 18 is white, so one step of each can't be taken.
-SCHEDULE = {"epochs": 4, "batch_size": 8, "panel_every": 4, "log_every": 3, "checkpoint_every": 2, "seed": 25}
-STEPS, WHITE = 20, 18
-TIMINGS = {"images_per_second", "data_wait"}
-
-
-def white_is_infinite(images: Tensor, mean, std) -> Tensor:
-    """Pixels as they should be, but of a white image infinite."""
-    white = (images == 255).flatten(1).all(dim=1)[:, None, None, None]
-    return torch.where(white, torch.inf, normalize(images, mean, std))
+# One step of each epoch sees it.
+WHITE = 18
+SKIPPED = steps_with({WHITE}, SCHEDULE["seed"])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def poison() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrain, classifier_run):
-            patch.setattr(module, "normalize", white_is_infinite)
+    with whites_that_are_infinite():
         yield
-
-
-def write_with_white(folder: Path, *white: int) -> Path:
-    """40 images, of which these are white."""
-    write_images(folder, 40)
-    for number in white:
-        next(folder.glob(f"{number:03}.*")).unlink()
-        Image.new("L", (20, 20), 255).save(folder / f"{number:03}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_with_white(tmp_path_factory.mktemp("nonfinite") / "images", WHITE)
-
-
-def config(data: Path, out: Path, **settings) -> PretrainConfig:
-    return PretrainConfig(data=str(data), out=str(out), **(TINY | {"num_workers": 0} | SCHEDULE | settings))
-
-
-def lines(file: Path) -> list[dict]:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
-
-
-def steps_with(white: set[int], seed: int, steps: int = STEPS) -> dict[int, list[tuple[int, int]]]:
-    """By number, the steps that see a white image, and the (epoch, index) pairs of their samples."""
-    batches = enumerate(islice(ResumableBatchSampler(40, 8, seed), steps), start=1)
-    return {step: pairs for step, pairs in batches if white & {index for _, index in pairs}}
-
-
-SKIPPED = steps_with({WHITE}, SCHEDULE["seed"])
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +68,6 @@ def every_step(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, with every step's loss and weights."""
     every = {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 99}
     return pretrain.pretrain(config(data, tmp_path_factory.mktemp("runs") / "every", **every))
-
-
-def weights(run: Path) -> bytes:
-    return (run / "encoder.safetensors").read_bytes()
 
 
 def names_of_white(samples: list[dict]) -> list[str]:
@@ -124,13 +93,6 @@ def test_what_is_skipped_is_counted_and_written_down(run: Path, every_step: Path
     assert last == STEPS and weights(run) == weights(every_step)
 
 
-def stopped_after(checkpoints: int, settings: PretrainConfig) -> None:
-    """Pre-train until so many checkpoints have been written."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
-        stop_after_checkpoints(patch, checkpoints)
-        pretrain.pretrain(settings)
-
-
 def test_killed_and_resumed_it_is_the_same(run: Path, data: Path, tmp_path: Path):
     settings = config(data, tmp_path / "run", keep_checkpoints=1)
     stopped_after(5, settings)
@@ -150,16 +112,6 @@ def test_killed_and_resumed_it_is_the_same(run: Path, data: Path, tmp_path: Path
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
-
-
-def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    capsys.readouterr()
-    assert main(["replay", *arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def bad(result: dict) -> list[str]:
-    return [Path(sample["name"]).name for sample in result["samples"] if isinstance(sample["loss"], str)]
 
 
 @pytest.mark.parametrize("step", [None, 10])
@@ -261,31 +213,6 @@ def test_a_step_that_is_finite_this_time(run: Path, monkeypatch: pytest.MonkeyPa
     assert result["loss"] == pytest.approx(sum(sample["loss"] for sample in result["samples"]), rel=1e-5)
 
 
-# Two white images: with this seed they hold up batches 5 and 6, and 11 and 12, in a row, and others alone.
-TWO = {"seed": 11, "max_skipped_steps": 2, "log_every": 100}
-WHITES = {5, 18}
-
-
-@pytest.fixture(scope="module")
-def two_white(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    assert list(steps_with(WHITES, 11, 24)) == [1, 5, 6, 8, 11, 12, 17, 19, 24]
-    return write_with_white(tmp_path_factory.mktemp("two") / "images", *WHITES)
-
-
-def test_so_many_in_a_row_stop_the_run(two_white: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    command = ["pretrain", *flags(data=two_white, out=tmp_path, **(TINY | {"num_workers": 0} | SCHEDULE | TWO))]
-    for _ in range(2):  # the same command comes to the same end
-        assert main(command) == 1
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith("emae: 2 steps in a row, from 5 on, had a loss or a gradient that is not finite")
-        assert f"the last good checkpoint is {tmp_path / 'checkpoints' / 'step-00000004'};" in said
-        assert said.endswith(f"emae replay --run {tmp_path} --step 5")
-        assert [row["step"] for row in lines(tmp_path / "skipped.jsonl")] == [1, 5, 6]
-    # Of a run that has been told to stop later, the steps in a row are counted on over its checkpoints.
-    pretrain.pretrain(config(two_white, tmp_path, **TWO | {"max_skipped_steps": 3}))
-    assert (tmp_path / "encoder.safetensors").exists()
-
-
 @pytest.mark.parametrize("base_lr", [1e20, 1e45])
 def test_weights_that_leave_the_numbers(data: Path, tmp_path: Path, base_lr: float):
     """At the smaller rate it is the losses that overflow, at the other the weights themselves."""
@@ -298,65 +225,6 @@ def test_weights_that_leave_the_numbers(data: Path, tmp_path: Path, base_lr: flo
         for file in checkpoint.glob("*.safetensors"):
             assert all(tensor.isfinite().all() for tensor in load_file(file).values())
     assert not (tmp_path / "encoder.safetensors").exists()
-
-
-@pytest.fixture(scope="module")
-def gone_back(two_white: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
-    """A run that went back twice, and which images its steps saw."""
-    seen = []
-
-    def noting(self, model, batch):
-        if not detect_fake_mode():  # where memory is counted nothing is trained
-            seen.append(batch.indices.tolist())
-        return weighted_sum(self, model, batch)
-
-    weighted_sum = pretrain.MethodObjective.weighted_sum
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.MethodObjective, "weighted_sum", noting)
-        out = tmp_path_factory.mktemp("runs") / "gone-back"
-        return pretrain.pretrain(config(two_white, out, **TWO, rollbacks=2)), seen
-
-
-def test_going_back_passes_over_what_did_harm(gone_back: tuple[Path, list[list[int]]]):
-    run, seen = gone_back
-    # Steps 1 to 6, from 4 on again, to 10, and from 8 on again: each time with what comes next.
-    batches = islice(ResumableBatchSampler(40, 8, 11), 24)
-    assert seen == [[index for _, index in pairs] for pairs in batches]
-    assert json.loads((run / "rollbacks.json").read_text()) == [{"step": 4, "batches": 2}, {"step": 8, "batches": 2}]
-    rows = [(row["step"], row["rollbacks"]) for row in lines(run / "skipped.jsonl")]
-    assert rows == [(1, 0), (5, 0), (6, 0), (6, 1), (9, 1), (10, 1), (13, 2), (15, 2), (20, 2)]
-    assert [row["step"] for row in lines(run / "metrics.jsonl")] == [*range(1, STEPS + 1)]
-
-
-def test_going_back_survives_being_killed(gone_back: tuple[Path, list[list[int]]], two_white: Path, tmp_path: Path):
-    settings = config(two_white, tmp_path / "run", **TWO, rollbacks=2)
-    for checkpoints in (2, 2, 1):  # before it goes back, just before the second time, and after
-        stopped_after(checkpoints, settings)
-    pretrain.pretrain(settings)
-    run = gone_back[0]
-    assert weights(tmp_path / "run") == weights(run)
-    for name in ("skipped.jsonl", "metrics.jsonl", "rollbacks.json"):
-        assert lines_or_text(tmp_path / "run" / name) == lines_or_text(run / name)
-
-
-def lines_or_text(file: Path) -> str | list[dict]:
-    return lines(file) if file.suffix == ".jsonl" else file.read_text()
-
-
-@pytest.mark.parametrize(("step", "batch"), [(5, 5), (6, 8), (20, 24)])
-def test_what_a_run_went_back_over_can_be_replayed(
-    gone_back: tuple[Path, list[list[int]]], step: int, batch: int, capsys: pytest.CaptureFixture[str]
-):
-    run, seen = gone_back
-    result = replayed(capsys, "--run", str(run), "--step", str(step))
-    assert [sample["index"] for sample in result["samples"]] == seen[batch - 1]
-    white = [f"{index:03}.png" for index in seen[batch - 1] if index in WHITES]
-    assert result["reproduced"] and bad(result) == white != []
-
-
-def test_it_goes_back_no_more_often_than_it_may(two_white: Path, tmp_path: Path):
-    with pytest.raises(DivergedError, match="from 9 on"):
-        pretrain.pretrain(config(two_white, tmp_path, **TWO, rollbacks=1))
 
 
 def in_process(rank: int, jobs: list[PretrainConfig | ReplayConfig], results) -> None:

@@ -264,5 +264,5 @@ def test_what_ails_all_label_maps_is_told_first(tmp_path: Path, part: str):
         Image.new("L", (9, 9)).save(file)
     assert len(open_mapped(str(data), None, None, 255, True).test) == 3  # the first is whole
     Image.new("L", (9, 9)).save(maps[0])
-    with pytest.raises(InputError, match=rf"none of {min(8, len(maps))} label maps .*000.png: is 9 x 9 pixels, and"):
+    with pytest.raises(InputError, match=rf"none of {min(8, len(maps))} images .*000.png: is 9 x 9 pixels, and"):
         open_mapped(str(data), None, None, 255, True)

@@ -190,7 +190,7 @@ def open_mapped(
         ignore_index, reduce_zero_label: see :class:`Labelling`.
 
     Raises:
-        InputError: no such folders, no list of classes, images without label maps, or label maps that are none.
+        InputError: no such folders, no list of classes, images without label maps, or label maps of no use.
     """
     root = _folder("data", spec)
     names = read_classes(root, classes)
@@ -225,7 +225,7 @@ def open_mapped(
 
 
 def _look_at_maps(source: MappedSource, labelling: Labelling) -> None:
-    """Raise InputError where none of some label maps is one: what ails them all is told before hours of learning."""
+    """Raise InputError where none of some images can be used with its label map: told before hours of learning."""
     reasons = []
     for index in np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int).tolist():
         try:
@@ -234,7 +234,7 @@ def _look_at_maps(source: MappedSource, labelling: Labelling) -> None:
             reasons.append(str(error))
         else:
             return
-    raise InputError(f"{source.name}: none of {len(reasons)} label maps looked at is one; the first: {reasons[0]}")
+    raise InputError(f"{source.name}: none of {len(reasons)} images has a label map of use; the first: {reasons[0]}")
 
 
 def images_of(spec: str, part: str) -> FolderSource | None:
