@@ -82,7 +82,7 @@ def predict_classes(config: PredictConfig) -> PredictResult:
     precision = resolve_precision(config.precision, device)
     names, top = classifier.head.classes, min(config.top, len(classifier.head.classes))
     reading = config.reading(source, classifier.in_chans, classifier.statistics.reading)
-    work = RowWork(out, {**work_settings(config, classifier.vit, source, precision), "top": config.top})
+    work = RowWork(out, work_settings(config, classifier.vit, source, precision) | {"top": config.top})
     say(describe_images(source, reading, classifier.img_size).text)
     classifier.vit.to(device)
 
