@@ -4,7 +4,7 @@ import atexit
 import gc
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -16,6 +16,8 @@ import pytest
 from jaxtyping import AbstractArray, jaxtyped
 
 if TYPE_CHECKING:  # xdist's main process reads this file and tests nothing: it need not wait for torch
+    from jsonargparse import ArgumentParser
+
     from tests.forks import ForkServer
 
 # To look at one item of a list, beartype draws from Python's generator, which tests watch: it gets one of its own.
@@ -80,6 +82,32 @@ def small_yardstick() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def parsers_made_once() -> Iterator[None]:
+    """To make a command's parser takes longer than to use it."""
+    from efficient_mae import cli
+
+    make, made = cli.build_parser, {}
+
+    def once(arguments: Sequence[str]) -> "ArgumentParser":
+        kind = (cli.called(arguments), cli.config_of(arguments), *cli.COMMANDS)
+        if kind not in made:
+            made[kind] = make(arguments)
+        return made[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "build_parser", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """What is flushed outlives the machine's power, which no test cuts; that it is flushed, some look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ForkServer"]:
     """Starts `emae` at once."""
@@ -96,11 +124,22 @@ LONG = (
 )  # fmt: skip
 
 
-def pytest_collection_finish() -> None:
-    """What is imported stays: every run looks for garbage before it starts, and needn't look there."""
+def freeze() -> None:
+    """What is there now stays: every run looks for garbage before it starts, and needn't look there."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    freeze()
     atexit.register(gc.unfreeze)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """What a forward pass costs, counted on the model itself rather than on a formula for it."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +37,7 @@ class Cost:
         return self.gmacs / self.mae_gmacs
 
 
+@cache
 def count_gmacs(config: MethodConfig, images: int = 64, seed: int = 0) -> float:
     """Multiply-accumulates of one image's forward pass, 1e9, mean over random masks.
 
@@ -50,7 +52,11 @@ def count_gmacs(config: MethodConfig, images: int = 64, seed: int = 0) -> float:
     Raises:
         InputError: a mask ratio that leaves nothing visible or nothing masked.
     """
-    return _count(*_meta_model(config, images, seed)) / 1e9
+    model, plan = _meta_model(config, images, seed)
+    pixels = torch.empty(images, config.in_chans, *config.img_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels, plan)
+    return counter.get_total_flops() / 2e9 / images  # the counter takes a multiply-accumulate for two
 
 
 def encoder_gmacs(model: MethodConfig | Backbone) -> float:
@@ -63,34 +69,26 @@ def encoder_gmacs(model: MethodConfig | Backbone) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def model_cost(config: MethodConfig, images: int = 64, seed: int = 0, mae: Cost | None = None) -> Cost:
+def model_cost(config: MethodConfig, images: int = 64, seed: int = 0) -> Cost:
     """Parameters, tokens and multiply-accumulates of a model, beside MAE at mask ratio 0.75 of the same size.
 
     Args:
         config: the model.
         images: masks to average over.
         seed: of the masks.
-        mae: what this function returned of the baseline, where that has been counted.
 
     Raises:
         InputError: a mask ratio, this model's or MAE's, that leaves nothing visible or nothing masked.
     """
     model, plan = _meta_model(config, images, seed)
     encoder = sum(parameter.numel() for parameter in model.backbone.parameters())
-    gmacs, baseline = _count(model, plan) / 1e9, config.baseline()
-    if mae is not None:
-        mae_gmacs = mae.gmacs
-    elif baseline == config:
-        mae_gmacs = gmacs
-    else:
-        mae_gmacs = count_gmacs(baseline, images, seed)
     return Cost(
         encoder_parameters=encoder,
         decoder_parameters=sum(parameter.numel() for parameter in model.parameters()) - encoder,
         tokens=config.tokens(plan),
         masked_patches=round(int(plan.mask.sum()) / len(plan.mask)),
-        gmacs=gmacs,
-        mae_gmacs=mae_gmacs,
+        gmacs=count_gmacs(config, images, seed),
+        mae_gmacs=count_gmacs(config.baseline(), images, seed),
     )
 
 
@@ -99,12 +97,3 @@ def _meta_model(config: MethodConfig, images: int, seed: int) -> tuple[Method, P
     with torch.device("meta"):
         model = METHODS[config.method](config)
     return model, model.plan(images, generator=torch.Generator().manual_seed(seed))
-
-
-def _count(model: Method, plan: Plan) -> float:
-    """Multiply-accumulates of one image's forward pass."""
-    images = len(plan.mask)
-    pixels = torch.empty(images, model.config.in_chans, *model.config.img_size, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(pixels, plan)
-    return counter.get_total_flops() / 2 / images  # the counter takes a multiply-accumulate for two

@@ -5,6 +5,7 @@ process. Letters: B images, C channels, h x w pixels, H x W patches.
 """
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
@@ -189,32 +189,66 @@ def _gather(
 
 
 class _Sheet:
-    """A figure on which things are put in inches from its lower left, so that no layout depends on its text."""
+    """A figure on which things are put in inches from its lower left, so that no layout depends on its text.
+
+    All but colour bars lies on one canvas: to make axes for each picture takes longer than to draw all of them.
+    """
 
     def __init__(self, width: float, height: float):
         self.size = (width, height)
         self.figure = Figure(figsize=self.size, facecolor="white")
         FigureCanvasAgg(self.figure)
-
-    def axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
-        across, down = self.size
-        return self.figure.add_axes((left / across, bottom / down, width / across, height / down))
+        self._canvas = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+        self._canvas.set_axis_off()
 
     def text(self, left: float, bottom: float, words: str, size: float, color: str = _INK, **style: Any) -> None:
         self.figure.text(left / self.size[0], bottom / self.size[1], words, fontsize=size, color=color, **style)
 
-    def swatch(self, left: float, bottom: float, width: float, height: float, style: dict[str, Any]) -> None:
-        across, down = self.size
-        corner = (left / across, bottom / down)
-        self.figure.add_artist(Rectangle(corner, width / across, height / down, linewidth=0, **style))
+    def rectangles(self, corners: Iterable[tuple[float, float]], width: float, height: float, **style: Any) -> None:
+        """Of one size, by their lower left corners."""
+        shapes = [Rectangle(corner, width, height) for corner in corners]
+        self._canvas.add_collection(PatchCollection(shapes, linewidth=0, **style), autolim=False)
+
+    def image(self, cell: "_Cell", pixels: np.ndarray, **style: Any) -> None:
+        extent = (cell.left, cell.left + cell.width, cell.bottom, cell.bottom + cell.height)
+        self._canvas.imshow(pixels, aspect="auto", extent=extent, **style)
 
     def colour_bar(self, colours: ScalarMappable, left: float, bottom: float, width: float, words: str) -> None:
-        bar = self.figure.colorbar(
-            colours, cax=self.axes(left, bottom, width, _BAR), orientation="horizontal", ticks=MaxNLocator(4)
-        )
+        across, down = self.size
+        place = self.figure.add_axes((left / across, bottom / down, width / across, _BAR / down))
+        bar = self.figure.colorbar(colours, cax=place, orientation="horizontal", ticks=MaxNLocator(4))
         cast(Artist, bar.outline).set_visible(False)
         bar.ax.tick_params(labelsize=_FINE, length=2, pad=1.5, color=_SOFT_INK, labelcolor=_SOFT_INK)
         self.text(left + width / 2, bottom - 0.31, words, _FINE, _SOFT_INK, ha="center")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A place on a sheet where one image is shown, in inches."""
+
+    sheet: _Sheet
+    left: float
+    bottom: float
+    width: float
+    height: float
+
+    def picture(self, pixels: Float[np.ndarray, "h w colours"]) -> None:
+        smooth = "nearest" if max(pixels.shape[:2]) < _SMALL else "antialiased"
+        self.sheet.image(self, pixels, interpolation=smooth)
+
+    def map(self, values: Float[np.ndarray, "H W"], colours: ScalarMappable) -> None:
+        """A number a patch; nan stays blank."""
+        self.sheet.rectangles([(self.left, self.bottom)], self.width, self.height, facecolor=_BLANK, zorder=-1)
+        self.sheet.image(self, values, cmap=colours.cmap, norm=colours.norm, interpolation="nearest")
+
+    def cover(self, patches: Bool[np.ndarray, "H W"], style: dict[str, Any]) -> None:
+        """Cover the patches that are True."""
+        down, across = self.height / patches.shape[0], self.width / patches.shape[1]
+        corners = [
+            (self.left + column * across, self.bottom + self.height - (row + 1) * down)
+            for row, column in zip(*patches.nonzero(), strict=True)
+        ]
+        self.sheet.rectangles(corners, across, down, **style)
 
 
 def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
@@ -247,22 +281,22 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
     errors = ScalarMappable(Normalize(0.0, worst), "plasma")
     for row in range(rows):
         bottom = foot + (rows - 1 - row) * (down + _GAP)
-        axes = [sheet.axes(left, bottom, across, down) for left in lefts]
-        _show_picture(axes[0], cells.pictures[row])
-        _show_picture(axes[1], cells.pictures[row])
-        _cover(axes[1], cells.mask[row], config.patch_size, {"facecolor": _HIDDEN})
+        given, visible, *between, painted, losses = (_Cell(sheet, left, bottom, across, down) for left in lefts)
+        given.picture(cells.pictures[row])
+        visible.picture(cells.pictures[row])
+        visible.cover(cells.mask[row], {"facecolor": _HIDDEN})
         if difficulty is not None and distances is not None:
-            _show_map(axes[2], difficulty[row], (height, width), distances)
-        _show_picture(axes[-2], cells.painted[row])
-        _show_map(axes[-1], cells.loss[row], (height, width), errors)
-        for ax in axes[-2:]:
-            _cover(ax, cells.mask[row] & ~cells.predicted[row], config.patch_size, _LEFT_OUT)
+            between[0].map(difficulty[row], distances)
+        painted.picture(cells.painted[row])
+        losses.map(cells.loss[row], errors)
+        for cell in (painted, losses):
+            cell.cover(cells.mask[row] & ~cells.predicted[row], _LEFT_OUT)
 
     under = foot - 0.18
     if distances is not None:
         sheet.colour_bar(distances, lefts[2], under, across, "" if metric == "visible_neighbours" else "pixels")
     if masked != predicted:
-        sheet.swatch(lefts[-2], under, 0.22, _BAR, _LEFT_OUT)
+        sheet.rectangles([(lefts[-2], under)], 0.22, _BAR, **_LEFT_OUT)
         why = "left out" if getattr(config, "beta", None) is None else "beyond beta: left out"
         sheet.text(lefts[-2] + 0.28, under, why, _FINE, _SOFT_INK)
     normalised = " (normalised)" if normalises and across == _CELL else ""
@@ -270,32 +304,3 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
     for line, words in enumerate(reversed(caption)):
         sheet.text(_MARGIN, _MARGIN + line * _LINE, words, 7.5, _SOFT_INK)
     return sheet.figure
-
-
-def _bare(ax: Axes) -> None:
-    ax.set(xticks=[], yticks=[], facecolor=_BLANK)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _show_picture(ax: Axes, pixels: Float[np.ndarray, "h w colours"]) -> None:
-    _bare(ax)
-    ax.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < _SMALL else "antialiased", aspect="auto")
-
-
-def _show_map(ax: Axes, values: Float[np.ndarray, "H W"], size: tuple[int, int], colours: ScalarMappable) -> None:
-    """A number a patch, in the coordinates of the image's (h, w) pixels; nan stays blank."""
-    _bare(ax)
-    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
-    ax.imshow(
-        values, colours.cmap, cast(Normalize, colours.norm), aspect="auto", interpolation="nearest", extent=extent
-    )
-
-
-def _cover(ax: Axes, patches: Bool[np.ndarray, "H W"], patch_size: int, style: dict[str, Any]) -> None:
-    """Cover the patches that are True."""
-    squares = [
-        Rectangle((column * patch_size - 0.5, row * patch_size - 0.5), patch_size, patch_size)
-        for row, column in zip(*patches.nonzero(), strict=True)
-    ]
-    ax.add_collection(PatchCollection(squares, linewidth=0, **style))

@@ -34,7 +34,7 @@ _STATE: dict[type[torch.optim.Optimizer], int] = {torch.optim.AdamW: 2}
 # Numbers that a linear map's input and output, and what lies between it and the next, are kept in at most.
 _COPIES = 8
 # Share of the free memory that is too little to be looked at more closely.
-_LITTLE = 0.05
+_LITTLE = 0.2
 
 # What PyTorch says, oneDNN of an operation that it has (one that it lacks fails at its descriptor), CUDA's libraries,
 # and CUDA itself where memory of the host is to be pinned.
