@@ -40,6 +40,7 @@ def test_before_they_have_met_the_first_of_a_machine_speaks(server: ForkServer):
     assert "did you mean --data?" in ended[0].stderr and ended[1].stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folders", ["alone"], indirect=True)
 def test_under_torchrun(folders: list[Path], tmp_path: Path):
     script = tmp_path / "script.py"
