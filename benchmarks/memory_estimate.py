@@ -3,7 +3,7 @@
     python benchmarks/memory_estimate.py
 
 Each setting takes three steps in a process of its own, which then says by how much its resident peak rose. Writes
-results/memory_estimate.json.
+results/memory_estimate.json, in which settings that were measured on this machine with these versions stay.
 """
 
 import json
@@ -28,6 +28,7 @@ from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 RESULT = Path(__file__).parent / "results" / "memory_estimate.json"
 STEPS = 3
+MEASURED = ("counted", "taken", "ratio")
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"model": "mae_vit_tiny_patch4", "img_size": 224, "batch_size": 6},
     {"model": "mae_vit_tiny_patch4", "img_size": 224, "batch_size": 24},
@@ -72,15 +73,19 @@ def _resident() -> int:
 
 
 def main() -> None:
-    rows = []
+    machine = describe_machine(torch.device("cpu"))
+    written = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rows = written["gib"] if written.get("machine") == machine else []
     for settings in SETTINGS:
+        if any(row | settings == row for row in rows if row.keys() - settings.keys() == {*MEASURED}):
+            continue
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_main_process) as process:
             counted, taken = process.submit(measure, settings).result()
-        figures = {"counted": round(counted / GIB, 3), "taken": round(taken / GIB, 3)}
-        rows.append({**settings, **figures, "ratio": round(taken / counted, 3)})
+        counted, taken = round(counted / GIB, 3), round(taken / GIB, 3)
+        rows.append({**settings, **dict(zip(MEASURED, (counted, taken, round(taken / counted, 3)), strict=True))})
         print(rows[-1], flush=True)
-        result = {"date": date.today().isoformat(), "machine": describe_machine(torch.device("cpu")), "gib": rows}
+        result = {"date": date.today().isoformat(), "machine": machine, "gib": rows}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
