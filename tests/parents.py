@@ -1,6 +1,6 @@
 """Programs that start others, for tests that kill them; each imports no more than it needs.
 
-python -m tests.parents load METHOD | compute | run COMMAND ...
+python -m tests.parents load METHOD | leave | compute | run COMMAND ...
 """
 
 import multiprocessing
@@ -8,13 +8,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
+from efficient_mae import children
 from efficient_mae.children import end_with_main_process, stopping_with_this_process
 
 
+class Noise:
+    """What is made of a batch, as little as can be."""
+
+    def __init__(self, noise, epoch: int):
+        self.noise = noise
+
+
 class Full:
-    """What is made of a batch, larger than a pipe holds."""
+    """The same, larger than a pipe holds."""
 
     def __init__(self, noise, epoch: int):
         self.noise, self.more = noise, os.urandom(1 << 20)
@@ -22,6 +31,24 @@ class Full:
 
 def load(method: str) -> None:
     """Have a worker wait to hand over batches that nobody takes."""
+    loader = batches_of(Full, method)
+    next(loader)
+    time.sleep(2)  # time enough to fill the queue
+    print("full", flush=True)
+    time.sleep(600)
+
+
+def leave() -> None:
+    """Take a worker's batches as they come: left alone, it ends in good order, before another thread of it looks."""
+    children._INTERVAL = 600
+    for number, _ in enumerate(batches_of(Noise, "fork")):
+        if number == 0:
+            print("full", flush=True)
+        time.sleep(0.05)
+
+
+def batches_of(make_masks: Callable, method: str) -> Iterator:
+    """An epoch of those of a worker that is started by this method."""
     from efficient_mae.data import (
         PretrainTransform,
         Reading,
@@ -32,13 +59,9 @@ def load(method: str) -> None:
     )
 
     source = open_source("fashion-mnist-sample")
-    data = TrainDataset(source, PretrainTransform((8, 8), Reading(1)), 0, num_patches=4, make_masks=Full)
+    data = TrainDataset(source, PretrainTransform((8, 8), Reading(1)), 0, num_patches=4, make_masks=make_masks)
     batches = ResumableBatchSampler(len(source), 16, 0)
-    loader = iter(make_train_loader(data, batches, num_workers=1, multiprocessing_context=method))
-    next(loader)
-    time.sleep(2)  # time enough to fill the queue
-    print("full", flush=True)
-    time.sleep(600)
+    return iter(make_train_loader(data, batches, num_workers=1, multiprocessing_context=method))
 
 
 def compute() -> None:
@@ -56,4 +79,4 @@ def run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    {"load": load, "compute": compute, "run": run}[sys.argv[1]](*sys.argv[2:])
+    {"load": load, "leave": leave, "compute": compute, "run": run}[sys.argv[1]](*sys.argv[2:])

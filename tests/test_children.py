@@ -42,12 +42,17 @@ class Started:
         multiprocessing's folders are gone."""
         others = self.others()
         assert others, "there was nothing that could have been left"
-        held = {path for pid in (self.process.pid, *(one.pid for one in others)) for path in segments(pid)}
+        pids = [self.process.pid, *(one.pid for one in others)]
+        held = {path for pid in pids for path in segments(pid)}
         self.process.kill()
         began = time.monotonic()
         self.process.communicate(timeout=PATIENCE)  # to the end of the pipe
         assert self.others(PATIENCE) == [] and time.monotonic() - began < PATIENCE
-        while left := {path for path in held if path.exists()} | {*self.temporary.glob("pymp-*")}:
+        while left := {
+            *(path for path in held if path.exists()),
+            *(path for pid in pids for path in Path("/dev/shm").glob(f"torch_{pid}_*")),
+            *self.temporary.glob("pymp-*"),
+        }:
             assert time.monotonic() - began < PATIENCE, left
             time.sleep(0.05)
 
@@ -85,6 +90,12 @@ def test_workers_whose_queue_is_full(started: list[Started], temporary: Path, me
     command = start(started, [sys.executable, "-m", "tests.parents", "load", method], temporary)
     assert command.process.stdout.readline() == b"full\n"
     assert len({socket.parent for socket in temporary.glob("pymp-*/listener-*")}) == 1
+    command.assert_gone()
+
+
+def test_a_worker_that_leaves_in_good_order(started: list[Started], temporary: Path):
+    command = start(started, [sys.executable, "-m", "tests.parents", "leave"], temporary)
+    assert command.process.stdout.readline() == b"full\n" and list(temporary.glob("pymp-*"))
     command.assert_gone()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -303,3 +304,10 @@ def test_one_number_alone_where_several_may_stand(capsys: pytest.CaptureFixture[
 def test_a_switch_alone_is_on(capsys: pytest.CaptureFixture[str], shown: list[str]):
     status, out, _ = run(capsys, "study", *shown, "--preset", "smoke", "--json")
     assert status == 0 and json.loads(out)["studies"]
+
+
+@pytest.mark.parametrize(("model", "img_size"), [("mae_vit_base_patch16", 10**8), ("mae_vit_tiny_patch4", 4 * 10**6)])
+def test_what_no_memory_holds_is_one_line(model: str, img_size: int, capsys: pytest.CaptureFixture[str]):
+    status, _, err = run(capsys, "info", "--model", model, "--img_size", str(img_size), "--device", "cpu")
+    said = r"there is not enough memory: [\d,.]+ GiB were asked for at once; take a smaller model, image or batch"
+    assert status == 2 and re.fullmatch(rf"emae: {said}\n", err)

@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from multiprocessing.util import get_temp_dir
+from multiprocessing.util import Finalize, get_temp_dir
 
 # Seconds between two looks at the main process.
 _INTERVAL = 0.25
@@ -36,17 +37,32 @@ def end_with_main_process(folder: str | None = None) -> None:
     Args:
         folder: of the main process, to be removed where it was killed.
     """
-    watched = (os.getppid(), multiprocessing.parent_process(), folder)
-    threading.Thread(target=_watch, args=watched, daemon=True).start()
+    started = _Started(os.getppid(), multiprocessing.parent_process(), folder)
+    threading.Thread(target=started.watch, daemon=True).start()
+    # One that sees by itself that it is alone may end, in good order, between two looks.
+    Finalize(None, started.clear, exitpriority=-100)
 
 
-def _watch(parent: int, main: BaseProcess | None, folder: str | None) -> None:
-    # The parent is the main process or a fork server, which ends with it.
-    while os.getppid() == parent and (main is None or main.is_alive()):
-        time.sleep(_INTERVAL)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+@dataclass(frozen=True)
+class _Started:
+    """This process, as it was started: the parent is the main process or a fork server, which ends with it."""
+
+    parent: int
+    main: BaseProcess | None
+    folder: str | None
+
+    def is_alone(self) -> bool:
+        return os.getppid() != self.parent or not (self.main is None or self.main.is_alive())
+
+    def watch(self) -> None:
+        while not self.is_alone():
+            time.sleep(_INTERVAL)
+        self.clear()
+        os._exit(1)
+
+    def clear(self) -> None:
+        if self.folder is not None and self.is_alone():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def stop_with_parent() -> None:

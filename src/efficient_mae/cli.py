@@ -80,6 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(reason, 2)
         traceback.print_exc()
         return 1
+    except (RuntimeError, MemoryError) as error:
+        from efficient_mae.engine.machine.memory import is_out_of_memory  # with torch, which has been imported
+
+        if is_out_of_memory(error):
+            size = re.search(r"allocate (\d+) bytes", str(error))
+            asked = "" if size is None else f": {int(size[1]) / 2**30:,.1f} GiB were asked for at once"
+            return _fail(f"there is not enough memory{asked}; take a smaller model, image or batch", 2)
+        traceback.print_exc()
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

@@ -60,6 +60,28 @@ def test_any_channels_and_shapes_are_drawn(channels: int, img_size, tmp_path: Pa
     assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize("img_size", [32, (24, 48), (48, 16)])
+def test_images_stand_in_rows_and_columns_and_covers_lie_upon_them(img_size):
+    figure, _ = panel_of(small_model(mask_ratio=0.9, beta=16.0, img_size=img_size), images=3)
+    canvas = figure.axes[0]
+    places = np.array([image.get_extent() for image in canvas.images]).reshape(3, 5, 4)
+    left, right, bottom, top = np.moveaxis(places, -1, 0)
+    assert (right[:, :-1] < left[:, 1:]).all() and (top[1:] < bottom[:-1]).all()
+    assert np.ptp(left, axis=0).max() == np.ptp(bottom, axis=1).max() == 0
+    np.testing.assert_allclose((top - bottom) / (right - left), figure_ratio(img_size))
+    assert left.min() > 0 and bottom.min() > 0 and (right.max(), top.max()) < tuple(figure.get_size_inches())
+    hatched = [one for one in canvas.collections if one.get_hatch()]
+    plain = [one for one in canvas.collections if not one.get_hatch() and len(one.get_paths()) > 1]
+    highest = max(image.get_zorder() for image in canvas.images)
+    assert len(plain) == 3 and min(one.get_zorder() for one in plain + hatched) > highest
+
+
+def figure_ratio(img_size: int | tuple[int, int]) -> float:
+    """Height to width."""
+    height, width = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    return height / width
+
+
 def test_each_column_shows_what_it_says():
     model = small_model(norm_pix_loss=False, mask_ratio=0.9, beta=16.0)
     figure, layout = panel_of(model, images=3)

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 
 from efficient_mae.data.batches.loader import DATA_TIMEOUT
 from efficient_mae.data.sources.choice import DataChoice
@@ -73,7 +74,7 @@ class RunConfig(DataChoice, ReadingSettings):
     false, or auto, on a GPU where it works"""
     num_workers: NonNegativeInt | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
-    data_timeout: NonNegative = DATA_TIMEOUT
+    data_timeout: Annotated[float, Ge(0), Le(1e9)] = DATA_TIMEOUT
     """seconds without a batch after which the run ends, and says what it waited for; 0 waits for ever"""
     log_every: PositiveInt = 20
     """steps between two lines of metrics.jsonl; at first each step has one, and no two are more than 30 s apart"""

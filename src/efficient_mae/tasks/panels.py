@@ -297,7 +297,8 @@ def _draw(cells: _Cells, config: MethodConfig, title: str) -> Figure:
         sheet.colour_bar(distances, lefts[2], under, across, "" if metric == "visible_neighbours" else "pixels")
     if masked != predicted:
         sheet.rectangles([(lefts[-2], under)], 0.22, _BAR, **_LEFT_OUT)
-        why = "left out" if getattr(config, "beta", None) is None else "beyond beta: left out"
+        short = getattr(config, "beta", None) is None or across < _CELL
+        why = "left out" if short else "beyond beta: left out"
         sheet.text(lefts[-2] + 0.28, under, why, _FINE, _SOFT_INK)
     normalised = " (normalised)" if normalises and across == _CELL else ""
     sheet.colour_bar(errors, lefts[-1], under, across, config.measured + normalised)

@@ -34,6 +34,7 @@ def memory_of(
     """Of a model whose run would have so many bytes."""
     monkeypatch.setattr(memory, "free_memory", lambda _: int(free))
     batching = {name: settings.pop(name) for name in ("multiple", "accumulates") if name in settings}
+    num_workers = settings.pop("num_workers", 8)
     depths = {"depth": settings.pop("depth", 2), "decoder_depth": settings.pop("decoder_depth", 1)}
     masks = {"mask_ratio": settings.pop("mask_ratio", 0.85), "beta": settings.pop("beta", 26.0)}
     config = PretrainConfig(data="x", out="y", **{"batch_size": 4096, "precision": "fp32"} | settings)
@@ -54,7 +55,8 @@ def memory_of(
     objective = MethodObjective(ImageStatistics((0.5,) * 3, (0.5,) * 3))
     processes = Processes(0, world_size, ALONE.device)
     optimizer = build_adamw(model, 0.05)
-    found = BatchMemory(config, processes, optimizer, model, objective, dataset, unit=unit, num_workers=8, **batching)
+    batching |= {"unit": unit, "num_workers": num_workers}
+    found = BatchMemory(config, processes, optimizer, model, objective, dataset, **batching)
     found._counts = COUNTED.setdefault((model.config, config.grad_checkpointing, config.precision, config.epochs), {})
     return found
 
@@ -203,3 +205,13 @@ def test_a_batch_that_does_not_fit_a_gpu_and_one_that_does(tmp_path: Path):
     assert proposed and 2 <= int(proposed[1]) <= 512, refusal.value
     run = pretrain(PretrainConfig(**settings, accum_iter=int(proposed[1])))
     assert (run / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(("num_workers", "free"), [(8, GIB // 2), (10**8, 10**6 * GIB)])
+def test_those_who_read_images_may_be_what_does_not_fit(num_workers: int, free: int, monkeypatch: pytest.MonkeyPatch):
+    """However little a step takes."""
+    settings: dict = {"batch_size": 1, "num_workers": num_workers}
+    refused = refusal(memory_of("mae_vit_tiny_patch16", free, monkeypatch, **settings))
+    said = rf"num_workers={num_workers}: {num_workers} processes that read images take about [\d.]+ GiB, and cpu has "
+    assert re.match(said, refused) and refused.endswith("; lower --num_workers")
+    memory_of("mae_vit_tiny_patch16", free, monkeypatch, **settings | {"num_workers": 0}).check()

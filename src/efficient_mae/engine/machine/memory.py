@@ -96,7 +96,7 @@ class BatchMemory:
         if None in known:
             return
         free = self._free = min(known)
-        if self._most_at_all() < _LITTLE * free:
+        if self._most_at_all() + self._reading(self._micro) < _LITTLE * free:
             return
         least, most = (self.needed(self._micro, factor) for factor in self._taken)
         if least > free:
@@ -106,6 +106,9 @@ class BatchMemory:
 
     def advice(self) -> str:
         """One line: what doesn't fit, and which settings would."""
+        if self._free is not None and (readers := self._reading(1)) > self._free:
+            told = f"{self._num_workers} processes that read images take about {readers / GIB:.1f} GiB"
+            return f"num_workers={self._num_workers}: {told}{self._room}; lower --num_workers"
         fits = next((fits for factor in reversed(self._taken) if (fits := self._most_images(factor))), 0)
         what = f"batch_size={self._config.batch_size}: {self._told(self.needed(self._micro, self._taken[1]))}"
         if fits > 0:
@@ -117,8 +120,12 @@ class BatchMemory:
         return _TAKEN[self._processes.device.type]
 
     def _told(self, needed: float) -> str:
-        room = "" if self._free is None else f", and {self._processes.device} has {self._free / GIB:.1f} GiB"
-        return f"micro-batches of {self._micro} images take about {needed / GIB:.1f} GiB beside the weights{room}"
+        told = f"micro-batches of {self._micro} images take about {needed / GIB:.1f} GiB beside the weights"
+        return f"{told}{self._room}"
+
+    @property
+    def _room(self) -> str:
+        return "" if self._free is None else f", and {self._processes.device} has {self._free / GIB:.1f} GiB"
 
     def _ways(self, fits: int) -> list[str]:
         """Settings with which it would fit, or might."""
