@@ -75,23 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerFailure as error:
         print(f"emae: {error}", file=sys.stderr)  # only the process whose worker it is knows of it
         return 1
-    except ImportError as error:  # of what is imported when it is used
-        if (reason := broken_library(error)) is not None:
+    except Exception as error:
+        if (reason := _reason(error)) is not None:
             return _fail(reason, 2)
         traceback.print_exc()
         return 1
-    except (RuntimeError, MemoryError) as error:
+
+
+def _reason(error: Exception) -> str | None:
+    """What the user can mend, of what libraries say in their own words."""
+    if isinstance(error, ImportError):  # of what is imported when it is used
+        return broken_library(error)
+    if isinstance(error, RuntimeError | MemoryError):
         from efficient_mae.engine.machine.memory import is_out_of_memory  # with torch, which has been imported
 
         if is_out_of_memory(error):
             size = re.search(r"allocate (\d+) bytes", str(error))
             asked = "" if size is None else f": {int(size[1]) / 2**30:,.1f} GiB were asked for at once"
-            return _fail(f"there is not enough memory{asked}; take a smaller model, image or batch", 2)
-        traceback.print_exc()
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+            return f"there is not enough memory{asked}; take a smaller model, image or batch"
+    return None
 
 
 def _run(arguments: list[str]) -> int:
