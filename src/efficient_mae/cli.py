@@ -87,12 +87,9 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, ImportError):  # of what is imported when it is used
         return broken_library(error)
     if isinstance(error, RuntimeError | MemoryError):
-        from efficient_mae.engine.machine.memory import is_out_of_memory  # with torch, which has been imported
+        from efficient_mae.engine.machine.memory import asked_too_much  # with torch, which has been imported
 
-        if is_out_of_memory(error):
-            size = re.search(r"allocate (\d+) bytes", str(error))
-            asked = "" if size is None else f": {int(size[1]) / 2**30:,.1f} GiB were asked for at once"
-            return f"there is not enough memory{asked}; take a smaller model, image or batch"
+        return asked_too_much(error)
     return None
 
 

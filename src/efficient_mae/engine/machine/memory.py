@@ -238,3 +238,12 @@ def explain_out_of_memory(memory: BatchMemory) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a GPU's or the host's allocator that had no more to give."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_MESSAGES.search(str(error)))
+
+
+def asked_too_much(error: BaseException) -> str | None:
+    """Running out of memory where nothing has been estimated, in words; None of any other error."""
+    if not is_out_of_memory(error):
+        return None
+    size = re.search(r"allocate (\d+) bytes", str(error))
+    asked = "" if size is None else f": {int(size[1]) / GIB:,.1f} GiB were asked for at once"
+    return f"there is not enough memory{asked}; take a smaller model, image or batch"
