@@ -285,8 +285,7 @@ def _with_recipes(arguments: list[str]) -> list[str]:
 
 def explain(message: str, arguments: list[str]) -> str:
     """A parser's complaint as one line that says what, where, and what would be accepted."""
-    name = called(arguments)
-    config = config_of(arguments)
+    name, config = called(arguments), config_of(arguments)
     types = {field.name: field.type for field in fields(config)} if config else {}
     flags = list(types)
     where = f"{name}: " if name else ""
