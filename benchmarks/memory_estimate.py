@@ -28,7 +28,7 @@ from efficient_mae.tasks.pretrain_config import PretrainConfig
 
 RESULT = Path(__file__).parent / "results" / "memory_estimate.json"
 STEPS = 3
-MEASURED = ("counted", "taken", "ratio")
+MEASURED = {"counted", "taken", "ratio"}
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"model": "mae_vit_tiny_patch4", "img_size": 224, "batch_size": 6},
     {"model": "mae_vit_tiny_patch4", "img_size": 224, "batch_size": 24},
@@ -76,14 +76,13 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     written = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     rows = written["gib"] if written.get("machine") == machine else []
-    for settings in SETTINGS:
-        if any(row | settings == row for row in rows if row.keys() - settings.keys() == {*MEASURED}):
-            continue
+    done = [{name: row[name] for name in row.keys() - MEASURED} for row in rows]
+    for settings in (one for one in SETTINGS if one not in done):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_main_process) as process:
             counted, taken = process.submit(measure, settings).result()
-        counted, taken = round(counted / GIB, 3), round(taken / GIB, 3)
-        rows.append({**settings, **dict(zip(MEASURED, (counted, taken, round(taken / counted, 3)), strict=True))})
+        figures = {"counted": round(counted / GIB, 3), "taken": round(taken / GIB, 3)}
+        rows.append({**settings, **figures, "ratio": round(taken / counted, 3)})
         print(rows[-1], flush=True)
         result = {"date": date.today().isoformat(), "machine": machine, "gib": rows}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")

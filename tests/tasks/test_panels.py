@@ -117,10 +117,14 @@ def test_the_caption_tells_how_pixels_were_made(norm_pix_loss: bool, words: str)
     assert "after epoch 3" in caption
 
 
-def test_no_text_leaves_the_figure_or_meets_another():
-    figure, _ = panel_of(small_model(), images=6)
+@pytest.mark.parametrize("img_size", [32, (48, 16)])
+def test_no_text_leaves_the_figure_or_meets_another_or_a_colour_bar(img_size):
+    figure, _ = panel_of(small_model(img_size=img_size), images=6)
+    assert any("left out" in text.get_text() for text in figure.texts)
     renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
-    boxes = [text.get_window_extent(renderer) for text in figure.texts]
+    bars = [ax.get_window_extent(renderer) for ax in figure.axes[1:]]
+    boxes = [*bars, *(text.get_window_extent(renderer) for text in figure.texts)]
+    assert len(bars) == 2
     width, height = figure.canvas.get_width_height()
     for number, box in enumerate(boxes):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height

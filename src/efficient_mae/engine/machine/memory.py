@@ -33,7 +33,8 @@ _STATE: dict[type[torch.optim.Optimizer], int] = {torch.optim.AdamW: 2}
 
 # Numbers that a linear map's input and output, and what lies between it and the next, are kept in at most.
 _COPIES = 8
-# Share of the free memory that is too little to be looked at more closely.
+# Share of the free memory that is too little to be looked at more closely: the bound that is held against it is many
+# times what a step takes.
 _LITTLE = 0.2
 
 # What PyTorch says, oneDNN of an operation that it has (one that it lacks fails at its descriptor), CUDA's libraries,
