@@ -224,7 +224,10 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     [
         ([], "name a study: table1, table2"),
         (["tabel4"], "unknown study 'tabel4'; did you mean table4?"),
-        (["table4", "--preset", "gpuu"], "preset='gpuu': must be one of smoke, cpu, main, main14, photographs, gpu, paper"),
+        (
+            ["table4", "--preset", "gpuu"],
+            "preset='gpuu': must be one of smoke, cpu, main, main14, photographs, gpu, paper",
+        ),
         (["table4", "--only", "mae-0.8", "--out", "o"], "only='mae-0.8': no cell of table4; did you mean mae-0.85?"),
         (["table1", "--only", "mae-0.85", "--out", "o"], "no cell of table1; its cells: none, it runs nothing"),
         (["table4", "--out", "o"], "data must be given: table4 trains on it"),

@@ -20,6 +20,7 @@ from efficient_mae.study.results.probed import Comparison
 from efficient_mae.study.results.write import StudyResult, write_study
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.tasks.classify.probe.record import Record
+from efficient_mae.tasks.classify.probe.statistics import holm
 from tests.tasks.conftest import flags
 from tests.tasks.labelled import write_labelled
 
@@ -162,6 +163,7 @@ def test_controls_are_compared_with_the_method():
     assert found.rows == ["efficient-mae-0.95", "random-targets-0.95", "shuffled-difficulties-0.95"]
     assert found.p < 0.01 and found.differences["shuffled-difficulties-0.95"].high < 0
     assert "F(2, 6) = " in f_test_in_words(found) and "shuffled-difficulties-0.95 -" in f_test_in_words(found)
+    assert list(found.p_holm.values()) == holm([one.p for one in found.differences.values()])
     whole = compare_rows(STUDIES["table4"], Comparison(answers), paper=False)
     assert whole is not None and set(whole.rows) == {cell.name for cell in STUDIES["table4"].cells(False)} & {*CELLS}
 

@@ -3,9 +3,11 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from scipy.stats import ttest_rel
 
 import efficient_mae as emae
 from efficient_mae.cli import main
@@ -13,7 +15,8 @@ from efficient_mae.data.sources.choice import ANY
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.costs import training_flops
 from efficient_mae.study.presets import PRESETS
-from efficient_mae.study.results.collect import add_differences, collect_rows
+from efficient_mae.study.results.collect import collect_rows
+from efficient_mae.study.results.transferred import Gain, add_differences, gains_in_words
 from efficient_mae.study.runs import Place, plan_runs
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.study.transfer import SIZED, open_transfer
@@ -83,26 +86,49 @@ def test_the_same_model_is_judged_pretrained_and_from_scratch(scenes: Path, tmp_
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_differences_are_taken_seed_by_seed_from_scratch(tmp_path: Path):
+def collected(out: Path, miou: dict[str, list[float]], macc: float | None) -> tuple[list[dict[str, Any]], list[Gain]]:
+    """Rows and gains of runs with this mean IoU by cell and seed, and such a part of it as mean accuracy."""
     preset, table = PRESETS["cpu"], STUDIES["table10"]
-    miou = {SCRATCH: [0.25, 0.5], MAE: [0.5, 0.625], OURS: [0.75]}
     for cell, values in miou.items():
         for seed, value in enumerate(values):
-            run = tmp_path / "cells" / cell / f"seed-{seed}"
+            run = out / "cells" / cell / f"seed-{seed}"
             (run / "segment").mkdir(parents=True)
             (run / "pretrain").mkdir()
-            (run / "segment" / "results.json").write_text(json.dumps({"miou": value, "macc": 2 * value / 3}))
+            judged = {"miou": value, "macc": macc and macc * value}
+            (run / "segment" / "results.json").write_text(json.dumps(judged))
             (run / "pretrain" / "metrics.jsonl").write_text('{"epoch": 1.0, "loss": 0.5}')
             for command in ("segment",) if cell == SCRATCH else ("pretrain", "segment"):
                 (run / f"{command}.json").write_text("[]")
-    rows = collect_rows(table, preset, tmp_path, range(3))
-    add_differences(rows, table, preset, tmp_path, range(3))
-    first, mae, ours = rows
+    rows = collect_rows(table, preset, out, range(3))
+    return rows, add_differences(rows, table, preset, out, range(3))
+
+
+def test_differences_are_taken_seed_by_seed_from_scratch(tmp_path: Path):
+    miou = {SCRATCH: [0.25, 0.5], MAE: [0.5, 0.625], OURS: [0.75]}
+    (first, mae, ours), gains = collected(tmp_path, miou, macc=2 / 3)
     assert first["measured"]["seeds"] == [0, 1] and "loss" not in first["measured"] and "differences" not in first
     assert mae["differences"]["miou"]["values"] == [0.25, 0.125] and mae["measured"]["loss"]["mean"] == 0.5
     # Student's t with 1 degree of freedom: 12.706 x 0.125 / 2.
     assert mae["differences"]["miou"]["half_width"] == pytest.approx(0.794, abs=1e-3)
     assert ours["differences"]["macc"]["mean"] == pytest.approx(1 / 3) and "box_ap" not in ours["differences"]
+    # Of one seed nothing can be told. Both figures have the same p, 0.2, as one is two thirds of the other.
+    assert [(gain.row, gain.than, gain.figure) for gain in gains] == [
+        ("MAE, 0.75", "from scratch", "miou"),
+        ("MAE, 0.75", "from scratch", "macc"),
+    ]
+    p = ttest_rel(miou[MAE], miou[SCRATCH]).pvalue
+    assert [gain.p for gain in gains] == pytest.approx([p, p])
+    assert [gain.p_holm for gain in gains] == pytest.approx([2 * p, 2 * p])
+
+
+def test_gains_over_the_first_row_are_corrected_and_others_told(tmp_path: Path):
+    miou = {SCRATCH: [0.1, 0.2, 0.1], MAE: [0.2, 0.35, 0.2], OURS: [0.3, 0.35, 0.5]}
+    _, gains = collected(tmp_path, miou, macc=None)
+    p = [ttest_rel(miou[one], miou[other]).pvalue for one, other in ((MAE, SCRATCH), (OURS, SCRATCH), (OURS, MAE))]
+    assert [gain.p for gain in gains] == pytest.approx(p)
+    assert p[0] < p[1] and [gain.p_holm for gain in gains] == [pytest.approx(2 * p[0]), pytest.approx(p[1]), None]
+    told = gains_in_words(gains)
+    assert "| Efficient MAE, 0.85 less MAE, 0.75 | mIoU | +13.33 (-" in told and "for the 2 differences" in told
 
 
 def test_settings_are_those_of_the_commands():

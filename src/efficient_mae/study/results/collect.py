@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
-from efficient_mae.study.cells import ABLATION_RECIPE, CELLS, Cell
+from efficient_mae.study.cells import ABLATION_RECIPE, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, pretrained_config, recipe_settings
 from efficient_mae.study.probing import has_baselines
@@ -19,7 +19,6 @@ from efficient_mae.study.results.probed import BASELINES, Comparison
 from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_length, speed_of
 from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study
-from efficient_mae.study.transfer import FIGURES
 from efficient_mae.tasks.classify.probe.statistics import Estimate
 from efficient_mae.tasks.intervals import mean_and_interval
 from efficient_mae.tasks.seeds import RESULTS
@@ -120,7 +119,7 @@ def _measured(
         return {}, {}
     folder = out / "cells" / preset.directory(settled)
     # Cells are shared: what another study has had judged is not for one that hasn't.
-    by_seed = _by_seed(folder, seeds, judges, cell.pretrained)
+    by_seed = figures_by_seed(folder, seeds, judges, cell.pretrained)
     if not by_seed:
         return {}, {}
     settings = preset.pretraining(settled)
@@ -169,7 +168,7 @@ def _probed_figures(folder: Path, judges: Collection[str], place: int = 0) -> di
     return found
 
 
-def _by_seed(
+def figures_by_seed(
     folder: Path, seeds: Sequence[int], judges: Collection[str], pretrained: bool
 ) -> dict[int, dict[str, float]]:
     """Figures of a cell's runs, of the seeds that have any."""
@@ -209,29 +208,6 @@ def _difference(accuracies: dict[int, float], reference: dict[int, float]) -> di
     """What a row is better by, seed by seed; nothing without seeds in common."""
     common = [seed for seed in accuracies if seed in reference]
     return summary([accuracies[seed] - reference[seed] for seed in common]) if common else {}
-
-
-def add_differences(
-    rows: Sequence[dict[str, Any]], study: Study, preset: Preset, out: Path, seeds: Sequence[int]
-) -> None:
-    """Add `differences` to the rows of Table 10: by figure, what a row is better by than the first, seed by seed.
-
-    Args:
-        rows, out, seeds: as of :func:`collect_rows`.
-    """
-    first: dict[int, dict[str, float]] | None = None
-    for row in rows:
-        cell = CELLS[row["cell"]]
-        by_seed = _by_seed(out / "cells" / preset.directory(cell), seeds, study.judges, cell.pretrained)
-        if first is None:
-            first = by_seed
-            continue
-        for name in FIGURES:
-            ours, theirs = (
-                {seed: one[name] for seed, one in figures.items() if name in one} for figures in (by_seed, first)
-            )
-            if difference := _difference(ours, theirs):
-                row.setdefault("differences", {})[name] = difference
 
 
 def collect_table_1() -> list[dict[str, Any]]:

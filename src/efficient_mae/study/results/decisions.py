@@ -71,7 +71,8 @@ class FTest:
         seeds: that all of them have.
         f: variance between rows over that which neither rows nor seeds account for.
         p: of so large an f where no row differs.
-        differences: of each further row to the first, exploratory: corrected for nothing.
+        differences: of each further row to the first, exploratory.
+        p_holm: that of each, corrected for their number.
     """
 
     rows: list[str]
@@ -79,6 +80,7 @@ class FTest:
     f: float
     p: float
     differences: dict[str, Difference]
+    p_holm: dict[str, float]
 
 
 def decide(study: Study, probed: Comparison, seeds: Sequence[int], planned: int) -> Verdict | None:
@@ -141,7 +143,11 @@ def compare_rows(study: Study, probed: Comparison, paper: bool) -> FTest | None:
     accuracies = np.array([[probed.answers[name][seed].mean() for seed in seeds] for name in rows])
     found = rows_and_seeds(accuracies)
     differences = {name: probed.difference(rows[0], name) for name in rows[1:]}
-    return found and FTest(rows=rows, seeds=list(seeds), f=found[0], p=found[1], differences=differences)
+    if found is None:
+        return None
+    corrected = holm([one.p for one in differences.values()])
+    p_holm = dict(zip(differences, corrected, strict=True))
+    return FTest(rows=rows, seeds=list(seeds), f=found[0], p=found[1], differences=differences, p_holm=p_holm)
 
 
 def rows_and_seeds(accuracies: Float64[np.ndarray, "R S"]) -> tuple[float, float] | None:
@@ -172,14 +178,15 @@ def verdict_in_words(verdict: Verdict) -> str:
 
 
 def f_test_in_words(test: FTest) -> str:
-    """As Markdown: a sentence, and the differences where it is of chosen rows."""
+    """As Markdown: a sentence, and each row's difference to the first."""
     rows, seeds = len(test.rows), len(test.seeds)
     said = (
         f"**F test** of {', '.join(test.rows)} (rows and seeds, of the seeds' mean accuracies): "
         f"F({rows - 1}, {(rows - 1) * (seeds - 1)}) = {test.f:.2f}, p = {test.p:.2g}. Differences to the first, in "
-        "points, corrected for nothing: "
+        "points, with p corrected for their number (Holm): "
     )
-    return said + "; ".join(f"{name} {_points(one)}" for name, one in test.differences.items()) + "."
+    differences = (f"{name} {_points(one)}, p = {test.p_holm[name]:.2g}" for name, one in test.differences.items())
+    return said + "; ".join(differences) + "."
 
 
 def _points(one: Estimate) -> str:

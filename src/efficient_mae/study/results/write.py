@@ -10,7 +10,7 @@ from efficient_mae.command import Result
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import Preset
-from efficient_mae.study.results.collect import add_differences, collect_rows, collect_table_1
+from efficient_mae.study.results.collect import collect_rows, collect_table_1
 from efficient_mae.study.results.decisions import (
     FTest,
     Verdict,
@@ -23,6 +23,7 @@ from efficient_mae.study.results.figures import figure_2, figure_3, figure_4
 from efficient_mae.study.results.plots import draw_accuracies, draw_by_ratio, draw_costs, draw_transfer
 from efficient_mae.study.results.probed import read_comparison
 from efficient_mae.study.results.tables import csv_table, markdown_table
+from efficient_mae.study.results.transferred import Gain, add_differences, gains_in_words
 from efficient_mae.study.studies import PROBE, Study
 from efficient_mae.study.transfer import SIZES
 
@@ -52,6 +53,7 @@ class StudyResult(Result):
         figure: what the picture shows beyond the rows, if anything.
         verdict: what the hypotheses come to, of a study that has any, as far as it is done.
         f_test: of the rows, where they were probed.
+        gains: of each row over those above it, where encoders are carried to other tasks.
         written: directory.
     """
 
@@ -69,6 +71,7 @@ class StudyResult(Result):
     figure: dict[str, Any] | None = None
     verdict: Verdict | None = None
     f_test: FTest | None = None
+    gains: list[Gain] | None = None
     written: str
 
     @property
@@ -93,8 +96,7 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
     counted = _counted(study, preset, out, seeds, head["failed"]) if study.hypotheses else seeds
     probed = read_comparison(study, preset, out, counted)
     rows = collect_table_1() if study.name == "table1" else collect_rows(study, preset, out, counted, probed)
-    if study.transfers:
-        add_differences(rows, study, preset, out, seeds)
+    gains = add_differences(rows, study, preset, out, seeds) if study.transfers else None
     figure = _draw(study, preset, out, rows, head["data"], folder / _PICTURE)
     result = StudyResult(
         **head,
@@ -104,6 +106,7 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
         figure=figure,
         verdict=decide(study, probed, counted, planned=len(seeds)),
         f_test=compare_rows(study, probed, preset.is_paper),
+        gains=gains,
         written=str(folder),
     )
     held = result.plain()
@@ -164,6 +167,8 @@ def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bo
         parts.append(verdict_in_words(result.verdict))
     if result.f_test is not None:
         parts.append(f_test_in_words(result.f_test))
+    if result.gains:
+        parts.append(gains_in_words(result.gains))
     if result.remark:
         parts.append(result.remark)
     if result.data:
