@@ -96,14 +96,16 @@ PUBLISHED_RUNS = {
     "efficient-mae": (("base16", 800), ("large16", 800), ("large16", 1600), ("huge14", 800)),
 }
 
-# Table 3 elsewhere: every method of this package with the preset's encoder. A method is added here, and to the names
-# below, and shows up in the table.
+# Table 3 elsewhere: every method of this package, its decoders and targets, with the preset's encoder. A method is
+# added here, and to the names below, and shows up in the table.
 _TOKENS = {"tokenizer": "tokenizer"}
 _CROSS = METHODS["efficient-mae"] | {"decoder": "cross"}
+_HALF = METHODS["efficient-mae"] | {"beta": None, "prediction_ratio": 0.5}
 _COMPARED = (
     Cell("mae", METHODS["mae"]),
     Cell("efficient-mae", METHODS["efficient-mae"]),
     Cell("cross", _CROSS),
+    *(Cell(f"{targets}-targets", _HALF | {"targets": targets}) for targets in ("random", "farthest")),
     Cell("simmim", {}, method="simmim"),
     Cell("maskfeat", {}, method="maskfeat"),
     Cell("beit", {}, method="beit", made=_TOKENS),
@@ -113,6 +115,8 @@ COMPARED = {
     "mae": "MAE, 0.75",
     "efficient-mae": "Efficient MAE, 0.85",
     "cross": "Efficient MAE, 0.85, cross decoder",
+    "random-targets": "its loss, 0.85, half of the targets at random",
+    "farthest-targets": "its loss, 0.85, half of the targets, farthest",
     "simmim": "SimMIM (ViT)",
     "maskfeat": "MaskFeat",
     "beit": "BEiT",

@@ -170,11 +170,11 @@ def _open_data(
         _claim(out, preset, data)
         return data, None
     labelled = open_labelled(data, choice=choice)
-    probed = all(is_probe(judge) for judge in chosen.judges_of(preset.is_paper))
-    if probed:
+    probed = [is_probe(judge) for judge in chosen.judges_of(preset.is_paper)]
+    if any(probed):
         check_labels(data, len(labelled.train), preset)
     _claim(out, preset, data)
-    if probed:  # which draws few labels itself
+    if all(probed):  # which draws few labels itself
         return data, data
     if preset.labels is None or preset.labels >= len(labelled.train):
         return data, data

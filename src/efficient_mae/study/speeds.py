@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -25,6 +26,8 @@ from efficient_mae.study.presets import Preset
 from efficient_mae.study.runs import Place, environment_of, flags, launcher
 
 _FILE, _ROUNDS = "speeds.json", 2
+# Of an epoch that has more, so many tell how long it is.
+_STEPS = 200
 
 
 def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: int) -> None:
@@ -61,18 +64,24 @@ def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: in
 
 
 def time_epoch(cell: Cell, preset: Preset, place: Place, folder: Path, jobs: int) -> dict[str, float]:
-    """Seconds of an epoch, and the memory of the process that trained it at its largest, GB."""
+    """Seconds of an epoch, as its first steps tell, and the most memory of the process that took them, GB."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    metrics = folder / "pretrain" / "metrics.jsonl"
     settings = {**place.pretraining(cell, preset, seed=0), "epochs": 1, "warmup_epochs": 0, "log_every": 1}
     line = [*launcher(1), "pretrain", *flags({**settings, "out": folder / "pretrain"})]
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(stopping_with_this_process(line), stdout=log, stderr=log, env=environment_of(jobs))
-        _, status, used = os.wait4(process.pid, 0)
-    if status:
+        enough = False
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            if not enough and (enough := len(read_metrics(metrics)) > _STEPS):
+                process.terminate()
+            time.sleep(0.1)
+    _, status, used = ended
+    if status and not enough:
         raise InputError(f"{cell.name}: the run that was to be timed failed ({folder / 'log.txt'})")
-    rows = [row for row in read_metrics(folder / "pretrain" / "metrics.jsonl") if "images_per_second" in row]
-    images = rows[-1]["step"] * settings["batch_size"]
+    rows = [row for row in read_metrics(metrics) if "images_per_second" in row]
+    images = rows[-1]["step"] / rows[-1]["epoch"] * settings["batch_size"]
     return {
         "seconds": images / median(row["images_per_second"] for row in rows[len(rows) // 2 :]),
         "memory": used.ru_maxrss * 1024 / 1e9,

@@ -136,7 +136,7 @@ def compare_rows(study: Study, probed: Comparison, paper: bool) -> FTest | None:
         paper: the rows are those of the paper's own preset.
     """
     wanted = study.compared or tuple(cell.name for cell in study.cells(paper))
-    rows = [name for name in wanted if name in probed.answers]
+    rows = probed.distinct(wanted)
     seeds = probed.seeds(*rows) if rows else ()
     if len(rows) < 2 or len(seeds) < 2:
         return None

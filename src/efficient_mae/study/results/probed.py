@@ -3,6 +3,7 @@
 Letters: L label subsets, N held-out images.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,14 @@ class Comparison:
         """Those with which all of these have been judged."""
         return tuple(sorted(set.intersection(*(set(self.answers.get(name, {})) for name in names))))
 
+    def distinct(self, names: Sequence[str]) -> list[str]:
+        """Those of these rows that have been judged, but for one whose runs are those of an earlier one."""
+        found: dict[frozenset[int], str] = {}
+        for name in names:
+            if name in self.answers:
+                found.setdefault(frozenset(map(id, self.answers[name].values())), name)
+        return list(found.values())
+
     def accuracy(self, name: str) -> Estimate:
         """Share of right answers, with its interval."""
         return self._over(self.seeds(name)).accuracy(name)
@@ -74,7 +83,7 @@ def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int
     """
     if PROBE not in study.judges_of(preset.is_paper):
         return Comparison({})
-    records, places = {}, {}
+    records, places = {}, defaultdict[str, list[tuple[str, int]]](list)
     for cell in study.cells(preset.is_paper):
         if (settled := settle_length(cell, preset, out)) is None:
             continue
@@ -82,11 +91,15 @@ def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int
             folder = out / "cells" / preset.directory(settled) / f"seed-{seed}"
             if (folder / f"{PROBE}.json").is_file():
                 name = str(folder / ANSWERS)
-                records[name], places[name] = read_record(folder / ANSWERS), (cell.name, seed)
+                # What lasts as long as another may be the same run.
+                records[name] = records.get(name) or read_record(folder / ANSWERS)
+                places[name].append((cell.name, seed))
     if records:
         check_same_images(records)
     answers: dict[str, dict[int, np.ndarray]] = {}
-    for name, (cell, seed) in places.items():
-        for row, right in zip((cell, *BASELINES), records[name].right.values(), strict=False):
-            answers.setdefault(row, {})[seed] = right[_JUDGE][0]
+    for name, cells in places.items():
+        judged = [right[_JUDGE][0] for right in records[name].right.values()]
+        for cell, seed in cells:
+            for row, right in zip((cell, *BASELINES), judged, strict=False):
+                answers.setdefault(row, {})[seed] = right
     return Comparison(answers)
