@@ -20,7 +20,8 @@ _MASKED = "#7f9fe6"
 
 
 def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Accuracies of each row with their 95 % intervals, and the paper's beside them, each on an axis of its own."""
+    """Accuracies of each row with their 95 % intervals, what each is better by than the first with its own, and the
+    paper's beside them, each on an axis of its own."""
     measured = {
         "probe": "ridge here",
         "top1": "top-1 here",
@@ -28,18 +29,26 @@ def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> N
         "knn": "k-NN here, grey: untrained",
     }
     shown = [name for name in measured if any(name in row["measured"] for row in rows)] or ["probe"]
+    compared = any("low" in row.get("difference", {}) for row in rows)
     published = any("top1" in row["paper"] for row in rows)
-    figure, axes = _figure(
-        3.8 * (len(shown) + published), 0.9 + 0.32 * len(rows), len(shown) + published, sharey=True
-    )
+    parts = len(shown) + compared + published
+    figure, axes = _figure(2.6 + 2.7 * max(2, parts), 0.9 + 0.32 * len(rows), parts, sharey=True)
     for ax, name in zip(axes, shown, strict=False):
-        ax.set_xlabel(f"{measured[name]}, % (95 % interval)")
+        ax.set_xlabel(f"{measured[name]}, % (95 %)")
         for figures, color in ((name, _BLUE), (f"{name}_untrained", _GREY)):
             for number, row in enumerate(rows):
                 if score := row["measured"].get(figures):
                     half = 100 * score.get("half_width", 0.0)
                     at = 100 * score["mean"]
                     ax.errorbar(at, number, xerr=half, fmt="o", color=color, capsize=3, markersize=5)
+    if compared:
+        axes[len(shown)].axvline(0.0, color=_GREY, linewidth=1)
+        axes[len(shown)].set_xlabel("less the first row, points (95 %)")
+        for number, row in enumerate(rows):
+            if "low" in (gain := row.get("difference", {})):
+                ends = [[100 * (gain["mean"] - gain["low"])], [100 * (gain["high"] - gain["mean"])]]
+                at = 100 * gain["mean"]
+                axes[len(shown)].errorbar(at, number, xerr=ends, fmt="o", color=_BLUE, capsize=3, markersize=5)
     for number, row in enumerate(rows):
         if "top1" in row["paper"]:
             axes[-1].plot(row["paper"]["top1"], number, "D", color=_GREY, markersize=5)
