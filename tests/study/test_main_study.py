@@ -273,6 +273,8 @@ def test_a_seed_of_all_cells_is_told_before_all_are_run(
         assert main(["study", "main", "--preset", "smoke", *flags(data=data, out=out, seeds=2, only="mae-0.75")]) == 0
         held = json.loads((out / "main" / "results.json").read_text())
         assert ("verdict" in held) == is_counted and held["rows"][0]["measured"]["seeds"] == [0, 1][: 1 + is_counted]
+        told = "seeds 0, 1; mean" if is_counted else "seeds 0 so far of 2; mean"
+        assert told in (out / "main" / "table.md").read_text()
         measured = next(row["measured"] for row in held["rows"] if row["cell"] == "beta-alone-0.95")
         assert "ridge_grid2" in measured and ("ridge_token" in measured) == (not is_counted)
 

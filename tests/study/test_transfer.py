@@ -131,6 +131,12 @@ def test_gains_over_the_first_row_are_corrected_and_others_told(tmp_path: Path):
     assert "| Efficient MAE, 0.85 less MAE, 0.75 | mIoU | +13.33 (-" in told and "for the 2 differences" in told
 
 
+def test_no_difference_at_all_is_no_surprise(tmp_path: Path):
+    (_, mae, _), gains = collected(tmp_path, {cell: [0.25, 0.5] for cell in (SCRATCH, MAE, OURS)}, macc=None)
+    assert mae["differences"]["miou"]["mean"] == 0
+    assert [(gain.p, gain.p_holm) for gain in gains] == [(1, 1), (1, 1), (1, None)]
+
+
 def test_settings_are_those_of_the_commands():
     for preset in (PRESETS[name] for name in SIZED):
         for cell in STUDIES["table10"].cells(preset.is_paper):

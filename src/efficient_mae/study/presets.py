@@ -236,7 +236,7 @@ PRESETS = {
         ),
         Preset(
             "main14",
-            "the same with the paper's masks: 14 x 14 patches; a cell takes a quarter of an hour",
+            "the same with the paper's masks: 14 x 14 patches; a cell takes 20 minutes",
             {**_MAIN, "model": "vit_tiny_patch2", "cell_size": 2},
             {**_SMALL, "tokenizer": {**_SMALL["tokenizer"], "stride": 2}},
             seeds=8,

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -28,10 +29,12 @@ from efficient_mae.study.runs import Place, environment_of, flags, launcher
 _FILE, _ROUNDS = "speeds.json", 2
 # Of an epoch that has more, so many tell how long it is.
 _STEPS = 200
+# Seconds between two looks at how many there are: looking takes time from what is timed.
+_LOOK = 0.5
 
 
 def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: int) -> None:
-    """Train an epoch of each cell that has a budget of time, and of what it lasts as long as, one after another.
+    """Time an epoch of each cell that has a budget of time, and of what it lasts as long as, one after another.
 
     Twice, so that what else the machine does meets all of them. What was measured is kept; a cell that is new is
     measured with all others anew.
@@ -75,8 +78,8 @@ def time_epoch(cell: Cell, preset: Preset, place: Place, folder: Path, jobs: int
         enough = False
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             if not enough and (enough := len(read_metrics(metrics)) > _STEPS):
-                process.terminate()
-            time.sleep(0.1)
+                os.kill(process.pid, signal.SIGTERM)  # Popen's own would reap one that has just ended
+            time.sleep(_LOOK)
     _, status, used = ended
     if status and not enough:
         raise InputError(f"{cell.name}: the run that was to be timed failed ({folder / 'log.txt'})")

@@ -1,7 +1,7 @@
 """What came of a study's runs, row by row, beside what the paper reports."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -51,11 +51,12 @@ def collect_rows(
         found: dict[str, Any] = {"label": row.label, "cell": None, "settings": {}, "measured": {}, "computed": {}}
         if row.cell is not None:
             measured, accuracies = _measured(row.cell, preset, out, seeds, judges)
+            gains = gains_by_seed(accuracies, reference)
             found |= {
                 "cell": row.cell.name,
                 "settings": dict(row.cell.settings),
                 "measured": measured,
-                "difference": _difference(accuracies, reference),
+                "difference": summary(gains) if gains else {},
                 "computed": _computed(study, row.cell) if row in study.rows else {},
             }
             reference = reference or accuracies
@@ -204,10 +205,9 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return asdict(mean_and_interval(values)) if len(values) > 1 else {"mean": values[0], "values": list(values)}
 
 
-def _difference(accuracies: dict[int, float], reference: dict[int, float]) -> dict[str, Any]:
-    """What a row is better by, seed by seed; nothing without seeds in common."""
-    common = [seed for seed in accuracies if seed in reference]
-    return summary([accuracies[seed] - reference[seed] for seed in common]) if common else {}
+def gains_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """What a row is better by than another, with each seed that both have."""
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
 
 def collect_table_1() -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from scipy import stats
 from efficient_mae.study.results.probed import BASELINES, Comparison
 from efficient_mae.study.studies import Study
 from efficient_mae.tasks.classify.probe.statistics import Difference, Estimate, holm
+from efficient_mae.tasks.intervals import Interval
 
 # Of all hypotheses of a study together, one-sided.
 _LEVEL = 0.025
@@ -142,9 +143,9 @@ def compare_rows(study: Study, probed: Comparison, paper: bool) -> FTest | None:
         return None
     accuracies = np.array([[probed.answers[name][seed].mean() for seed in seeds] for name in rows])
     found = rows_and_seeds(accuracies)
-    differences = {name: probed.difference(rows[0], name) for name in rows[1:]}
     if found is None:
         return None
+    differences = {name: probed.difference(rows[0], name) for name in rows[1:]}
     corrected = holm([one.p for one in differences.values()])
     p_holm = dict(zip(differences, corrected, strict=True))
     return FTest(rows=rows, seeds=list(seeds), f=found[0], p=found[1], differences=differences, p_holm=p_holm)
@@ -169,8 +170,8 @@ def verdict_in_words(verdict: Verdict) -> str:
     lines += ["| --- | ---: | ---: | ---: | --- |"]
     for one in verdict.decisions:
         said = "shown" if one.shown else "left open" if verdict.answers else "cannot be answered"
-        lines.append(f"| {one.hypothesis} | {_points(one.difference)} | {one.p:.2g} | {one.p_holm:.2g} | {said} |")
-    base = f"The first row is better than the untrained encoder by {_points(verdict.learned)} points"
+        lines.append(f"| {one.hypothesis} | {in_points(one.difference)} | {one.p:.2g} | {one.p_holm:.2g} | {said} |")
+    base = f"The first row is better than the untrained encoder by {in_points(verdict.learned)} points"
     lines += ["", f"{base}{'.' if verdict.answers else ': the study cannot answer any hypothesis.'}"]
     if verdict.no_help:
         lines += ["", "Efficient MAE does not help at this size."]
@@ -185,9 +186,10 @@ def f_test_in_words(test: FTest) -> str:
         f"F({rows - 1}, {(rows - 1) * (seeds - 1)}) = {test.f:.2f}, p = {test.p:.2g}. Differences to the first, in "
         "points, with p corrected for their number (Holm): "
     )
-    differences = (f"{name} {_points(one)}, p = {test.p_holm[name]:.2g}" for name, one in test.differences.items())
+    differences = (f"{name} {in_points(one)}, p = {test.p_holm[name]:.2g}" for name, one in test.differences.items())
     return said + "; ".join(differences) + "."
 
 
-def _points(one: Estimate) -> str:
+def in_points(one: Estimate | Interval) -> str:
+    """A mean, and its interval, of shares of one, in hundredths."""
     return f"{100 * one.mean:+.2f} ({100 * one.low:+.2f} to {100 * one.high:+.2f})"

@@ -10,7 +10,8 @@ from scipy import stats
 
 from efficient_mae.study.cells import CELLS
 from efficient_mae.study.presets import Preset
-from efficient_mae.study.results.collect import figures_by_seed, summary
+from efficient_mae.study.results.collect import figures_by_seed, gains_by_seed, summary
+from efficient_mae.study.results.decisions import in_points
 from efficient_mae.study.studies import Study
 from efficient_mae.study.transfer import FIGURES
 from efficient_mae.tasks.classify.probe.statistics import holm
@@ -52,13 +53,12 @@ def add_differences(
     gains = list[Gain]()
     by_row = [_figures(row, study, preset, out, seeds) for row in rows]
     for (above, theirs), (below, ours) in combinations(zip(rows, by_row, strict=True), 2):
-        for name in FIGURES:
-            common = [seed for seed in ours if seed in theirs and name in ours[seed] and name in theirs[seed]]
-            values = [ours[seed][name] - theirs[seed][name] for seed in common]
+        for name in (name for name in FIGURES if name in ours and name in theirs):
+            values = gains_by_seed(ours[name], theirs[name])
             if values and above is rows[0]:
                 below.setdefault("differences", {})[name] = summary(values)
             if len(values) > 1:
-                p, interval = float(stats.ttest_1samp(values, 0.0).pvalue), mean_and_interval(values)
+                p, interval = _p_of_none(values), mean_and_interval(values)
                 gains.append(Gain(row=below["label"], than=above["label"], figure=name, difference=interval, p=p))
     first = [gain for gain in gains if gain.than == rows[0]["label"]]
     corrected = holm([gain.p for gain in first])
@@ -68,18 +68,31 @@ def add_differences(
 
 def _figures(
     row: dict[str, Any], study: Study, preset: Preset, out: Path, seeds: Sequence[int]
-) -> dict[int, dict[str, float]]:
-    cell = CELLS[row["cell"]]
-    return figures_by_seed(out / "cells" / preset.directory(cell), seeds, study.judges, cell.pretrained)
+) -> dict[str, dict[int, float]]:
+    """By name, then by seed."""
+    cell, found = CELLS[row["cell"]], dict[str, dict[int, float]]()
+    folder = out / "cells" / preset.directory(cell)
+    for seed, figures in figures_by_seed(folder, seeds, study.judges, cell.pretrained).items():
+        for name, value in figures.items():
+            found.setdefault(name, {})[seed] = value
+    return found
+
+
+def _p_of_none(values: Sequence[float]) -> float:
+    """p of the mean being 0, two-sided, by Student's t; that of values which are all 0 is 1."""
+    if not any(values):
+        return 1.0
+    tested: Any = stats.ttest_1samp(values, 0.0)
+    return float(tested.pvalue)
 
 
 def gains_in_words(gains: Sequence[Gain]) -> str:
     """As a Markdown table."""
     lines = ["| | | difference, points (95 % interval) | p | p, Holm |", "| --- | --- | ---: | ---: | ---: |"]
     for gain in gains:
-        one, holm_p = gain.difference, "" if gain.p_holm is None else f"{gain.p_holm:.2g}"
-        points = f"{100 * one.mean:+.2f} ({100 * one.low:+.2f} to {100 * one.high:+.2f})"
-        lines.append(f"| {gain.row} less {gain.than} | {FIGURES[gain.figure]} | {points} | {gain.p:.2g} | {holm_p} |")
-    corrected = sum(gain.p_holm is not None for gain in gains)
-    said = f"p is two-sided (Student's t), Holm's corrected for the {corrected} differences to the first row."
+        figure, corrected = FIGURES[gain.figure], "" if gain.p_holm is None else f"{gain.p_holm:.2g}"
+        found = f"{in_points(gain.difference)} | {gain.p:.2g} | {corrected}"
+        lines.append(f"| {gain.row} less {gain.than} | {figure} | {found} |")
+    number = sum(gain.p_holm is not None for gain in gains)
+    said = f"p is two-sided (Student's t), Holm's corrected for the {number} differences to the first row."
     return "\n".join([*lines, "", said])

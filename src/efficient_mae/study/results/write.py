@@ -155,6 +155,13 @@ def _draw(
     return None
 
 
+def _seeds_in_words(result: StudyResult) -> str:
+    """The seeds that the rows have, and of how many, where others are wanted."""
+    done = sorted({seed for row in result.rows for seed in row["measured"].get("seeds", ())})
+    told = ", ".join(map(str, done or result.seeds))
+    return told if done in ([], result.seeds) else f"{told} so far of {len(result.seeds)}"
+
+
 def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bool) -> str:
     machine = result.machine
     summary = SIZES[preset.name].summary if study.transfers and preset.name in SIZES else preset.summary
@@ -173,8 +180,8 @@ def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bo
         parts.append(result.remark)
     if result.data:
         parts.append(
-            f"**Here**: preset `{preset.name}` ({summary}) on `{result.data}`, seeds "
-            f"{', '.join(map(str, result.seeds))}; mean ± half width of the 95 % interval (Student's t), "
+            f"**Here**: preset `{preset.name}` ({summary}) on `{result.data}`, seeds {_seeds_in_words(result)}; "
+            f"mean ± half width of the 95 % interval (Student's t), "
             f"differences seed by seed{'' if study.transfers else _BY_ANSWERS}. **Paper**: its published figures "
             f"{study.published}. Data and models differ: what can be compared is which row is better than which."
         )
