@@ -17,6 +17,7 @@ import efficient_mae as emae
 from efficient_mae.cli import main
 from efficient_mae.data.sources.choice import ANY
 from efficient_mae.engine.logging import read_metrics
+from efficient_mae.errors import InputError
 from efficient_mae.interop import load_whole
 from efficient_mae.study import runs, speeds
 from efficient_mae.study.cells import CELLS, Cell
@@ -91,14 +92,45 @@ def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: 
             "gamma-0.4",
         }
 
-    # As in version control, figures and records stay and weights don't: what is judged is not run again, else it is.
+    # As in version control, figures and records stay and weights don't: what is judged is not run again, and of what
+    # isn't no other run's weights are judged under its name.
     pretrained = run / "pretrain"
     for path in pretrained.iterdir():
         if path.name != "metrics.jsonl":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert study("table7", **settings)[0] == 0 and [*pretrained.iterdir()] == [pretrained / "metrics.jsonl"]
     (run / "probe.json").unlink()
+    status, refused = study("table7", **settings)
+    assert status == 2 and f"{run}: its weights were not kept" in refused["complaints"].splitlines()[-1]
+    assert [*pretrained.iterdir()] == [pretrained / "metrics.jsonl"]
+    shutil.rmtree(run)
     assert study("table7", **settings)[0] == 0 and (pretrained / "encoder.safetensors").is_file()
+    # Pictures look at the weights themselves.
+    assert study("fig3", data=data, out=out)[0] == 0
+    for path in (out / "cells" / "mae-0.90" / "seed-0" / "pretrain").iterdir():
+        if path.name != "metrics.jsonl":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, refused = study("fig3", data=data, out=out)
+    assert status == 2 and "mae-0.90/seed-0: its weights were not kept" in refused["complaints"]
+
+
+def test_a_directory_that_was_moved_is_known_and_shows_all_it_has(
+    data: Path, tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {"data": data, "only": "gamma-2"}
+    assert study("table7", **settings, out=tmp_path / "s", seeds=2)[0] == 0
+    (tmp_path / "s").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "moved" / "cells").rglob("*")}
+    status, result = study("table7", **settings, out="moved", device="cpu")  # this preset runs one seed
+    assert status == 0 and written == {path: path.stat().st_mtime_ns for path in written}
+    row = next(row for row in result["rows"] if row["cell"] == "gamma-2")
+    assert result["seeds"] == row["measured"]["seeds"] == [0, 1]
+    # Nothing is run, and no data are needed, to write it once more.
+    status, again = study("table7", out="moved", only="none", seeds=1)
+    assert status == 0 and written == {path: path.stat().st_mtime_ns for path in written}
+    assert (again["seeds"], again["data"]) == ([0], str(data))
+    assert study("table7", **settings | {"only": "nine"}, out="moved")[0] == 2
 
 
 def test_methods_are_compared_for_equal_epochs_and_equal_time(
@@ -134,6 +166,48 @@ def test_methods_are_compared_for_equal_epochs_and_equal_time(
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()}
     assert study("table3", **arguments)[0] == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    # On a day when all takes twice as long, what is new is timed beside the budget, in the seconds that this had.
+    held = json.loads((out / "speeds.json").read_text())
+    seconds |= {"mae-0.75": 20.0, "simmim": 16.0}
+    cell = CELLS["simmim-same-time"]
+    place = runs.Place(out, str(data), ANY, None, "cpu")
+    assert speeds.measure_speeds([CELLS["beit-same-time"], cell], PRESETS["smoke"], place, jobs=1) == {}
+    found = json.loads((out / "speeds.json").read_text())
+    assert found.pop("simmim") == {"seconds": 8.0, "memory": 0.5, "rounds": [8.0, 8.0]} and found == held
+
+
+def test_what_fails_beforehand_stops_only_what_needs_it(
+    data: Path, tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    def timed(cell: Cell, preset: Preset, *_) -> dict[str, float]:
+        if preset.directory(cell) == "simmim":
+            raise InputError("it was slow")
+        return {"seconds": 1.0, "memory": 0.5}
+
+    monkeypatch.setattr(speeds, "time_epoch", timed)
+    out = tmp_path / "s"
+    stray = out / "cells" / "tokenizer" / "seed-0" / "tokenizer" / "letter.txt"
+    assert study("fig4", out=out)[0] == 0
+    stray.parent.mkdir(parents=True)
+    stray.write_text("Dear")
+    status, result = study("table3", data=data, out=out, only="beit,mae,simmim-same-time,mae-same-time")
+    assert status == 1 and [*result["failed"]] == ["tokenizer seed 0", "simmim"]
+    rows = {row["cell"]: row["measured"] for row in result["rows"] if row["cell"]}
+    assert "top1" in rows["mae"] and rows["mae"] == rows["mae-same-time"]
+    assert rows["beit"] == rows["simmim-same-time"] == {}
+
+
+def test_an_error_between_runs_ends_the_study(tmp_path: Path):
+    command = ("info", ("--model", "mae_vit_tiny_patch16", "--depth", "1", "--decoder_depth", "1"))
+    several = [runs.CellRun("a", seed, tmp_path / f"{seed}", (command,)) for seed in range(4)]
+
+    def full(_: dict[str, str]) -> None:
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        runs.run_all(several, jobs=1, after_seed=full)
+    assert several[0].is_done() and not several[-1].is_done()
 
 
 def test_an_epoch_is_timed_in_a_process_of_its_own(data: Path, tmp_path: Path):
@@ -240,7 +314,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
             "preset='gpuu': must be one of smoke, cpu, main, main14, photographs, gpu, paper",
         ),
         (["table4", "--only", "mae-0.8", "--out", "o"], "only='mae-0.8': no cell of table4; did you mean mae-0.85?"),
-        (["table1", "--only", "mae-0.85", "--out", "o"], "no cell of table1; its cells: none, it runs nothing"),
+        (["table1", "--only", "mae-0.85", "--out", "o"], "no cell of table1; its cells: none"),
         (["table4", "--out", "o"], "data must be given: table4 trains on it"),
         (["table4", "--data", "fashion-mnist-sample"], "out must be given"),
         (["table4", "--data", "/nowhere", "--out", "o"], "/nowhere"),

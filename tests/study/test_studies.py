@@ -104,6 +104,13 @@ def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
         assert preset.directory(settled) == cell.name
     same = settle_length(CELLS["mae-same-time"], preset, tmp_path)
     assert same is not None and preset.directory(same) == "mae"
+    # Where methods are compared at the preset's own rate, those of two studies are the same runs.
+    for name in ("mae-0.75", "cross"):
+        seconds[name] = seconds.get(name, seconds["mae"])
+    (tmp_path / "speeds.json").write_text(json.dumps({name: {"seconds": one} for name, one in seconds.items()}))
+    main = PRESETS["main"]
+    both = [settle_length(CELLS[f"cross{which}-same-time"], main, tmp_path) for which in ("", "-0.85")]
+    assert {one and main.directory(one) for one in both} == {"cross-0.85-same-time"}
 
 
 def test_cells_of_equal_cost_have_the_epochs_that_its_multiplications_buy(tmp_path: Path):

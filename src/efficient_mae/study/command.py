@@ -26,11 +26,14 @@ from efficient_mae.study.presets import Preset, find_preset
 from efficient_mae.study.probing import check_labels, is_probe
 from efficient_mae.study.results.decisions import verdict_in_words
 from efficient_mae.study.results.tables import markdown_table
-from efficient_mae.study.results.write import StudyResult, write_study
-from efficient_mae.study.runs import Place, plan_made, plan_runs, run_all
+from efficient_mae.study.results.write import StudyResult, seeds_there, write_study
+from efficient_mae.study.runs import CellRun, Place, check_kept, plan_made, plan_runs, run_all
 from efficient_mae.study.speeds import measure_speeds, settle_length
 from efficient_mae.study.studies import STUDIES, Study
 from efficient_mae.study.transfer import SIZED, open_transfer
+
+# What `--only` takes for running nothing: the table is written of what there is.
+_NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,8 @@ class StudyConfig(DataChoice, Settings):
     list: bool = False
     """list the studies with their cells, and the cost and time estimated for this machine; `--list` alone does"""
     preset: str = "cpu"
-    """smoke (seconds), cpu (2 cores), main (2 cores: the main study's), photographs (2 cores, Figures 2 to 4), gpu
-    (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
+    """smoke (seconds), cpu (2 cores), main and main14 (2 cores: the main study's, the latter with 14 x 14 patches),
+    photographs (2 cores, Figures 2 to 4), gpu (one large GPU) or paper (ImageNet-1k, days on 8 GPUs)"""
     data: Location | None = None
     """labelled images: folder with train/ and val/, hf:NAME_OR_PATH, wds:PATTERN, fashion-mnist or -sample;
     Figures 2 to 4 need no labels: photographs-sample; Table 10 takes what emae scenes writes, of the preset paper
@@ -51,9 +54,10 @@ class StudyConfig(DataChoice, Settings):
     out: Location | None = None
     """directory of studies of one preset on the same data; they share its cells, and the same command resumes"""
     only: str | None = None
-    """cells to run now, separated by commas (null: all of the study's); the table shows all that is done"""
+    """cells to run now, separated by commas, or none (null: all of the study's); the table shows all that is done"""
     seeds: PositiveInt | None = None
-    """runs of each cell, with seeds from 0 on (null: the preset's number)"""
+    """runs of each cell, with seeds from 0 on, that are run and shown (null: the preset's number is run, and what
+    there is beyond is shown too)"""
     jobs: PositiveInt = 1
     """runs at a time"""
     device: str = "auto"
@@ -76,18 +80,21 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
     if config.out is None:
         raise InputError("out must be given: the directory of the studies (emae study --help)")
     choice, out, seeds = config.alone(), Path(config.out), range(seeds_of(chosen, preset, config.seeds))
+    trained = bool(chosen.cells(preset.is_paper))
+    known = config.data if cells else _claim(out, preset, config.data if trained else None)
     head = {
         "study": chosen.name,
         "title": chosen.title,
         "preset": preset.name,
-        "data": config.data if cells else None,
+        "data": known if trained else None,
         "command": _command(config),
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(find_device(config.device)),
     }
 
     def write(failed: dict[str, str]) -> StudyResult:
-        return write_study({**head, "failed": failed}, chosen, preset, out, seeds)
+        shown = seeds if config.seeds else range(max(len(seeds), seeds_there(chosen, preset, out)))
+        return write_study({**head, "failed": failed}, chosen, preset, out, shown)
 
     failed: dict[str, str] = {}
     if cells:
@@ -107,8 +114,6 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
         )
         place = Place(out, data, choice, labelled, config.device)
         failed = _run(cells, chosen, preset, seeds, place, config.jobs, write)
-    else:
-        _claim(out, preset, None)
     return write(failed)
 
 
@@ -126,13 +131,24 @@ def _run(
     Args:
         write: the study, as far as it is done, which judges have something to say of after each seed.
     """
-    gpus = preset.gpus(place.device)
-    if failed := run_all(plan_made(cells, preset, seeds, place), jobs, gpus):
-        return failed
-    measure_speeds(cells, preset, place, jobs)
-    settled = [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
-    runs = plan_runs(settled, preset, seeds, chosen.judges_of(preset.is_paper), place)
-    return run_all(runs, jobs, gpus, write if chosen.judges else None)
+    gpus, judges = preset.gpus(place.device), chosen.judges_of(preset.is_paper)
+
+    def planned() -> list[CellRun]:
+        settled = [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
+        return plan_runs(settled, preset, seeds, judges, place)
+
+    runs = planned()
+    done = {(run.of, run.seed) for run in runs if run.is_done()}
+    lacking = [(cell, seed) for seed in seeds for cell in cells if (cell.name, seed) not in done]
+    made = plan_made(lacking, preset, place)
+    check_kept([*made, *runs])
+    failed = run_all(made, jobs, gpus) | measure_speeds(cells, preset, place, jobs)
+    ready = [run for run in planned() if not failed.keys() & {f"{one} seed {run.seed}" for one in run.needed}]
+
+    def write_so_far(others: dict[str, str]) -> None:
+        write(failed | others)
+
+    return failed | run_all(ready, jobs, gpus, write_so_far if chosen.judges else None)
 
 
 def _find_study(name: str | None) -> Study:
@@ -145,12 +161,12 @@ def _find_study(name: str | None) -> Study:
 
 def _choose_cells(chosen: Study, preset: Preset, only: str | None) -> list[Cell]:
     cells = {cell.name: cell for cell in chosen.cells(preset.is_paper)}
-    if only is None:
-        return list(cells.values())
+    if only is None or only == _NONE:
+        return list(cells.values()) if only is None else []
     names = dict.fromkeys(name.strip() for name in only.split(","))
     for name in names:
         if name not in cells:
-            known = ", ".join(cells) or "none, it runs nothing"
+            known = ", ".join((*cells, _NONE))
             raise InputError(
                 f"only={name!r}: no cell of {chosen.name}{did_you_mean(name, cells)}; its cells: {known}"
             )
@@ -193,8 +209,8 @@ def _open_transfer(chosen: Study, preset: Preset, data: str, choice: DataChoice,
     return pretrained, data
 
 
-def _claim(out: Path, preset: Preset, data: str | None) -> None:
-    """Make the directory that of this preset's studies on these data, or find that it is.
+def _claim(out: Path, preset: Preset, data: str | None) -> str | None:
+    """Make the directory that of this preset's studies on these data, or find that it is; return its data.
 
     Raises:
         InputError: it is another's, or cannot be written.
@@ -211,6 +227,7 @@ def _claim(out: Path, preset: Preset, data: str | None) -> None:
     with refusing_unwritable(out):
         out.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps({"preset": preset.name, "data": data or held["data"]}).encode())
+    return data or held["data"]
 
 
 def _command(config: StudyConfig) -> str:

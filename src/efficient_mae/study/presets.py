@@ -63,16 +63,22 @@ class Preset:
         """The name under which its runs are kept: that of the first cell that this preset runs alike."""
         if not cell.pretrained:
             return cell.name
-        settings = self.pretraining(cell)
-        alike = (
-            other.name
+        known = [
+            (other.name, self.pretraining(other), other.measure if other.as_long_as else None)
             for other in CELLS.values()
             if other.paper in (None, self.is_paper)
-            and other.as_long_as is None
             and (other.pretrained, other.transferred) == (True, cell.transferred)
-            and self.pretraining(other) == settings
-        )
-        return next(alike, cell.name)
+        ]
+        settings = self.pretraining(cell)
+        alike = [name for name, theirs, measure in known if measure is None and theirs == settings]
+        # What lasts as long as another is given its epochs later, and two with the same budget the same.
+        settled = settings | {"epochs": None}
+        alike += [
+            name
+            for name, theirs, measure in known
+            if measure == cell.measure and theirs | {"epochs": None} == settled
+        ]
+        return alike[0] if alike else cell.name
 
     def settings(self, command: str, cell: Cell) -> dict[str, Any]:
         """The settings of another command that a cell needs, but for data, weights, directory and seed."""

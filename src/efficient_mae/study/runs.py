@@ -13,7 +13,6 @@ is not started again; one that isn't goes on from its last checkpoint.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -30,6 +29,7 @@ from efficient_mae.data import DataChoice
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import Cell
@@ -51,6 +51,8 @@ class CellRun:
         folder: of its runs.
         commands: subcommand of `emae`, or the judge that it is, and its arguments, in the order to run them.
         untrained: where nothing is pre-trained, the settings of the pre-training whose first weights are judged.
+        needed: commands whose runs with the same seed it takes.
+        looked_at: its weights are wanted, beside what judges say of them.
     """
 
     of: str
@@ -58,14 +60,24 @@ class CellRun:
     folder: Path
     commands: tuple[tuple[str, tuple[str, ...]], ...]
     untrained: Mapping[str, Any] | None = None
+    needed: tuple[str, ...] = ()
+    looked_at: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.of} seed {self.seed}"
 
     def is_done(self) -> bool:
-        """All of its commands have run to their end."""
-        return all(_record(self.folder, command) == list(arguments) for command, arguments in self.commands)
+        """All of its commands have run to their end, and what is wanted of them is still there."""
+        done = all(_has_run(self.folder, command, arguments) for command, arguments in self.commands)
+        return done and not (self.looked_at and self.is_lost())
+
+    def is_lost(self) -> bool:
+        """It has learned something whose weights were not kept, as in version control, whatever else was."""
+        command, place = self.commands[0][0], self.folder / self.commands[0][0]
+        kept = {path.name for path in place.iterdir()} if place.is_dir() else set[str]()
+        learned = command in ("pretrain", "tokenizer") and (self.folder / f"{command}.json").is_file()
+        return learned and kept <= {"metrics.jsonl", RESULTS}
 
 
 @dataclass(frozen=True)
@@ -112,16 +124,15 @@ def _folder(out: Path, name: str, seed: int) -> Path:
     return out / "cells" / name / f"seed-{seed}"
 
 
-def plan_made(cells: Sequence[Cell], preset: Preset, seeds: Sequence[int], place: Place) -> list[CellRun]:
-    """The runs that these cells need beforehand."""
+def plan_made(cells: Sequence[tuple[Cell, int]], preset: Preset, place: Place) -> list[CellRun]:
+    """The runs that these cells, each with a seed, need beforehand."""
     runs = {}
-    for seed in seeds:
-        for cell in cells:
-            for command in cell.made.values():
-                folder = _folder(place.out, command, seed)
-                where = {"seed": seed, "device": place.device, "data": place.data, "out": folder / command}
-                given = flags({**preset.settings(command, cell), **place.chosen, **where})
-                runs.setdefault(folder, CellRun(command, seed, folder, ((command, given),)))
+    for cell, seed in cells:
+        for command in cell.made.values():
+            folder = _folder(place.out, command, seed)
+            where = {"seed": seed, "device": place.device, "data": place.data, "out": folder / command}
+            given = flags({**preset.settings(command, cell), **place.chosen, **where})
+            runs.setdefault(folder, CellRun(command, seed, folder, ((command, given),), looked_at=True))
     return list(runs.values())
 
 
@@ -131,7 +142,7 @@ def plan_runs(
     """The runs of these cells, a seed of all before the next seed.
 
     Args:
-        judges: commands that judge each, if there are labels.
+        judges: commands that judge each, if there are labels; without any the weights are looked at.
     """
     runs = {}
     for seed in seeds:
@@ -150,8 +161,20 @@ def plan_runs(
                 settings |= place.chosen if settings["data"] == place.data else {}
                 commands.append((judge, flags(settings)))
             untrained = None if cell.pretrained else preset.pretraining(cell)
-            runs.setdefault(folder, CellRun(cell.name, seed, folder, tuple(commands), untrained))
+            needed = tuple(cell.made.values())
+            run = CellRun(cell.name, seed, folder, tuple(commands), untrained, needed, looked_at=not judges)
+            runs.setdefault(folder, run)
     return list(runs.values())
+
+
+def check_kept(runs: Sequence[CellRun]) -> None:
+    """Raise InputError for runs that can't be gone on with: another run's weights would take the name of theirs."""
+    if lost := [run.folder for run in runs if run.is_lost() and not run.is_done()]:
+        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise InputError(
+            f"{lost[0]}{others}: its weights were not kept, and what is still to be done needs them; remove the "
+            "folder to have all of it run anew, or name another --out"
+        )
 
 
 def has_directory(command: str) -> bool:
@@ -192,8 +215,8 @@ def run_all(
                 left[run.seed] -= 1
                 if after_seed is not None and not left[run.seed] and number < len(pending):
                     after_seed(failed)
-        except KeyboardInterrupt:
-            # The processes got the interrupt too, and end at their last checkpoint.
+        except BaseException:
+            # What hasn't begun stays so. On an interrupt, which the processes got too, they end at a checkpoint.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
@@ -202,12 +225,11 @@ def run_all(
 def _run(run: CellRun, jobs: int, gpus: int) -> str:
     """Run what a run still lacks; return why it failed, or nothing."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    _forget_lost(run)
     if run.untrained is not None:
         _write_untrained(run.folder / _UNTRAINED, pretrained_config(run.untrained), run.seed)
     environment = environment_of(jobs)
     for command, arguments in run.commands:
-        if _record(run.folder, command) == list(arguments):
+        if _has_run(run.folder, command, arguments):
             continue
         prints = not has_directory(command)
         with (run.folder / "log.txt").open("ab") as log:
@@ -225,14 +247,6 @@ def _run(run: CellRun, jobs: int, gpus: int) -> str:
     return ""
 
 
-def _forget_lost(run: CellRun) -> None:
-    """Begin pre-training anew where its figures were kept and its weights were not, as in version control."""
-    place = run.folder / "pretrain"
-    if place.is_dir() and [path.name for path in place.iterdir()] == ["metrics.jsonl"]:
-        shutil.rmtree(place)
-        (run.folder / "pretrain.json").unlink(missing_ok=True)
-
-
 def _write_untrained(file: Path, config: MethodConfig, seed: int) -> None:
     with torch_seeded(seed):
         encoder = config.make_backbone()
@@ -247,10 +261,18 @@ def environment_of(jobs: int) -> dict[str, str]:
     return environment
 
 
-def _record(folder: Path, command: str) -> list[str] | None:
-    """The arguments with which a command has run to its end here."""
+def _has_run(folder: Path, command: str, arguments: Sequence[str]) -> bool:
+    """A command has run to its end here with these arguments, wherever the directory lies now."""
     file = folder / f"{command}.json"
-    return json.loads(file.read_bytes()) if file.is_file() else None
+    return file.is_file() and _essence(json.loads(file.read_bytes())) == _essence(arguments)
+
+
+def _essence(arguments: Sequence[str]) -> dict[str, str]:
+    """What of arguments makes a run what it is: not the machine, and not the data, which the directory has one of."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    places = {name: given[name] for name in ("--out", "--weights", "--tokenizer") if name in given}
+    below = {name: place.rpartition("/cells/")[2] for name, place in places.items()}
+    return {name: value for name, value in (given | below).items() if name not in ("--device", "--data")}
 
 
 def flags(settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -33,37 +33,50 @@ _STEPS = 200
 _LOOK = 0.5
 
 
-def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: int) -> None:
+def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: int) -> dict[str, str]:
     """Time an epoch of each cell that has a budget of time, and of what it lasts as long as, one after another.
 
-    Twice, so that what else the machine does meets all of them. What was measured is kept; a cell that is new is
-    measured with all others anew.
+    Twice, so that what else the machine does meets all of them. What was measured stays, and with it how long the
+    runs are that went by it; a cell that is new is timed beside its budget, which is timed anew, and is held in the
+    seconds that the budget had before: the machine may be slower or faster by now.
 
     Args:
         jobs: runs at a time that the study will have: each is timed with as many cores as it will have then.
+
+    Returns:
+        Why, by name, for those that failed.
     """
-    timed = {}
+    held, failed = read_speeds(place.out), dict[str, str]()
+    budgets: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         if cell.as_long_as is not None and cell.measure == "time":
-            for one in (CELLS[cell.as_long_as], _by_epochs(cell)):
-                timed[preset.directory(one)] = one
-    if not timed.keys() - read_speeds(place.out).keys():
-        return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in timed}
-    for number in range(_ROUNDS):
-        for name, cell in timed.items():
-            folder = place.out / "speeds" / name / f"round-{number}"
-            found[name].append(time_epoch(cell, preset, place, folder, jobs))
-            say(f"{name}: {found[name][-1]['seconds']:.1f} seconds an epoch (round {number + 1} of {_ROUNDS})")
-    speeds = {
-        name: {
-            "seconds": mean(one["seconds"] for one in rounds),
-            "memory": max(one["memory"] for one in rounds),
-            "rounds": [one["seconds"] for one in rounds],
-        }
-        for name, rounds in found.items()
-    }
-    replace_file(place.out / _FILE, json.dumps(speeds, indent=1).encode())
+            new = {preset.directory(one): one for one in (CELLS[cell.as_long_as], _by_epochs(cell))}
+            if new.keys() - held.keys():
+                budgets.setdefault(next(iter(new)), {}).update(new)
+    for budget, timed in budgets.items():
+        new = {name: cell for name, cell in timed.items() if name == budget or name not in held}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in new}
+        for number in range(_ROUNDS):
+            for name, cell in new.items():
+                folder = place.out / "speeds" / name / f"round-{number}"
+                try:
+                    found[name].append(time_epoch(cell, preset, place, folder, jobs))
+                except InputError as error:
+                    failed[name] = str(error)
+                    continue
+                say(f"{name}: {found[name][-1]['seconds']:.1f} seconds an epoch (round {number + 1} of {_ROUNDS})")
+        if budget in failed:
+            continue
+        rounds = {name: one for name, one in found.items() if name not in failed}
+        seconds = {name: mean(one["seconds"] for one in of) for name, of in rounds.items()}
+        unit = held[budget]["seconds"] / seconds[budget] if budget in held else 1.0
+        for name, of in rounds.items():
+            if name not in held:
+                memory = max(one["memory"] for one in of)
+                in_rounds = [unit * one["seconds"] for one in of]
+                held[name] = {"seconds": unit * seconds[name], "memory": memory, "rounds": in_rounds}
+        replace_file(place.out / _FILE, json.dumps(held, indent=1).encode())
+    return failed
 
 
 def time_epoch(cell: Cell, preset: Preset, place: Place, folder: Path, jobs: int) -> dict[str, float]:

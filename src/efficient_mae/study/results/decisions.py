@@ -98,7 +98,7 @@ def decide(study: Study, probed: Comparison, seeds: Sequence[int], planned: int)
     base = (BASELINES[0], pairs[0][0])
     if any(len(probed.seeds(*pair)) < 2 for pair in (base, *pairs)):
         return None
-    learned = _estimate(probed.difference(*base))
+    learned = probed.quantiles(*base)
     ps = []
     for one in study.hypotheses:
         gains = probed.gains(one.first, one.second)
@@ -107,7 +107,7 @@ def decide(study: Study, probed: Comparison, seeds: Sequence[int], planned: int)
     decisions = [
         Decision(
             hypothesis=one.text,
-            difference=_estimate(probed.difference(one.first, one.second)),
+            difference=probed.quantiles(one.first, one.second),
             seeds=list(probed.seeds(one.first, one.second)),
             p=p,
             p_holm=corrected,
@@ -124,10 +124,6 @@ def decide(study: Study, probed: Comparison, seeds: Sequence[int], planned: int)
         decisions=decisions,
         no_help=learned.low > 0 and (gain.high < 0 or -_POINT < gain.low <= gain.high < _POINT),
     )
-
-
-def _estimate(difference: Difference) -> Estimate:
-    return Estimate(mean=difference.mean, low=difference.low, high=difference.high)
 
 
 def compare_rows(study: Study, probed: Comparison, paper: bool) -> FTest | None:
@@ -172,6 +168,7 @@ def verdict_in_words(verdict: Verdict) -> str:
         said = "shown" if one.shown else "left open" if verdict.answers else "cannot be answered"
         lines.append(f"| {one.hypothesis} | {in_points(one.difference)} | {one.p:.2g} | {one.p_holm:.2g} | {said} |")
     base = f"The first row is better than the untrained encoder by {in_points(verdict.learned)} points"
+    lines += ["", "These intervals and p, as said in advance, are of the draws themselves; of few seeds they can be too narrow."]
     lines += ["", f"{base}{'.' if verdict.answers else ': the study cannot answer any hypothesis.'}"]
     if verdict.no_help:
         lines += ["", "Efficient MAE does not help at this size."]

@@ -57,8 +57,12 @@ class Comparison:
         """What the second is better by, over the seeds in common, of which there must be one."""
         return self._over(self.seeds(first, second)).difference(first, second)
 
+    def quantiles(self, first: str, second: str) -> Estimate:
+        """The same with the interval of the draws themselves."""
+        return self._over(self.seeds(first, second)).quantiles(first, second)
+
     def gains(self, first: str, second: str) -> Float64[np.ndarray, " number"]:
-        """The same, draw by draw."""
+        """What the second is better by, draw by draw."""
         return self._over(self.seeds(first, second)).gains(first, second)
 
     def _over(self, seeds: tuple[int, ...]) -> Bootstrap:

@@ -24,6 +24,7 @@ from efficient_mae.study.results.plots import draw_accuracies, draw_by_ratio, dr
 from efficient_mae.study.results.probed import read_comparison
 from efficient_mae.study.results.tables import csv_table, markdown_table
 from efficient_mae.study.results.transferred import Gain, add_differences, gains_in_words
+from efficient_mae.study.speeds import settle_length
 from efficient_mae.study.studies import PROBE, Study
 from efficient_mae.study.transfer import SIZES
 
@@ -104,7 +105,7 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
         remark=study.remark,
         rows=rows,
         figure=figure,
-        verdict=decide(study, probed, counted, planned=len(seeds)),
+        verdict=decide(study, probed, counted, planned=max(len(seeds), preset.seeds)),
         f_test=compare_rows(study, probed, preset.is_paper),
         gains=gains,
         written=str(folder),
@@ -116,6 +117,13 @@ def write_study(head: dict[str, Any], study: Study, preset: Preset, out: Path, s
     if rows:
         replace_file(folder / "table.csv", csv_table(rows).encode())
     return result
+
+
+def seeds_there(study: Study, preset: Preset, out: Path) -> int:
+    """How many seeds, from 0 on, any of a study's cells was run with."""
+    settled = [settle_length(cell, preset, out) or cell for cell in study.cells(preset.is_paper)]
+    folders = [folder for cell in settled for folder in (out / "cells" / preset.directory(cell)).glob("seed-*")]
+    return 1 + max((int(folder.name.removeprefix("seed-")) for folder in folders), default=-1)
 
 
 def _counted(study: Study, preset: Preset, out: Path, seeds: Sequence[int], failed: Collection[str]) -> list[int]:
@@ -165,6 +173,7 @@ def _seeds_in_words(result: StudyResult) -> str:
 def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bool) -> str:
     machine = result.machine
     summary = SIZES[preset.name].summary if study.transfers and preset.name in SIZES else preset.summary
+    by_answers = _BY_ANSWERS if PROBE in study.judges_of(preset.is_paper) else ""
     parts = [f"# {result.study}: {result.title}"]
     if result.rows:
         parts.append(markdown_table(result.rows))
@@ -182,7 +191,7 @@ def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bo
         parts.append(
             f"**Here**: preset `{preset.name}` ({summary}) on `{result.data}`, seeds {_seeds_in_words(result)}; "
             f"mean ± half width of the 95 % interval (Student's t), "
-            f"differences seed by seed{'' if study.transfers else _BY_ANSWERS}. **Paper**: its published figures "
+            f"differences seed by seed{by_answers}. **Paper**: its published figures "
             f"{study.published}. Data and models differ: what can be compared is which row is better than which."
         )
     for name, reason in result.failed.items():

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm, ttest_rel
 
 from efficient_mae.tasks.classify.probe.statistics import (
     Bootstrap,
@@ -61,6 +62,34 @@ def test_a_paired_difference():
     assert tables["this"].difference("a", "b") == gain and tables["other"].means == {"a": better.mean()}
     estimate = found.accuracy("a")
     assert estimate.low < first.mean() < estimate.high
+
+
+def answered(rng: np.random.Generator, chances: np.ndarray, images: int) -> np.ndarray:
+    """Answers of each seed with its chance, to two label subsets."""
+    return rng.random((len(chances), 2, images)) < chances[:, None, None]
+
+
+def test_where_seeds_alone_differ_it_is_the_t_test_of_pairs():
+    rng = np.random.default_rng(3)
+    first, second = (answered(rng, np.array(chances), 20_000) for chances in ([0.4, 0.42, 0.45], [0.5, 0.6, 0.72]))
+    drawn = Bootstrap.of({"a": first, "b": second})
+    found, of_draws = drawn.difference("a", "b"), drawn.quantiles("a", "b")
+    known = ttest_rel(second.mean(axis=(1, 2)), first.mean(axis=(1, 2)))
+    interval = known.confidence_interval(0.95)
+    half, expected = (found.high - found.low) / 2, (interval.high - interval.low) / 2
+    assert half == pytest.approx(expected, rel=0.06) and (found.high + found.low) / 2 == pytest.approx(found.mean)
+    assert found.p == pytest.approx(known.pvalue, rel=0.2)
+    assert of_draws.high - of_draws.low < half, "of three seeds they say half as much"
+
+
+def test_where_images_alone_differ_it_is_the_normal_one():
+    rng = np.random.default_rng(4)
+    first, second = (np.broadcast_to(rng.random(500) < chance, (4, 3, 500)) for chance in (0.6, 0.64))
+    found = Bootstrap.of({"a": first, "b": second}).difference("a", "b")
+    gains = second[0, 0] * 1.0 - first[0, 0]
+    error = gains.std(ddof=1) / np.sqrt(500)
+    assert (found.high - found.low) / 2 == pytest.approx(norm.ppf(0.975) * error, rel=0.03)
+    assert found.p == pytest.approx(2 * norm.sf(gains.mean() / error), rel=0.15)
 
 
 def test_rows_have_the_same_draws():

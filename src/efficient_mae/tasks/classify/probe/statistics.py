@@ -18,7 +18,7 @@ _AT_ONCE = 2**23
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean and its 95 % interval.
+    """A mean and its 95 % interval, by Student's t unless another is said.
 
     Attributes:
         mean: over seeds, label subsets and held-out images.
@@ -46,13 +46,19 @@ class Difference(Estimate):
 class Bootstrap:
     """Answers of several rows, over the same draws of seeds, label subsets and held-out images.
 
+    Intervals are mean ± t standard errors. The error is the draws' spread, which has all three in it; t has the
+    degrees of freedom that few of one or the other leave (Satterthwaite 1946), since the spread of few is itself
+    uncertain, and quantiles of the draws would make too little of that.
+
     Attributes:
         means: share of right answers of each row, 0 to 1.
         drawn: its replicates.
+        parts: its means of each seed, of each subset and of each image.
     """
 
     means: Mapping[str, float]
     drawn: Mapping[str, Float64[np.ndarray, " number"]]
+    parts: Mapping[str, tuple[Float64[np.ndarray, " _"], ...]]
 
     @classmethod
     def of(cls, right: Mapping[str, Bool[np.ndarray, "S L N"]]) -> "Bootstrap":
@@ -68,29 +74,49 @@ class Bootstrap:
             title: cls(
                 {name: float(answers.mean()) for name, answers in table.items()},
                 {name: next(drawn) for name in table},
+                {name: tuple(answers.mean(axis=over) for over in _OTHERS) for name, answers in table.items()},
             )
             for title, table in right.items()
         }
 
     def accuracy(self, name: str) -> Estimate:
         """Share of right answers of a row, with its interval."""
-        return _estimate(self.means[name], self.drawn[name])
+        error, freedom = _error(self.drawn[name], self.parts[name])
+        return _by_t(self.means[name], error, freedom, least=0.0)
 
     def gains(self, first: str, second: str) -> Float64[np.ndarray, " number"]:
         """What the second row is better by, draw by draw."""
         return self.drawn[second] - self.drawn[first]
 
     def difference(self, first: str, second: str) -> Difference:
-        """What the second row is better by, answer by answer, with its interval."""
-        means = self.gains(first, second)
-        beyond = 1 + min((means <= 0).sum(), (means >= 0).sum())
-        p = min(1.0, 2.0 * float(beyond) / (1 + len(means)))
-        return Difference(**asdict(_estimate(self.means[second] - self.means[first], means)), p=p)
+        """What the second row is better by, answer by answer, with its interval; p no less than draws can tell."""
+        gains = self.gains(first, second)
+        parts = [theirs - ours for ours, theirs in zip(self.parts[first], self.parts[second], strict=True)]
+        mean, (error, freedom) = self.means[second] - self.means[first], _error(gains, parts)
+        beyond = 2.0 * float(stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+        estimate = _by_t(mean, error, freedom, least=-1.0)
+        return Difference(**asdict(estimate), p=max(beyond, 2.0 / (1 + len(gains))))
+
+    def quantiles(self, first: str, second: str) -> Estimate:
+        """The same with the interval that 95 % of the draws lie in: of few seeds it is too narrow."""
+        low, high = np.quantile(self.gains(first, second), (0.025, 0.975))
+        return Estimate(mean=self.means[second] - self.means[first], low=float(low), high=float(high))
 
 
-def _estimate(mean: float, means: Float64[np.ndarray, " number"]) -> Estimate:
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(mean=mean, low=float(low), high=float(high))
+# The axes of answers (seeds, label subsets, images) that a mean of each seed, subset or image is over.
+_OTHERS = ((1, 2), (0, 2), (0, 1))
+
+
+def _error(drawn: Float64[np.ndarray, " number"], parts: Sequence[Float64[np.ndarray, " _"]]) -> tuple[float, float]:
+    """Standard error of a mean, and the degrees of freedom that it is known with."""
+    variance = float(drawn.var())
+    uncertain = sum((float(part.var(ddof=1)) / len(part)) ** 2 / (len(part) - 1) for part in parts if len(part) > 1)
+    return variance**0.5, variance**2 / uncertain if uncertain else np.inf
+
+
+def _by_t(mean: float, error: float, freedom: float, least: float) -> Estimate:
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return Estimate(mean=mean, low=max(least, mean - half), high=min(1.0, mean + half))
 
 
 def replicates(
@@ -98,10 +124,10 @@ def replicates(
 ) -> Float64[np.ndarray, "number ..."]:
     """Means over seeds, label subsets and images, each of the three drawn anew with replacement.
 
-    All that belongs to a seed, a subset or an image is drawn together, as in Owen's pigeonhole bootstrap (2007): it
-    errs towards wide intervals. Of n are drawn n - 1 (Rao and Wu 1988), without which few seeds would seem surer than
-    they are by n / (n - 1); of a single one nothing can be told, and it stays. Rows have the same draws, so that the
-    replicates of a difference are the difference of theirs; of whole numbers both are exact.
+    All that belongs to a seed, a subset or an image is drawn together, as in Owen's pigeonhole bootstrap (2007),
+    whose variance is no smaller than the mean's. Of n are drawn n - 1 (Rao and Wu 1988), without which that of few
+    seeds would be too small by n / (n - 1); of a single one nothing can be told, and it stays. Rows have the same
+    draws, so that the replicates of a difference are the difference of theirs; of whole numbers both are exact.
     """
     rng = np.random.default_rng(seed)
     *rows, seeds, subsets, images = values.shape
