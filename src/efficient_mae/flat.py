@@ -54,8 +54,9 @@ class Flat(Generic[T]):
         return self.buffer.nbytes
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Flat[T]":
-        """The same on another device."""
-        return Flat(self.skeleton, self.buffer.to(device, non_blocking=non_blocking))
+        """The same on another device; to the host it always waits, since what comes there is read at once."""
+        device = torch.device(device)
+        return Flat(self.skeleton, self.buffer.to(device, non_blocking=non_blocking and device.type != "cpu"))
 
     def pin_memory(self) -> "Flat[T]":
         """The same in page-locked memory, from which copies to a GPU overlap with its work."""

@@ -52,6 +52,16 @@ def test_neighbourhood_metrics_by_convolution(mask: torch.Tensor):
         np.testing.assert_allclose(ours[one], expected[one], rtol=1e-5)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_it_is_the_same_whatever_surrounds_it(mask: torch.Tensor, metric: str):
+    expected = emae.difficulty(mask[:20], metric=metric)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(emae.difficulty(mask[:20], metric=metric), expected)
+    with torch.device("meta"):
+        assert emae.difficulty(mask[:20], metric=metric).device.type == "cpu"
+    assert expected.dtype == torch.float32 and emae.difficulty(mask[:0], metric=metric).shape == (0, 14, 14)
+
+
 def test_an_unknown_metric_names_the_known(mask: torch.Tensor):
     with pytest.raises(ValueError, match=r"metric='p3dist'.*p2dist, p2dist_exact"):
         emae.difficulty(mask, metric="p3dist")

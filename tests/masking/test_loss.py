@@ -21,6 +21,18 @@ def test_gamma_zero_is_the_mean_squared_error():
     torch.testing.assert_close(loss, torch.nn.functional.mse_loss(prediction, target))
 
 
+def test_it_is_in_float32_whatever_the_images_are_in():
+    prediction, target = torch.full((3, 4), 300.0).half(), torch.zeros(3, 4).half()
+    loss = emae.difficulty_flatten_loss(prediction, target, torch.ones(3))
+    assert loss.dtype == torch.float32 and loss == 300**2
+
+
+@pytest.mark.parametrize("difficulties", [[6.0, 10.0, 26.0], [0.3, 0.5, 0.26]])
+def test_a_gamma_of_which_no_weight_is_left(difficulties: list[float]):
+    with pytest.raises(ValueError, match=r"gamma=100: d \*\* -gamma leaves nothing"):
+        emae.difficulty_flatten_loss(*torch.randn(2, 3, 4), torch.tensor(difficulties), gamma=100.0)
+
+
 def test_nothing_to_predict():
     empty = torch.empty(0, 4)
     with pytest.raises(ValueError, match="no patch"):

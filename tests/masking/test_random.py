@@ -38,6 +38,14 @@ def test_equal_noise_is_resolved_by_index():
     assert mask.tolist() == [[[False, False, False], [True, True, True]]]
 
 
+@pytest.mark.parametrize("patches", [2, 10, 16, 49, 196, 256, 399, 4096, 40_000])
+def test_the_ratio_that_is_advised_works(patches: int):
+    with pytest.raises(ValueError, match="leaves none") as error:
+        num_visible(patches, 0.999999)
+    advised = float(str(error.value).split("at most ")[1].split(",")[0])
+    assert 1 <= num_visible(patches, advised) <= 1 + patches // 5_000
+
+
 def test_the_generator_decides():
     draws = [emae.random_masking(2, (7, 7), 0.8, torch.Generator().manual_seed(s)) for s in (3, 3, 4)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

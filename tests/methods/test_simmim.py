@@ -124,6 +124,12 @@ def test_it_learns_from_what_is_hidden_alone(name: str):
     assert (seen[:, 0, hidden] == 0).all()
 
 
+def test_a_list_is_as_good_as_a_tuple():
+    kinds = ({"depth": [1, 1]}, {"depth": (1, 1)})
+    listed, given = (emae.create_model("simmim_swin_tiny_window4", **TINY | kind) for kind in kinds)
+    assert listed.config == given.config and listed.config.depth == (1, 1)
+
+
 def test_what_cannot_work_is_one_line():
     for changed, message in (
         ({"mask_unit": 6}, "mask_unit=6: must be a multiple of the patches' 4 pixels"),

@@ -1,5 +1,7 @@
 """Images as grids of patches. B images, C channels, H x W patches of P x P pixels, T chosen patches."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
         InputError: it is neither, or a number is below 1.
     """
     check_range("img_size", size, Pixels)
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, Sequence) else (size, size)
     return int(height), int(width)
 
 

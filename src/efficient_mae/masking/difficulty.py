@@ -1,7 +1,9 @@
 """The difficulty of masked patches by name: P2Dist and the metrics that Table 5 compares it with."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +17,12 @@ from efficient_mae.ranges import PositiveInt, check_range
 
 def _visible_neighbours(mask: Tensor, patch_size: int) -> Tensor:
     """Table 5 (a): one over the number of visible patches in the 3 x 3 neighbourhood; no unit."""
-    check_mask(mask)
-    return 1 / _neighbourhood_sum(mask, torch.ones(3, 3))
+    return 1 / _neighbourhood_sum(mask, 1, lambda rows, columns: 1.0)
 
 
 def _inverse_distance_sum(mask: Tensor, patch_size: int) -> Tensor:
     """Table 5 (b): one over the sum of inverse distances to the visible patches of the 5 x 5 around; pixels."""
-    check_mask(mask)
-    steps = torch.arange(-2, 3)
-    distance = patch_size * torch.hypot(steps[:, None].float(), steps[None, :].float())
-    return 1 / _neighbourhood_sum(mask, torch.where(distance > 0, 1 / distance, 0.0))
+    return 1 / _neighbourhood_sum(mask, 2, lambda rows, columns: 1 / (patch_size * math.hypot(rows, columns)))
 
 
 def _nearest_patch(mask: Tensor, patch_size: int) -> Tensor:
@@ -32,10 +30,21 @@ def _nearest_patch(mask: Tensor, patch_size: int) -> Tensor:
     return patch_size * p2dist_exact(mask, patch_size=1)
 
 
-def _neighbourhood_sum(mask: Tensor, kernel: Tensor) -> Tensor:
-    """(B, H, W): the kernel's weights summed over the visible patches around each patch."""
-    visible = (~mask[:, None]).float()
-    return F.conv2d(visible, kernel.to(mask.device)[None, None], padding="same")[:, 0]
+def _neighbourhood_sum(mask: Tensor, reach: int, weight: Callable[[int, int], float]) -> Tensor:
+    """(B, H, W): the weights of the visible patches around each patch, by steps down and to the right, summed.
+
+    Term by term: a convolution would be as precise as autocast, or a GPU's settings, allow.
+    """
+    check_mask(mask)
+    _, rows, columns = mask.shape
+    visible = F.pad((~mask).float(), [reach] * 4)
+    summed = torch.zeros_like(mask, dtype=torch.float32)
+    steps = range(-reach, reach + 1)
+    for down, right in product(steps, steps):
+        if (down, right) != (0, 0):
+            top, left = reach + down, reach + right
+            summed += weight(down, right) * visible[:, top : top + rows, left : left + columns]
+    return summed
 
 
 METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {

@@ -1,15 +1,17 @@
 """The Difficulty-Flatten Loss (Sec. 4.1, Eq. 2)."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking.targets import flatten_weights
+from efficient_mae.masking.targets import check_weights, flatten_weights
 
 
 def patch_errors(prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"]) -> Float[Tensor, " T"]:
     """Mean squared error of each patch over its X = P * P * C values, in float32 or better."""
-    return (prediction.to(target.dtype) - target).square().mean(dim=1)
+    wide = torch.promote_types(target.dtype, torch.float32)
+    return (prediction.to(wide) - target.to(wide)).square().mean(dim=1)
 
 
 def weighted_error_sum(
@@ -45,11 +47,13 @@ def difficulty_flatten_loss(
         gamma: flattening parameter; 0 gives MAE's loss.
 
     Raises:
-        InputError: no patch, or gamma is negative or not finite.
+        InputError: no patch, gamma is negative or not finite, or too large for these difficulties: no weight is left
+            that float32 can hold.
 
     Source: Eq. 2, with MAE's squared error.
     """
     if len(prediction) == 0:
         raise InputError("no patch to take the loss of: prediction is empty")
     weights = flatten_weights(difficulty, gamma)
+    check_weights(gamma, weights)
     return weighted_error_sum(prediction, target, weights)[0] / weights.sum()

@@ -161,7 +161,7 @@ def p2dist_exact(mask: Bool[Tensor, "B H W"], patch_size: int = 16) -> Float[Ten
     """
     check_mask(mask)
     check_range("patch_size", patch_size, PositiveInt)
-    images = max(1, _CHUNK_PIXELS // (mask[0].numel() * patch_size**2))
+    images = max(1, _CHUNK_PIXELS // (mask.shape[1] * mask.shape[2] * patch_size**2))
     return torch.cat([_distance_transform(chunk, patch_size) for chunk in mask.split(images)])
 
 

@@ -1,5 +1,7 @@
 """Random masking (MAE, Sec. 3; the paper's Sec. 3.1): hide the patches with the largest noise."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,11 +20,11 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     check_range("num_patches", num_patches, PositiveInt)
     visible = int(num_patches * (1 - mask_ratio))
     if visible == 0:
-        highest = 1 - 1 / num_patches
-        raise InputError(
-            f"mask_ratio={mask_ratio} leaves none of {num_patches} patches visible: "
-            f"take at most {highest:.4g}, or smaller patches"
-        )
+        in_ten_thousandths = math.floor(10_000 * (1 - 1 / num_patches))
+        fitting = (one / 10_000 for one in range(in_ten_thousandths, 0, -1) if num_patches * (1 - one / 10_000) >= 1)
+        highest = next(fitting, None)
+        most = "take smaller patches" if highest is None else f"take at most {highest:.4g}, or smaller patches"
+        raise InputError(f"mask_ratio={mask_ratio} leaves none of {num_patches} patches visible: {most}")
     if visible == num_patches:
         raise InputError(f"mask_ratio={mask_ratio} masks none of {num_patches} patches: take a larger one")
     return visible

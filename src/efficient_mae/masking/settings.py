@@ -35,8 +35,9 @@ class MaskSettings(Settings):
     """flatten (weights d ** -gamma), threshold (all alike), curriculum or normalise (Table 6)"""
 
     def with_every_target(self: _Settings) -> _Settings:
-        """The same, but that every hidden patch is reconstructed."""
-        return replace(self, beta=None, targets="p2dist", prediction_ratio=None, shuffle=None)
+        """The same, but that every hidden patch is reconstructed, and weighs d ** -gamma of its P2Dist."""
+        all_of_them = {"beta": None, "targets": "p2dist", "prediction_ratio": None, "shuffle": None}
+        return replace(self, **all_of_them, difficulty="p2dist", schedule="flatten")
 
     def targets_in_words(self) -> str:
         """What is reconstructed, for captions: `beta 26`, or `targets random 0.5`."""

@@ -147,3 +147,10 @@ def flatten_weights(difficulty: Float[Tensor, "*shape"], gamma: float = 0.6) -> 
     check_range("gamma", gamma, NonNegative)
     masked = (difficulty > 0) & difficulty.isfinite()
     return torch.where(masked, difficulty, 1.0).pow(-gamma) * masked
+
+
+def check_weights(gamma: float, weights: Float[Tensor, "*shape"]) -> None:
+    """Raise InputError for a gamma with which nothing weighs anything, or more than float32 can hold."""
+    total = weights.double().sum()
+    if not (total.isfinite() and total >= torch.finfo(torch.float32).tiny):
+        raise InputError(f"gamma={gamma:g}: d ** -gamma leaves nothing that float32 can hold; take a smaller one")

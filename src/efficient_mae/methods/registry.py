@@ -11,6 +11,7 @@ from efficient_mae.methods.cae import CAE
 from efficient_mae.methods.mae.model import MaskedAutoencoder
 from efficient_mae.methods.maskfeat import MaskFeat
 from efficient_mae.methods.simmim import SimMIM
+from efficient_mae.ranges import with_tuples
 
 METHODS: dict[str, type[Method]] = {}
 
@@ -76,4 +77,4 @@ def model_config(name: str, **settings: Any) -> MethodConfig:
     known = {field.name for field in fields(method.Settings)}
     for unknown in settings.keys() - known:
         raise InputError(f"{unknown}={settings[unknown]!r}: not a setting of {name}{did_you_mean(unknown, known)}")
-    return method.Config.resolve(name, method.Settings(**settings))
+    return method.Config.resolve(name, method.Settings(**with_tuples(settings)))

@@ -4,7 +4,7 @@ Letters: C channels, h x w pixels, `edges` the bounds of the bins of P2Dist, one
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def loss_by_difficulty(
     """
     check_range("masks", masks, PositiveInt)
     config: Any = model.config
-    planner = replace(config.with_every_target(), difficulty="p2dist", schedule="flatten").planner()
+    planner = config.with_every_target().planner()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     distances: list[Tensor] = []

@@ -8,6 +8,7 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import efficient_mae as emae
+from efficient_mae.masking import METRICS
 from efficient_mae.methods.mae import MaskedAutoencoder, build_layout
 
 SMALL = dict(img_size=64, decoder_embed_dim=64, decoder_depth=2, depth=2)
@@ -298,13 +299,41 @@ def test_reconstruct_keeps_visible_pixels_and_fills_predicted_patches(norm_pix_l
         (dict(beta=2.0), "beta=2.0: no patch is that easy"),
         (dict(in_chans=0), "in_chans=0"),
         (dict(decoder_depth=0), "decoder_depth=0"),
-        (dict(decoder_embed_dim=100, decoder_num_heads=3), "num_heads=3 does not divide"),
+        (
+            dict(decoder_embed_dim=100, decoder_num_heads=3),
+            "decoder_num_heads=3: does not divide decoder_embed_dim=100; take one of 1, 2, 4, 5, 10",
+        ),
+        (dict(gamma=200.0, beta=None), "gamma=200: d .* leaves nothing"),
         (dict(decoder_embed_dim=30, decoder_num_heads=1), "embed_dim=30"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(arguments: dict, what: str):
     with torch.device("meta"), pytest.raises(ValueError, match=what):
         emae.create_model(**{"name": "mae_vit_base_patch16", **arguments})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"difficulty": metric, "beta": None} for metric in METRICS),
+        *({"schedule": schedule, "beta": None} for schedule in ("threshold", "curriculum", "normalise")),
+        {"shuffle": "targets"},
+        {"targets": "farthest", "prediction_ratio": 0.5, "beta": None},
+    ],
+)
+def test_the_plain_model_of_any_predicts_every_hidden_patch_alike(settings: dict):
+    with torch.device("meta"):
+        config = emae.create_model("mae_vit_tiny_patch8", **SMALL | {"gamma": 0.0} | settings).config
+    layout = config.baseline().planner()(torch.rand(8, 64, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(layout.predicted, layout.mask) and (layout.weights == 1).all()
+
+
+@pytest.mark.parametrize(("width", "heads"), [(512, 16), (100, 2), (96, 3), (28, 1), (132, 4)])
+def test_a_decoder_of_any_width_has_heads_that_divide_it(width: int, heads: int):
+    with torch.device("meta"):
+        settings = SMALL | {"decoder_embed_dim": width}
+        model = emae.create_model("mae_vit_tiny_patch8", **settings)
+    assert model.config.decoder_num_heads == heads
 
 
 def test_inputs_of_another_shape():

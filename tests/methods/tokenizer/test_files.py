@@ -130,6 +130,7 @@ def changed(**others: Tensor) -> dict[str, Tensor]:
      (changed(**{"blocks.group_1.block_99.res_path.conv_1.w": torch.ones(1)}), "another (layout|architecture)"),
      ({"a": torch.ones(1)}, "another layout"),
      ({"a": 1}, "holds no state dict"),
+     ({"a": torch.eye(3).to_sparse()}, "holds no state dict"),
      ([torch.ones(1)], "holds no state dict"),
      (changed(**{"blocks.output.conv.w": torch.ones(1).expand(2**40, 64, 1, 1)}), "larger than the file")],
 )  # fmt: skip

@@ -55,6 +55,16 @@ def test_every_form_is_loaded_back_and_compared(form: str, run: Path, tmp_path: 
     assert "differ by" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "settings", [{"difficulty": "visible_neighbours", "beta": None}, {"schedule": "normalise", "beta": None}]
+)
+def test_transformers_has_models_of_other_objectives(settings: dict, tmp_path: Path):
+    save_model(tmp_path / "model.safetensors", small_model(gamma=0.0, **settings))
+    weights, out = str(tmp_path / "model.safetensors"), str(tmp_path / "out")
+    found = export(ExportConfig(weights=weights, out=out, format="transformers"))
+    assert 0 <= found.largest_difference < 1e-5
+
+
 @pytest.mark.parametrize("form", [name for name in FORMATS if name != "transformers"])
 def test_an_encoder_adapted_to_other_images(form: str, run: Path, tmp_path: Path):
     settings = dict(weights=str(run), format=form, img_size=(48, 80), patch_size=16, in_chans=1, channels="mean")

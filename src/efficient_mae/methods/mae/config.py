@@ -12,7 +12,7 @@ from torch import Tensor
 from efficient_mae.backbones.sizes import DECODER_HEAD_DIM, parse_name
 from efficient_mae.errors import InputError
 from efficient_mae.masking import MaskSettings, check_schedule, check_targets, difficulty, num_visible
-from efficient_mae.masking.targets import BETA_PATCH_SIZE, select_targets
+from efficient_mae.masking.targets import BETA_PATCH_SIZE, check_weights, flatten_weights, select_targets
 from efficient_mae.methods.base import MethodConfig, MethodSettings, PublishedCost
 from efficient_mae.methods.mae.costs import PUBLISHED, cross_stack_macs, stack_macs
 from efficient_mae.methods.mae.layout import DECODERS, MaskLayout
@@ -59,7 +59,8 @@ class MAEConfig(MethodConfig, MAESettings):
         size, _ = parse_name(name, name.partition("_")[0])
         given = cast(MAESettings, settings)
         width = given.decoder_embed_dim or size.decoder_embed_dim
-        heads = given.decoder_num_heads or max(1, width // DECODER_HEAD_DIM)
+        most = max(1, width // DECODER_HEAD_DIM)
+        heads = given.decoder_num_heads or max(heads for heads in divisors(width) if heads <= most)
         return super().resolve(name, settings, decoder_embed_dim=width, decoder_num_heads=heads, **derived)
 
     def unit(self, device: torch.device) -> int:
@@ -117,6 +118,11 @@ class MAEConfig(MethodConfig, MAESettings):
         return MaskPlanner(self.grid_size, self.patch_size, self, unit, self.decoder)
 
 
+def divisors(number: int) -> list[int]:
+    """All numbers that divide it."""
+    return [one for one in range(1, number + 1) if number % one == 0]
+
+
 def check_objective(config: MAEConfig) -> None:
     """Refuse at once what could only fail later, or never learn anything."""
     rows, columns = config.grid_size
@@ -127,10 +133,15 @@ def check_objective(config: MAEConfig) -> None:
     check_schedule(config.difficulty, config.schedule, config.beta, config.grid_size)
     if config.norm_pix_loss and config.patch_size**2 * config.in_chans == 1:
         raise InputError("norm_pix_loss=True: a patch of a single number has no variance; take norm_pix_loss=False")
-    if config.beta is None:
-        return
+    if config.decoder_embed_dim % config.decoder_num_heads:
+        fitting = ", ".join(map(str, divisors(config.decoder_embed_dim)))
+        raise InputError(
+            f"decoder_num_heads={config.decoder_num_heads}: does not divide decoder_embed_dim="
+            f"{config.decoder_embed_dim}; take one of {fitting}"
+        )
     measured, masks = _near_difficulties(config)
-    if not select_targets(measured, config.patch_size, config.beta, masks).any():
+    check_weights(config.gamma, flatten_weights(measured, config.gamma))
+    if config.beta is not None and not select_targets(measured, config.patch_size, config.beta, masks).any():
         easiest = float(measured[masks].min()) * BETA_PATCH_SIZE / config.patch_size
         raise InputError(
             f"beta={config.beta}: no patch is that easy; take at least {math.ceil(easiest * 100) / 100:.2f}, "

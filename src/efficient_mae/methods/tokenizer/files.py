@@ -158,7 +158,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: not a whole file that PyTorch wrote; accepted: {_ACCEPTED}") from None
     content = dict(_tensors(content)) if isinstance(content, _Record) else content
     is_state_dict = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided
+        for name, value in content.items()
     )
     if not is_state_dict:
         raise InputError(f"{file}: holds no state dict; accepted: {_ACCEPTED}")

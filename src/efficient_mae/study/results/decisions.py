@@ -168,7 +168,8 @@ def verdict_in_words(verdict: Verdict) -> str:
         said = "shown" if one.shown else "left open" if verdict.answers else "cannot be answered"
         lines.append(f"| {one.hypothesis} | {in_points(one.difference)} | {one.p:.2g} | {one.p_holm:.2g} | {said} |")
     base = f"The first row is better than the untrained encoder by {in_points(verdict.learned)} points"
-    lines += ["", "These intervals and p, as said in advance, are of the draws themselves; of few seeds they can be too narrow."]
+    narrow = "as said in advance, are of the draws themselves; of few seeds they can be too narrow."
+    lines += ["", f"These intervals and p, {narrow}"]
     lines += ["", f"{base}{'.' if verdict.answers else ': the study cannot answer any hypothesis.'}"]
     if verdict.no_help:
         lines += ["", "Efficient MAE does not help at this size."]
