@@ -17,6 +17,7 @@ from efficient_mae.engine.storage import checkpoint as checkpoint_module
 from efficient_mae.engine.storage import durable
 from efficient_mae.engine.storage.run_directory import read_settings
 from efficient_mae.errors import InputError
+from efficient_mae.methods.mae import MaskedAutoencoder
 from efficient_mae.tasks.pretrain import make_pretrain_run, pretrain
 from efficient_mae.tasks.pretrain_config import PretrainConfig, resolve
 
@@ -90,6 +91,22 @@ def test_a_directory_of_another_configuration(run: Path):
     settings = settings_of(run)
     with pytest.raises(ValueError, match=r"another configuration: gamma 0.6 there, 0.5 here; seed 0 there, 3 here"):
         pretrain(PretrainConfig(**settings | {"gamma": 0.5, "seed": 3}))
+
+
+def test_a_directory_in_which_no_step_was_made_is_anybodys(images: Path, tmp_path: Path, monkeypatch):
+    """As after memory ran out in the first, and the advice was taken to make batches smaller."""
+    with monkeypatch.context() as patch:
+
+        def full(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        patch.setattr(MaskedAutoencoder, "forward", full)
+        with pytest.raises(Exception, match="memory"):
+            pretrain(config(images, tmp_path / "run", batch_size=16))
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert pretrain(config(images, tmp_path / "run", batch_size=8)) == tmp_path / "run"
+    with pytest.raises(ValueError, match="another configuration: batch_size 8 there, 16 here"):
+        pretrain(config(images, tmp_path / "run", batch_size=16))
 
 
 def test_a_directory_of_something_else(images: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from efficient_mae.console import console
 from efficient_mae.engine.storage.durable import replace_file
 from efficient_mae.engine.storage.plain_files import parse_json
+from efficient_mae.engine.storage.run_directory import METRICS, TENSORBOARD
 from efficient_mae.errors import InputError
 
 
@@ -27,11 +28,11 @@ class MetricsLog:
     def __init__(self, run_dir: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only runs that log pay for it
 
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / METRICS
         rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         replace_file(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
         self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=step + 1)
 
     def write(self, row: dict[str, float]) -> None:
         """Log the figures of a step."""

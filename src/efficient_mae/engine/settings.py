@@ -75,7 +75,8 @@ class RunConfig(DataChoice, ReadingSettings):
     num_workers: NonNegativeInt | None = None
     """processes that read images, for each training process (null: 1 on a CPU, up to 12 on a GPU)"""
     data_timeout: Annotated[float, Ge(0), Le(1e9)] = DATA_TIMEOUT
-    """seconds without a batch after which the run ends, and says what it waited for; 0 waits for ever"""
+    """seconds without a batch after which the run ends, and says what it waited for; 0 waits for ever, but of several
+    processes the others wait ten minutes on GPUs, half an hour on CPUs"""
     log_every: PositiveInt = 20
     """steps between two lines of metrics.jsonl; at first each step has one, and no two are more than 30 s apart"""
     checkpoint_every: PositiveInt = 500

@@ -69,3 +69,13 @@ def test_overviews_and_tiles_that_are_not_stored():
     assert raster is not None
     seen = raster.window(0, 0, 64, 64)[..., 0]
     assert (seen[32:, :32] == 7).all() and seen.sum() == 7 * 32 * 32
+    with rasterio.MemoryFile() as memory:
+        options |= {"dtype": "float32", "nodata": -9999.0}
+        with memory.open(driver="GTiff", count=1, height=64, width=64, **options) as file:
+            file.write(np.full((1, 32, 32), 7, np.float32), window=((32, 64), (0, 32)))
+        content = memory.read()
+    with rasterio.MemoryFile(content) as memory, memory.open() as file:
+        expected = file.read()
+    raster = open_raster(content)
+    assert raster is not None and (expected == -9999).sum() == 3 * 32 * 32
+    np.testing.assert_array_equal(np.moveaxis(raster.window(0, 0, 64, 64), -1, 0), expected)

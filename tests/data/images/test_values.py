@@ -79,6 +79,24 @@ def test_dicom(tmp_path: Path):
         np.testing.assert_allclose(as_shares(EvalTransform((HEIGHT, WIDTH), window)(image)), seen, rtol=0, atol=1e-6)
 
 
+def test_colours_of_a_palette(tmp_path: Path):
+    """DICOM's are looked up; of a TIFF whose palette no picture of 8 bits has, nothing is guessed."""
+    stored = np.random.default_rng(0).integers(0, 4, (HEIGHT, WIDTH), dtype=np.uint8)
+    colours = np.array([[0, 0, 0], [255, 0, 0], [10, 200, 30], [255, 255, 255]], np.uint8)
+    facts: dict = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, values in zip(("Red", "Green", "Blue"), colours.T, strict=True):
+        facts[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, 8]
+        facts[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    image = source_of(tmp_path, "a.dcm", dicom(stored, **facts)).open(0)
+    seen = EvalTransform((HEIGHT, WIDTH), Reading(3))(image).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(seen, colours[stored])
+    deep, file = np.random.default_rng(1).integers(0, 999, (3, 2**16), dtype=np.uint16), io.BytesIO()
+    tifffile.imwrite(file, stored.astype(np.uint16), photometric="palette", colormap=deep)
+    (tmp_path / "t").mkdir()
+    with pytest.raises(UnreadableImage, match="a palette of more than 256 colours"):
+        source_of(tmp_path / "t", "a.tif", file.getvalue()).open(0)
+
+
 def test_other_sizes_are_a_pictures(tmp_path: Path):
     """A raster of 8 bits is resized as a picture is, in training and in evaluation."""
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)

@@ -271,7 +271,7 @@ def test_jpegs_that_are_decoded_in_part(name: str, in_chans: int, tmp_path: Path
     image = open_source(str(tmp_path)).open(0)
     assert image.size == (WIDTH, HEIGHT)
     decoded = image.decode(in_chans, 4)
-    assert decoded.reduction == (4 if name != "ink.jpg" or in_chans == 1 else decoded.reduction)
+    assert decoded.reduction == 4
     crop = Crop(top=16, left=8, height=32, width=48, flip=False)
     pixels = cut(image, [crop], Reading(in_chans), (8, 12))[0].permute(1, 2, 0).numpy().astype(int)
     picture = READ[name][1].astype(float)

@@ -1,5 +1,6 @@
 """The index of a shard is kept, and made anew whenever it may be wrong; what comes of it never differs."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from efficient_mae.data import open_source
 from efficient_mae.data.sources import shard_index
+from efficient_mae.errors import InputError
 from tests.data.sources.test_shards import shades, write
 
 
@@ -47,6 +49,19 @@ def test_headers_are_read_once(tmp_path: Path, cache: Path, read: list[Path]):
     assert source[-1] == (str(second), "unexpected end of data") and len(source) == 17 + 1
     assert read == [first, second]
     assert len(list(cache.iterdir())) == 2 and not list(cache.glob(".*"))
+
+
+def test_an_error_of_the_disk_is_not_a_shards(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path / "0.tar", range(5))
+    with monkeypatch.context() as patch:
+
+        def stale(*_):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        patch.setattr(shard_index, "_members", stale)
+        with pytest.raises(InputError, match=rf"{path}: cannot be read \(Stale file handle\)"):
+            open_source(f"wds:{path}")
+    assert shades(open_source(f"wds:{path}")) == [0, 1, 2, 3, 4]
 
 
 def test_a_shard_that_changed_is_read_again(tmp_path: Path, cache: Path, read: list[Path]):

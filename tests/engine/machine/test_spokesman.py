@@ -34,6 +34,21 @@ def test_once_whoever_meets_it(folders: list[Path], server: ForkServer):
         assert ("lost another" in one.stderr) == lost and "Traceback" not in one.stderr
 
 
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [(17, "sees 17 images and the first 16"), (16, "sees 16 images and the first 16, by other names")],
+)
+def test_all_must_see_the_same_images(second: int, said: str, server: ForkServer, tmp_path: Path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, images in zip(folders, (16, second), strict=True):
+        write_images(folder / "data", images)
+    (folders[1] / "data" / "000.png").rename(folders[1] / "data" / "other.png")
+    ended = server.start(COMMAND, 2, folders=folders).wait()
+    assert [one.status for one in ended] == [2, 2]
+    assert "".join(one.stderr for one in ended).count(f"emae: data=data: process 1 {said}") == 1
+    assert not any((folder / "run").exists() for folder in folders)
+
+
 def test_before_they_have_met_the_first_of_a_machine_speaks(server: ForkServer):
     ended = server.start(["pretrain", "--dta", "x"], 2).wait()
     assert [one.status for one in ended] == [2, 2]

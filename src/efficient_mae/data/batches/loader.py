@@ -136,7 +136,9 @@ def _loader(
     multiprocessing_context: str | None = None,
     timeout: float = DATA_TIMEOUT,
 ) -> _Loader[Any]:
-    table = WorkerTable(dataset.source, num_workers)
+    is_training = isinstance(dataset, TrainDataset)
+    advice = "where data are as slow as that, raise data_timeout, and else " if is_training else ""
+    table = WorkerTable(dataset.source, num_workers, advice)
     workers: dict[str, Any] = {}
     if num_workers:
         if multiprocessing_context is None and sys.platform == "linux":

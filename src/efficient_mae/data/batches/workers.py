@@ -38,8 +38,12 @@ _MOMENT = 5.0
 class WorkerTable:
     """Which image each worker of a loader is at."""
 
-    def __init__(self, source: Source, num_workers: int) -> None:
-        self._source = source
+    def __init__(self, source: Source, num_workers: int, advice: str = "") -> None:
+        """
+        Args:
+            advice: for where data are only slow, if there is any.
+        """
+        self._source, self._advice = source, advice
         self.images: Any = RawArray("q", [_IDLE] * num_workers)
 
     def failure(self, error: Exception, workers: Sequence[BaseProcess]) -> WorkerFailure | None:
@@ -61,8 +65,7 @@ class WorkerTable:
         elif timeout:
             where = ", ".join(self._describe(*item) for item in enumerate(workers))
             message = (
-                f"no batch came for {float(timeout[1]):g} seconds: {where}; where data are as slow as that, raise "
-                "data_timeout, and else see that they can be read"
+                f"no batch came for {float(timeout[1]):g} seconds: {where}; {self._advice}see that they can be read"
             )
         else:
             return None

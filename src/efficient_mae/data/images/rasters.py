@@ -34,8 +34,8 @@ ARRAYS = frozenset({"npy", "npz"})
 EXTENSIONS = ARRAYS | {"dcm", "jxl"}
 # Formats of which a part is read without the rest; a file of them is not read before it is asked for a window.
 WINDOWED = frozenset({"npy", "tif", "tiff"})
-# TIFF's numbers for extra samples that are alpha, for planes that lie apart, and for grey whose 0 is white.
-_ALPHA, _SEPARATE, _MINISWHITE = (1, 2), 2, 0
+# TIFF's numbers for extra samples that are alpha, planes that lie apart, grey whose 0 is white, and a palette.
+_ALPHA, _SEPARATE, _MINISWHITE, _PALETTE = (1, 2), 2, 0, 3
 # tifffile's letters for what lies between pages and is neither time nor depth: channels, samples, others.
 _BANDS = "CSQ"
 
@@ -108,12 +108,13 @@ class TiffRaster(Raster):
         self._planes = self.bands if page.planarconfig == _SEPARATE else 1
         self._segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         self._decode = page.decode
+        self._unstored = page.nodata  # as GDAL has it; 0 if the file names none
         self._tables = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
 
     def window(self, top: int, left: int, height: int, width: int) -> Shaped[np.ndarray, "h w B"]:
         (down, across), (whole_width, whole_height) = self._tile, self.size
         rows, columns = -(-whole_height // down), -(-whole_width // across)
-        values = np.zeros((height, width, self.bands), self.dtype)
+        values = np.full((height, width, self.bands), self._unstored, self.dtype)
         with io.BytesIO(self._file) if isinstance(self._file, bytes) else self._file.open("rb") as file:
             for plane, row, column in product(
                 range(self._planes), _touched(top, height, down), _touched(left, width, across)
@@ -129,7 +130,7 @@ class TiffRaster(Raster):
         return values
 
     def _segment(self, file: io.IOBase, index: int) -> np.ndarray | None:
-        """A strip or tile, (rows, columns, samples); None where none is stored, which means zeros."""
+        """A strip or tile, (rows, columns, samples); None where none is stored."""
         offset, size = self._segments[index]
         if not size:
             return None
@@ -227,6 +228,8 @@ def _first_of(file: tifffile.TiffFile, data: bytes | Path) -> Raster | None:
         return None
     if page.dtype is None or page.imagedepth != 1 or page.tags.valueof("Orientation", 1) != 1:
         raise ValueError("a TIFF of a kind that is not read: of unknown numbers, with depth, or to be turned")
+    if page.photometric == _PALETTE:
+        raise ValueError("a TIFF of a kind that is not read: a palette of more than 256 colours")
     if isinstance(data, Path) and page.is_memmappable:
         values = tifffile.memmap(data, page=page.index, mode="r")
         separate = page.planarconfig == _SEPARATE and values.ndim == 3
@@ -252,12 +255,14 @@ def _npz(data: bytes) -> Raster:
 
 def _dicom(data: bytes) -> Raster:
     import pydicom
-    from pydicom.pixels.processing import apply_rescale
+    from pydicom.pixels.processing import apply_color_lut, apply_rescale
 
     file = pydicom.dcmread(io.BytesIO(data))
     values = file.pixel_array
     if int(getattr(file, "NumberOfFrames", 1) or 1) > 1:
         values = values[0]
+    if file.PhotometricInterpretation == "PALETTE COLOR":
+        return ArrayRaster(apply_color_lut(values, file))
     return ArrayRaster(apply_rescale(values, file), inverted=file.PhotometricInterpretation == "MONOCHROME1")
 
 

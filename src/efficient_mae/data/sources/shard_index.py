@@ -76,7 +76,8 @@ def index_shard(path: Path, choice: DataChoice = ANY) -> ShardIndex:
     """What is in a shard: from the cache, or by reading its headers. A shard that breaks off is used up to there.
 
     Raises:
-        InputError: a compressed shard, or a sample of several images of which none is chosen.
+        InputError: a compressed shard, one that cannot be read, or a sample of several images of which none is
+            chosen.
     """
     key = _key(path, choice)
     entry = cache_folder() / f"{blake2b(os.fsencode(path.absolute()), digest_size=16).hexdigest()}.npz"
@@ -171,9 +172,10 @@ def _index(path: Path, choice: DataChoice) -> ShardIndex:
                         column.append(value)
     except InputError:
         raise
+    except OSError as error:  # of the disk or the network, which may pass, and not of what is in the shard
+        raise InputError(f"{printable(str(path))}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # a damaged header makes tarfile raise ValueError, OverflowError and others too
-        reason = (error.strerror if isinstance(error, OSError) else None) or printable(" ".join(str(error).split()))
-        damage = reason or type(error).__name__
+        damage = printable(" ".join(str(error).split())) or type(error).__name__
     return ShardIndex(
         np.frombuffer(names, np.uint8),
         *(np.frombuffer(column, np.int64) for column in (ends, starts, sizes, labels)),

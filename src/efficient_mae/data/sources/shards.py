@@ -37,7 +37,7 @@ class ShardSource:
         name: what was asked for.
         classes: the numbers or words that occur; None where no sample has one.
         why_unlabelled: why there are none; empty where there are.
-        damaged_shards: (path, reason) of shards that break off or cannot be read; what comes before is used.
+        damaged_shards: (path, reason) of shards that break off; what comes before is used, and a warning says so.
     """
 
     def __init__(self, paths: list[Path], name: str, choice: DataChoice = ANY) -> None:
@@ -56,6 +56,10 @@ class ShardSource:
             reasons = "".join(f"; {path}: {reason}" for path, reason in self.damaged_shards[:1])
             chosen = "" if choice.key is None else f" whose name ends as key={choice.key!r} has it"
             raise InputError(f"{name}: no image in {len(paths)} shards{chosen}{_endings_there(indices)}{reasons}")
+        if self.damaged_shards:
+            path, reason = self.damaged_shards[0]
+            what = f"{len(self.damaged_shards)} of {len(paths)} shards break off, and are used as far as they go"
+            warnings.warn(f"{name}: {what}: {path}: {reason}", stacklevel=2)
         if left_out := sum(index.left_out for index in indices):
             what = f"{name}: {left_out} samples left out: they hold images, but none as key={choice.key!r} has it"
             warnings.warn(what + _endings_there(indices), stacklevel=2)

@@ -39,8 +39,12 @@ class Rollbacks:
 
     @property
     def passed_over(self) -> list[tuple[int, int]]:
-        """(step, batches), as a sampler takes them."""
-        return [(one["step"], one["batches"]) for one in self.made]
+        """(step, batches), as a sampler takes them: of those that no later one went back beyond."""
+        return [
+            (one["step"], one["batches"])
+            for number, one in enumerate(self.made)
+            if all(later["step"] >= one["step"] for later in self.made[number:])
+        ]
 
     def holds(self, row: dict[str, Any]) -> bool:
         """Whether this record of a step is of the run as it is now, and not of steps that it went back over."""
@@ -57,7 +61,9 @@ class Rollbacks:
         if len(self.made) >= most or step == 0:
             raise error
         processes.barrier()  # nobody removes before all have looked
-        self.made.append({"step": step, "batches": error.last - step})
+        # What was passed over on the way to the last bad step stays so.
+        before = sum(batches for cut, batches in self.passed_over if step < cut < error.last)
+        self.made.append({"step": step, "batches": error.last - step + before})
         if processes.is_main:
             say(
                 f"{error}; going back there, past what steps {step + 1} to {error.last} saw "

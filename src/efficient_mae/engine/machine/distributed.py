@@ -26,9 +26,8 @@ from efficient_mae.engine.machine import spokesman
 from efficient_mae.engine.machine.launcher import as_torchrun_says, launch_environment, place
 from efficient_mae.errors import InputError, LostProcessError
 
-# How long all wait for the last to start, and a GPU for another, whose process may be waiting for images, drawing,
-# judging or writing. Of one that has died the host hears at its next step, by gloo, which waits half an hour for the
-# living.
+# How long all wait for the last to start, and on GPUs for another, whose process may be waiting for images, drawing,
+# judging or writing; on CPUs that is half an hour, gloo's own. Of one that has died the host hears at its next step.
 TIMEOUT = timedelta(minutes=10)
 # How long another host may be out of reach: longer than it takes to plug a cable in again. TCP tries to reach it at
 # growing intervals, so that up to a minute more passes before it is given up.

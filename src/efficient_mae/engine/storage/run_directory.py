@@ -33,6 +33,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENO
 
 # The settings that a run was made with, and what it ran on last.
 SETTINGS, MACHINE = "config.yaml", "machine.json"
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 # A setting that, in the versions which did not write down the task yet, only runs of that task had.
 _TASK_BY_SETTING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "pool": "linear-probe"}
@@ -114,7 +115,8 @@ def claimed_run_directory(
         raise InputError(f"out={folder}: is a file; name a directory")
     there = folder.iterdir() if folder.exists() else ()
     held = {path.name for path in there if not path.name.startswith(PARTIAL) and path.name != LOCK}
-    if SETTINGS in held and not held <= {SETTINGS, MACHINE, DATA}:
+    logged = METRICS in held and (folder / METRICS).stat().st_size > 0
+    if SETTINGS in held and (logged or held - {SETTINGS, MACHINE, DATA, METRICS, TENSORBOARD}):
         record = read_settings(folder)
         if record.task not in (task, None):
             raise InputError(f"out={folder} holds a run of {record.task}, not of {task}; name another")
@@ -136,7 +138,11 @@ def claimed_run_directory(
             data = _went_on(folder, before, data, given["data"], accepts)
     elif held and SETTINGS not in held:
         raise InputError(f"out={folder} is neither empty nor a run directory; name another")
-    processes.barrier()  # nobody writes before all have looked
+    seen = processes.gather((data.images, data.names))  # nobody goes on before all have looked
+    if other := next((rank for rank, one in enumerate(seen) if one != seen[0]), None):
+        counts = f"{seen[other][0]:,} images and the first {seen[0][0]:,}"
+        names = ", by other names" if seen[other][0] == seen[0][0] else ""
+        raise InputError(f"data={given['data']}: process {other} sees {counts}{names}; all must see the same")
     with ExitStack() as kept:
         if processes.is_main:
             content = yaml.safe_dump({"task": task, "version": __version__} | ours, sort_keys=False)
