@@ -1,10 +1,10 @@
 """What this software writes: safetensors files with, in the header, how to build the model that they belong to."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from efficient_mae.engine.storage.checkpoint import (
 from efficient_mae.engine.storage.checksums import refuse_damage
 from efficient_mae.engine.storage.durable import replace_tensors
 from efficient_mae.engine.storage.run_directory import SETTINGS, read_settings
+from efficient_mae.engine.storage.sharded import read_shards
 from efficient_mae.errors import InputError
 from efficient_mae.interop.foreign_files import SUFFIXES
 from efficient_mae.interop.headers import (
@@ -38,8 +39,6 @@ from efficient_mae.ranges import with_tuples
 
 # What a run or an export keeps an encoder alone in, and a run what came of it: a classifier, or another task's model.
 _ENCODER_FILE, CLASSIFIER_FILE, TASK_FILE = "encoder.safetensors", "classifier.safetensors", "trained.safetensors"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,11 @@ def load_own(file: Path) -> Method | Backbone:
         InputError: no such file, or weights of another architecture.
     """
     header, shapes = read_own_header(file), read_header(file)[1]
+    if header.heads is not None and header.heads.arguments.get("relative_positions"):
+        raise InputError(f"{file}: its encoder has relative positions, which none here has; emae predict takes it")
     with_heads = header.head is not None or header.heads is not None
-    shapes = _without_head(shapes) if with_heads else shapes
+    names = encoder_names(header, shapes)  # as they are in the file, by the encoder's
+    shapes = {name: shapes[there] for name, there in names.items()}
     try:
         with torch.device("meta"):  # built first, what a header describes could fill the memory
             empty = _described(header, shapes, file)
@@ -156,18 +158,23 @@ def load_own(file: Path) -> Method | Backbone:
         raise foreign(file) from None
     whole = isinstance(empty, Method)
     model = type(empty)(empty.config) if whole else type(empty)(**empty.arguments)
-    if with_heads and file.is_file():
-        load_tensors(_without_head(load_file(file)), model, file)
-    else:
+    if not with_heads:
         load_model(file, model)
+    elif file.is_dir():
+        read_shards(file, {names[name]: tensor for name, tensor in model.state_dict().items()})
+    else:
+        tensors = load_file(file)
+        load_tensors({name: tensors[there] for name, there in names.items()}, model, file)
     return model
 
 
-def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
-    """A classifier's tensors, or another task's model's, that are its encoder's, under the encoder's names."""
-    if probed := {name.removeprefix(PROBED): one for name, one in tensors.items() if name.startswith(PROBED)}:
+def encoder_names(header: Header, names: Iterable[str]) -> dict[str, str]:
+    """Of the names in a file those of its model without heads, a classifier's or another task's, by the encoder's."""
+    if header.head is None and header.heads is None:
+        return {name: name for name in names}
+    if probed := {name.removeprefix(PROBED): name for name in names if name.startswith(PROBED)}:
         return probed
-    return {name.replace("fc_norm.", "norm."): one for name, one in tensors.items() if not name.startswith(HEAD)}
+    return {name.replace("fc_norm.", "norm."): name for name in names if not name.startswith(HEAD)}
 
 
 def _described(header: Header, shapes: dict[str, torch.Size], file: Path) -> Method | Backbone:

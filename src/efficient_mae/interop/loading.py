@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficient_mae.backbones import Backbone
+from efficient_mae.backbones import Backbone, Beit
 from efficient_mae.data import default_mean_std
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.storage.checkpoint import read_header
@@ -21,10 +21,9 @@ from efficient_mae.interop.described import (
     read_timm_cached,
     read_timm_folder,
 )
-from efficient_mae.interop.files import Trained, find_weights, load_own, read_metadata
+from efficient_mae.interop.files import Trained, encoder_names, find_weights, load_own, read_metadata
 from efficient_mae.interop.foreign_files import SUFFIXES, read_tensors
 from efficient_mae.interop.headers import (
-    HEAD,
     ImageStatistics,
     early_statistics,
     foreign,
@@ -63,8 +62,10 @@ def read_trained(path: str | Path) -> Trained:
     if file is not None:
         refuse_damage(file.parent, file.name)
     if file is not None and is_own(file):
-        head = {name: shape.numel() for name, shape in read_header(file)[1].items() if name.startswith(HEAD)}
-        trained = Trained(load_own(file), read_statistics(file), head)
+        shapes = read_header(file)[1]
+        heads = shapes.keys() - encoder_names(read_own_header(file), shapes).values()
+        left_out = {name: shapes[name].numel() for name in shapes if name in heads}
+        trained = Trained(load_own(file), read_statistics(file), left_out)
     else:
         trained = _read_foreign(path, file)
     trained.model.eval()
@@ -139,6 +140,8 @@ def _kind(path: str | Path) -> str:
     header = read_own_header(own)
     if header.head is not None:
         return f"a classifier of this software, of {len(header.head.classes)} classes"
+    if header.heads is not None:
+        return f"what emae {header.heads.task} trained, of {len(header.heads.classes)} classes"
     return "an encoder of this software" if header.method is None else f"a model of this software, by {header.method}"
 
 
@@ -198,8 +201,11 @@ def _read_foreign(path: str | Path, file: Path | None) -> Trained:
         raise foreign(file)
     read = read_tensors(file)
     if found := reader_of(read.tensors):
-        _, reader = found
+        method, reader = found
         model = reader(file, read.tensors)
+        if method == "beit" and isinstance(model, Beit):  # the encoder alone
+            half = (0.5,) * model.in_chans
+            return Trained(model, ImageStatistics(half, half), read.left_out)
     else:
         read = plain_vit(read, file)
         model = build(read, file)

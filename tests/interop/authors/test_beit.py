@@ -76,6 +76,7 @@ def test_the_encoder_alone(tmp_path: Path):
     weights = encoder_weights()
     encoder = emae.load(save(tmp_path / "beit.pth", weights))
     assert type(encoder) is Beit
+    assert load_statistics(tmp_path / "beit.pth") == ImageStatistics((0.5,) * 3, (0.5,) * 3)
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import efficient_mae as emae
+from efficient_mae.interop.classifiers import load_classifier
+from efficient_mae.methods import backbone_of
 from efficient_mae.tasks.classify.finetune import FinetuneConfig, finetune
 from efficient_mae.tasks.classify.linear_probe import LinearProbeConfig, linear_probe
 from tests.processes import spawn
@@ -58,6 +61,16 @@ def test_the_average_has_its_own_shards(runs: Path):
     assert {path.name for path in checkpoint.iterdir()} == {
         "model", "ema", "optimizer", "state.json", "checksums.json"
     }  # fmt: skip
+
+
+def test_shards_of_a_classifier_are_weights(runs: Path):
+    checkpoint = max((runs / "sharded" / "checkpoints").iterdir())
+    assert (checkpoint / "model").is_dir()
+    classifier, encoder = load_classifier(checkpoint), backbone_of(emae.load(checkpoint))
+    whole, alone = classifier.vit.state_dict(), encoder.state_dict()
+    assert len(whole) == len(alone) + 2
+    for name, value in alone.items():
+        torch.testing.assert_close(value, whole[name if name in whole else name.replace("norm.", "fc_norm.")])
 
 
 def test_what_is_random_and_recomputed_works_sharded(runs: Path):

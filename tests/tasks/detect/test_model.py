@@ -14,6 +14,8 @@ from efficient_mae.engine.loop import step_generators
 from efficient_mae.engine.machine.step_memory import count_passes
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, load
+from efficient_mae.interop.loading import describe_weights
+from efficient_mae.tasks.detect import model as model_module
 from efficient_mae.tasks.detect.model import Detector, DetectorConfig, describe, load_detector, save_detector
 
 SIDE = 64
@@ -125,6 +127,23 @@ def test_on_a_cpu_what_follows_the_pyramid_is_float32():
     torch.testing.assert_close(halves["loss_objectness"], whole["loss_objectness"], atol=0.02, rtol=0.02)
 
 
+def test_boxes_are_float32_where_heads_are_not(monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU, where they compute in bfloat16: there is no pixel 515 in that, nor an object 257."""
+    monkeypatch.setattr(model_module, "_whole_numbers", lambda device: torch.autocast("cpu", torch.bfloat16))
+    detector, (pixels, sizes, targets) = Detector(vit(), 2, SMALL), batch()
+    seen: dict[str, set[torch.dtype]] = {"heads": set(), "boxes": set()}
+
+    heads = detector.roi_heads
+    heads.box_head.register_forward_hook(lambda _, __, output: seen["heads"].add(output.dtype))
+    heads.box_roi_pool.register_forward_pre_hook(lambda _, given: seen["boxes"].update(one.dtype for one in given[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector(pixels, sizes, targets)
+        found = detector.eval().detect(pixels, sizes)
+    assert seen == {"heads": {torch.bfloat16}, "boxes": {torch.float32}}
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert {one[name].dtype for one in found for name in ("boxes", "scores", "masks")} == {torch.float32}
+
+
 def test_memory_is_counted_without_numbers():
     detector = Detector(vit(), 2, SMALL)
 
@@ -171,6 +190,11 @@ def test_a_file_holds_it_whole(encoder: Any, tmp_path: Path):
     alone = load(file)
     assert isinstance(alone, type(given))
     assert all(torch.equal(value, given.state_dict()[name]) for name, value in alone.state_dict().items())
+    told = describe_weights(file)
+    assert told.kind == "what emae detect trained, of 2 classes"
+    assert told.taken == sum(value.numel() for value in alone.state_dict().values())
+    assert told.taken + sum(told.left_out.values()) == sum(value.numel() for value in detector.state_dict().values())
+    assert {name.partition(".")[0] for name in told.left_out} - {"windows"} == {"neck", "rpn", "roi_heads"}
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,25 @@ class Detector(nn.Module):
         return sum(one.sum() for one in (*logits, *boxes, scores, corners, masks))  # pyright: ignore[reportReturnType]
 
 
+# Under autocast too what is told of boxes is float32: torchvision takes the type of all that is made of them from it,
+# and bfloat16 has no odd pixel beyond 256.
+class _Proposing(RPNHead):
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [one.float() for one in logits], [one.float() for one in deltas]
+
+
+class _BoxPredictor(FastRCNNPredictor):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return scores.float(), deltas.float()
+
+
+class _MaskPredictor(MaskRCNNPredictor):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()
+
+
 class Anchors(AnchorGenerator):
     """torchvision's, copied by what they are made of: they hold tensors that are no buffers."""
 
@@ -199,7 +218,7 @@ def _mask_rcnn(num_classes: int, width: int, proposals: int, strides: list[int])
     anchors = Anchors(tuple((_ANCHOR_STRIDES * one,) for one in strides), (_ANCHOR_RATIOS,) * len(strides))
     rpn = RegionProposalNetwork(
         anchors,
-        RPNHead(width, len(_ANCHOR_RATIOS), conv_depth=2),
+        _Proposing(width, len(_ANCHOR_RATIOS), conv_depth=2),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=_PLACES,
@@ -212,7 +231,7 @@ def _mask_rcnn(num_classes: int, width: int, proposals: int, strides: list[int])
     heads = RoIHeads(
         AlignedPool(_BOX_SIDE, strides[:-1]),
         FastRCNNConvFCHead((width, _BOX_SIDE, _BOX_SIDE), [width] * 4, [_LINEAR * width], **normed),
-        FastRCNNPredictor(_LINEAR * width, num_classes + 1),
+        _BoxPredictor(_LINEAR * width, num_classes + 1),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=proposals,
@@ -223,7 +242,7 @@ def _mask_rcnn(num_classes: int, width: int, proposals: int, strides: list[int])
         detections_per_img=MOST_OBJECTS,
         mask_roi_pool=AlignedPool(_MASK_SIDE, strides[:-1]),
         mask_head=MaskRCNNHeads(width, [width] * 4, 1, **normed),
-        mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
+        mask_predictor=_MaskPredictor(width, width, num_classes + 1),
     )
     return rpn, heads
 

@@ -18,6 +18,7 @@ from efficient_mae.data.sources.measure import ReadingSettings
 from efficient_mae.engine.machine.distributed import find_device, resolve_precision
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, find_run_settings, load, load_statistics
+from efficient_mae.interop.classifiers import hollow
 from efficient_mae.methods import backbone_of
 from efficient_mae.ranges import Location, NonNegativeInt, PositiveInt, Seed
 from efficient_mae.tasks.classify.probe.images import (
@@ -158,6 +159,9 @@ def _check(config: ProbeConfig, data: LabelledData, subsets: list[np.ndarray]) -
                 f"folds={config.folds}: must lie between 2 and the {most} images of the largest class of a subset, "
                 f"which has {size}"
             )
+        # Of a class of one image none is left while that one is asked.
+        if any((np.bincount(labels[subset]) > 1).sum() < 2 for subset in subsets):
+            raise InputError(f"labels={size}: a subset of so few has no two classes of two images; give more")
     if any(len(np.unique(labels[subset])) < 2 for subset in subsets):
         raise InputError(f"labels={size}: a subset of so few has images of one class alone; give more")
 
@@ -171,8 +175,8 @@ def _encoders(groups: dict[str, list[str]], config: ProbeConfig) -> Iterator[_En
             model, statistics = backbone_of(load(file)).float(), load_statistics(file)
             if config.pool == "token":
                 model.check_pool(config.pool)
-            one = _Encoder(name, model, model, statistics)
-            yield one
+            yield _Encoder(name, model, hollow(model), statistics)
+            one = _Encoder(name, None, hollow(model), statistics)
             shapes.setdefault(f"{type(model).__name__} {sorted(model.arguments.items())}", one)
             pixels.setdefault(pixel_name(model), one)
     if not config.baselines:
@@ -184,7 +188,7 @@ def _encoders(groups: dict[str, list[str]], config: ProbeConfig) -> Iterator[_En
             yield replace(one, name=name, model=untrained(one.like, config.untrained_seed + seed))
     for name, one in pixels.items():
         for _ in seeds:
-            yield replace(one, name=name, model=None)
+            yield replace(one, name=name)
 
 
 def _features(
