@@ -10,11 +10,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["step", "peers", "jpeg"])
+@pytest.mark.parametrize("name", ["step", "gpu", "peers", "jpeg"])
 def test_tables_are_those_of_the_results(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     tables = runpy.run_path(str(ROOT / "benchmarks" / "readme_tables.py"))["TABLES"]
     assert tables[name]() in (ROOT / "README.md").read_text(), "run benchmarks/readme_tables.py"
+
+
+def test_tables_of_scaling_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "scaling_tables.py"))["tables"]
+    result = json.loads((ROOT / "benchmarks" / "results" / "scaling.json").read_text())
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    found = dict(tables(result["counted"], result["measured"]["decoded_images_a_second_on_one_core"]))
+    assert len(found) == 6
+    for name, content in found.items():
+        assert content in page, f"{name}: run benchmarks/scaling.py"
 
 
 def test_each_number_beside_peers_is_that_of_the_results():

@@ -32,6 +32,8 @@ from efficient_mae.tasks.left_out import gather_left_out
 _INSIDE = 0.5
 # Images of a picture.
 _DRAWN = 6
+# Images at a time, at most: they are large, and so is what is found in them.
+MOST_AT_A_TIME = 8
 # COCO's thresholds, in numbers of 64 bits: torchmetrics' own are of 32, and an overlap of just 0.6 would not do.
 _OVERLAPS, _RECALLS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
 
@@ -189,7 +191,7 @@ class Evaluator:
         statistics: by which images are normalised.
         num_classes: of objects.
         min_size: an image with a side shorter than this, in pixels, is left out, as unreadable ones are.
-        batch_size: images at a time.
+        batch_size: images at a time, up to :data:`MOST_AT_A_TIME`.
         num_workers: processes that read images.
         precision: `bf16` or `fp32`.
         processes: that share the work.
@@ -254,7 +256,7 @@ def judged_batches(
 ) -> Any:
     """A loader of whole images as a detector takes them, in order; arguments as of :class:`Evaluator`."""
     dataset = JudgedDataset(source, img_size, statistics.reading, statistics.mean, min_size)
-    return load_in_order(dataset, batch_size, num_workers, pin_memory=device.type == "cuda")
+    return load_in_order(dataset, min(batch_size, MOST_AT_A_TIME), num_workers, pin_memory=device.type == "cuda")
 
 
 @torch.no_grad()

@@ -17,15 +17,13 @@ from efficient_mae.engine.storage.durable import append_synced, whole_lines
 from efficient_mae.errors import InputError
 from efficient_mae.tasks.detect.annotations import mask_tools
 from efficient_mae.tasks.detect.data import CocoSource, coco_part
-from efficient_mae.tasks.detect.evaluation import Found, find, judged_batches
+from efficient_mae.tasks.detect.evaluation import MOST_AT_A_TIME, Found, find, judged_batches
 from efficient_mae.tasks.detect.model import load_detector
 from efficient_mae.tasks.embed import work_settings
 from efficient_mae.tasks.left_out import say_left_out
 from efficient_mae.tasks.predict_config import PredictConfig
 from efficient_mae.tasks.rows import RowWork, check_out
 
-# Images at a time, at most: they are large, and so is what is found in them.
-_MOST_AT_A_TIME = 8
 # Decimals of boxes, in pixels.
 _DECIMALS = 3
 
@@ -77,7 +75,7 @@ def predict_objects(config: PredictConfig) -> ObjectsResult:
     log = _Log(work.batches)
     if first := log.images:
         say(f"{out}: going on after {first:,} of {len(source):,} images")
-    at_a_time, rest = min(config.batch_size, _MOST_AT_A_TIME), Subset(source, np.arange(first, len(source)))
+    at_a_time, rest = min(config.batch_size, MOST_AT_A_TIME), Subset(source, np.arange(first, len(source)))
     batches = judged_batches(
         rest, img_size, statistics, detector.encoder.patch_size, at_a_time, config.num_workers, device
     )
