@@ -37,3 +37,5 @@ def test_nothing_to_predict():
     empty = torch.empty(0, 4)
     with pytest.raises(ValueError, match="no patch"):
         emae.difficulty_flatten_loss(empty, empty, torch.empty(0))
+    with pytest.raises(ValueError, match="no difficulty is greater than 0 and finite"):
+        emae.difficulty_flatten_loss(*torch.randn(2, 2, 4), torch.tensor([0.0, torch.inf]), gamma=0.0)

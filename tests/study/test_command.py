@@ -100,8 +100,10 @@ def test_a_table_with_a_failing_cell_resumes(data: Path, tmp_path: Path, study: 
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert study("table7", **settings)[0] == 0 and [*pretrained.iterdir()] == [pretrained / "metrics.jsonl"]
     (run / "probe.json").unlink()
-    status, refused = study("table7", **settings)
-    assert status == 2 and f"{run}: its weights were not kept" in refused["complaints"].splitlines()[-1]
+    (run.parent / "seed-0-old").mkdir()  # not a seed's
+    status, result = study("table7", **settings)
+    assert status == 1 and [*result["failed"]] == ["gamma-2 seed 0"]
+    assert result["failed"]["gamma-2 seed 0"].startswith(f"{run}: its weights were not kept")
     assert [*pretrained.iterdir()] == [pretrained / "metrics.jsonl"]
     shutil.rmtree(run)
     assert study("table7", **settings)[0] == 0 and (pretrained / "encoder.safetensors").is_file()
@@ -127,6 +129,10 @@ def test_a_directory_that_was_moved_is_known_and_shows_all_it_has(
     row = next(row for row in result["rows"] if row["cell"] == "gamma-2")
     assert result["seeds"] == row["measured"]["seeds"] == [0, 1]
     # Nothing is run, and no data are needed, to write it once more.
+    monkeypatch.chdir("moved")
+    assert study("table7", **settings, out=".")[0] == 0
+    monkeypatch.chdir("..")
+    assert written == {path: path.stat().st_mtime_ns for path in written}
     status, again = study("table7", out="moved", only="none", seeds=1)
     assert status == 0 and written == {path: path.stat().st_mtime_ns for path in written}
     assert (again["seeds"], again["data"]) == ([0], str(data))
@@ -163,6 +169,7 @@ def test_methods_are_compared_for_equal_epochs_and_equal_time(
     table = (out / "table3" / "table.md").read_text()
     assert "k-NN, raw pixels" in table and "minutes an epoch here" in table
 
+    shutil.rmtree(out / "cells" / "tokenizer" / "seed-0" / "tokenizer")  # nothing needs it any more
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()}
     assert study("table3", **arguments)[0] == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}

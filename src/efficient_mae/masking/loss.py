@@ -47,13 +47,15 @@ def difficulty_flatten_loss(
         gamma: flattening parameter; 0 gives MAE's loss.
 
     Raises:
-        InputError: no patch, gamma is negative or not finite, or too large for these difficulties: no weight is left
-            that float32 can hold.
+        InputError: no patch of a difficulty greater than 0 and finite; gamma is negative, not finite, or so large that
+            no weight is left that float32 can hold.
 
     Source: Eq. 2, with MAE's squared error.
     """
     if len(prediction) == 0:
         raise InputError("no patch to take the loss of: prediction is empty")
+    if not ((difficulty > 0) & difficulty.isfinite()).any():
+        raise InputError("no patch to take the loss of: no difficulty is greater than 0 and finite")
     weights = flatten_weights(difficulty, gamma)
     check_weights(gamma, weights)
     return weighted_error_sum(prediction, target, weights)[0] / weights.sum()

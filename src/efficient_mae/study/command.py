@@ -27,7 +27,7 @@ from efficient_mae.study.probing import check_labels, is_probe
 from efficient_mae.study.results.decisions import verdict_in_words
 from efficient_mae.study.results.tables import markdown_table
 from efficient_mae.study.results.write import StudyResult, seeds_there, write_study
-from efficient_mae.study.runs import CellRun, Place, check_kept, plan_made, plan_runs, run_all
+from efficient_mae.study.runs import Place, folder_of, lost_among, plan_made, plan_runs, run_all
 from efficient_mae.study.speeds import measure_speeds, settle_length
 from efficient_mae.study.studies import STUDIES, Study
 from efficient_mae.study.transfer import SIZED, open_transfer
@@ -81,7 +81,8 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
         raise InputError("out must be given: the directory of the studies (emae study --help)")
     choice, out, seeds = config.alone(), Path(config.out), range(seeds_of(chosen, preset, config.seeds))
     trained = bool(chosen.cells(preset.is_paper))
-    known = config.data if cells else _claim(out, preset, config.data if trained else None)
+    held = None if cells else _claim(out, preset, None)
+    known = config.data if cells else _written(out, chosen) or held
     head = {
         "study": chosen.name,
         "title": chosen.title,
@@ -93,7 +94,9 @@ def study(config: StudyConfig) -> StudyResult | StudyList:
     }
 
     def write(failed: dict[str, str]) -> StudyResult:
-        shown = seeds if config.seeds else range(max(len(seeds), seeds_there(chosen, preset, out)))
+        # Pictures look at weights, which only what was run is known to have.
+        alone = config.seeds is not None or not chosen.judges
+        shown = seeds if alone else range(max(len(seeds), seeds_there(chosen, preset, out)))
         return write_study({**head, "failed": failed}, chosen, preset, out, shown)
 
     failed: dict[str, str] = {}
@@ -133,17 +136,31 @@ def _run(
     """
     gpus, judges = preset.gpus(place.device), chosen.judges_of(preset.is_paper)
 
-    def planned() -> list[CellRun]:
-        settled = [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
-        return plan_runs(settled, preset, seeds, judges, place)
+    def settled() -> list[Cell]:
+        return [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
 
-    runs = planned()
-    done = {(run.of, run.seed) for run in runs if run.is_done()}
-    lacking = [(cell, seed) for seed in seeds for cell in cells if (cell.name, seed) not in done]
+    known = settled()
+    runs = plan_runs(known, preset, seeds, judges, place)
+    done = {run.folder for run in runs if run.is_done()}
+    folders = {cell.name: preset.directory(cell) for cell in known}
+    lacking = [
+        (cell, seed)
+        for seed in seeds
+        for cell in cells
+        if cell.name not in folders or folder_of(place.out, folders[cell.name], seed) not in done
+    ]
     made = plan_made(lacking, preset, place)
-    check_kept([*made, *runs])
-    failed = run_all(made, jobs, gpus) | measure_speeds(cells, preset, place, jobs)
-    ready = [run for run in planned() if not failed.keys() & {f"{one} seed {run.seed}" for one in run.needed}]
+    lost = lost_among([*made, *runs])
+    if lost and not chosen.judges:
+        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise InputError(f"{next(iter(lost.values()))}{others}")
+    failed = lost | run_all([run for run in made if run.name not in lost], jobs, gpus)
+    failed |= measure_speeds(cells, preset, place, jobs)
+    ready = [
+        run
+        for run in plan_runs(settled(), preset, seeds, judges, place)
+        if not failed.keys() & {run.name, *(f"{one} seed {run.seed}" for one in run.needed)}
+    ]
 
     def write_so_far(others: dict[str, str]) -> None:
         write(failed | others)
@@ -207,6 +224,12 @@ def _open_transfer(chosen: Study, preset: Preset, data: str, choice: DataChoice,
     pretrained = open_transfer(data, choice, judges, preset.is_paper)
     _claim(out, preset, pretrained)
     return pretrained, data
+
+
+def _written(out: Path, chosen: Study) -> str | None:
+    """The data that a study was last written of."""
+    file = out / chosen.name / "results.json"
+    return json.loads(file.read_bytes())["data"] if file.is_file() else None
 
 
 def _claim(out: Path, preset: Preset, data: str | None) -> str | None:

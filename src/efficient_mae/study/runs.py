@@ -29,7 +29,6 @@ from efficient_mae.data import DataChoice
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
-from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import Cell
@@ -117,10 +116,11 @@ class Place:
 
 def made_settings(cell: Cell, out: Path, seed: int) -> dict[str, str]:
     """A cell's settings that name runs of other commands."""
-    return {name: str(_folder(out, command, seed) / command) for name, command in cell.made.items()}
+    return {name: str(folder_of(out, command, seed) / command) for name, command in cell.made.items()}
 
 
-def _folder(out: Path, name: str, seed: int) -> Path:
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Of the runs with a seed of a cell's directory, or of a command that cells need."""
     return out / "cells" / name / f"seed-{seed}"
 
 
@@ -129,7 +129,7 @@ def plan_made(cells: Sequence[tuple[Cell, int]], preset: Preset, place: Place) -
     runs = {}
     for cell, seed in cells:
         for command in cell.made.values():
-            folder = _folder(place.out, command, seed)
+            folder = folder_of(place.out, command, seed)
             where = {"seed": seed, "device": place.device, "data": place.data, "out": folder / command}
             given = flags({**preset.settings(command, cell), **place.chosen, **where})
             runs.setdefault(folder, CellRun(command, seed, folder, ((command, given),), looked_at=True))
@@ -147,7 +147,7 @@ def plan_runs(
     runs = {}
     for seed in seeds:
         for cell in cells:
-            folder = _folder(place.out, preset.directory(cell), seed)
+            folder = folder_of(place.out, preset.directory(cell), seed)
             first = {**place.pretraining(cell, preset, seed), "out": folder / "pretrain"}
             weights = folder / ("pretrain" if cell.pretrained else _UNTRAINED)
             commands = [("pretrain", flags(first))] if cell.pretrained else []
@@ -167,14 +167,14 @@ def plan_runs(
     return list(runs.values())
 
 
-def check_kept(runs: Sequence[CellRun]) -> None:
-    """Raise InputError for runs that can't be gone on with: another run's weights would take the name of theirs."""
-    if lost := [run.folder for run in runs if run.is_lost() and not run.is_done()]:
-        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise InputError(
-            f"{lost[0]}{others}: its weights were not kept, and what is still to be done needs them; remove the "
-            "folder to have all of it run anew, or name another --out"
-        )
+def lost_among(runs: Sequence[CellRun]) -> dict[str, str]:
+    """Why, by name, for runs that can't be gone on with: another run's weights would take the name of theirs."""
+    return {
+        run.name: f"{run.folder}: its weights were not kept, and what it still lacks needs them; without the folder, "
+        "and what was judged of it there, all of it is run anew"
+        for run in runs
+        if run.is_lost() and not run.is_done()
+    }
 
 
 def has_directory(command: str) -> bool:
@@ -271,7 +271,7 @@ def _essence(arguments: Sequence[str]) -> dict[str, str]:
     """What of arguments makes a run what it is: not the machine, and not the data, which the directory has one of."""
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     places = {name: given[name] for name in ("--out", "--weights", "--tokenizer") if name in given}
-    below = {name: place.rpartition("/cells/")[2] for name, place in places.items()}
+    below = {name: f"/{place}".rpartition("/cells/")[2] for name, place in places.items()}
     return {name: value for name, value in (given | below).items() if name not in ("--device", "--data")}
 
 

@@ -1,6 +1,7 @@
 """Writes a study's directory: JSON, Markdown, CSV and pictures."""
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,8 @@ def seeds_there(study: Study, preset: Preset, out: Path) -> int:
     """How many seeds, from 0 on, any of a study's cells was run with."""
     settled = [settle_length(cell, preset, out) or cell for cell in study.cells(preset.is_paper)]
     folders = [folder for cell in settled for folder in (out / "cells" / preset.directory(cell)).glob("seed-*")]
-    return 1 + max((int(folder.name.removeprefix("seed-")) for folder in folders), default=-1)
+    numbers = [int(folder.name.removeprefix("seed-")) for folder in folders if re.fullmatch(r"seed-\d+", folder.name)]
+    return 1 + max(numbers, default=-1)
 
 
 def _counted(study: Study, preset: Preset, out: Path, seeds: Sequence[int], failed: Collection[str]) -> list[int]:
