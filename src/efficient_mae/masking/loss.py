@@ -47,8 +47,8 @@ def difficulty_flatten_loss(
         gamma: flattening parameter; 0 gives MAE's loss.
 
     Raises:
-        InputError: no patch of a difficulty greater than 0 and finite; gamma is negative, not finite, or so large that
-            no weight is left that float32 can hold.
+        InputError: no patch of a difficulty greater than 0 and finite; gamma is negative, not finite or so large
+            that no weight is left that float32 can hold.
 
     Source: Eq. 2, with MAE's squared error.
     """
