@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efficient_mae.errors import InputError
-from efficient_mae.masking.targets import check_weights, flatten_weights
+from efficient_mae.masking.targets import flatten_weights
 
 
 def patch_errors(prediction: Float[Tensor, "T X"], target: Float[Tensor, "T X"]) -> Float[Tensor, " T"]:
@@ -43,19 +43,17 @@ def difficulty_flatten_loss(
     Args:
         prediction: T predicted patches of X = P * P * C values.
         target: their true values.
-        difficulty: of each patch.
+        difficulty: of each patch; where none is greater than 0 and finite, the loss is NaN.
         gamma: flattening parameter; 0 gives MAE's loss.
 
     Raises:
-        InputError: no patch of a difficulty greater than 0 and finite; gamma is negative, not finite or so large
-            that no weight is left that float32 can hold.
+        InputError: no patch, or gamma is negative or not finite.
 
     Source: Eq. 2, with MAE's squared error.
     """
     if len(prediction) == 0:
         raise InputError("no patch to take the loss of: prediction is empty")
-    if not ((difficulty > 0) & difficulty.isfinite()).any():
-        raise InputError("no patch to take the loss of: no difficulty is greater than 0 and finite")
-    weights = flatten_weights(difficulty, gamma)
-    check_weights(gamma, weights)
+    # By the easiest patch's: so that whatever gamma is, a weight is left that float32 can hold.
+    easiest = difficulty.where(difficulty > 0, torch.inf).min()
+    weights = flatten_weights(difficulty / easiest, gamma)
     return weighted_error_sum(prediction, target, weights)[0] / weights.sum()

@@ -10,7 +10,7 @@ from efficient_mae.engine.faults.nonfinite import SKIPPED
 from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.storage.damage_log import read_damaged
 from efficient_mae.engine.storage.plain_files import parse_json
-from efficient_mae.engine.storage.run_directory import MACHINE, read_settings
+from efficient_mae.engine.storage.run_directory import MACHINE, METRICS, read_settings
 from efficient_mae.errors import InputError
 
 
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder=folder,
         settings=read_settings(folder).settings,
-        metrics=_training_rows(folder / "metrics.jsonl"),
+        metrics=_training_rows(folder / METRICS),
         panels=sorted((folder / "figures").glob("panel-epoch-*.png")),
         encoder=encoder if encoder.is_file() else None,
         machine=_read_json(folder / MACHINE, lambda machine: isinstance(machine, dict)),

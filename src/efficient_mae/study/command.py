@@ -139,15 +139,14 @@ def _run(
     def settled() -> list[Cell]:
         return [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
 
-    known = settled()
-    runs = plan_runs(known, preset, seeds, judges, place)
+    runs = plan_runs(settled(), preset, seeds, judges, place)
     done = {run.folder for run in runs if run.is_done()}
-    folders = {cell.name: preset.directory(cell) for cell in known}
     lacking = [
         (cell, seed)
-        for seed in seeds
         for cell in cells
-        if cell.name not in folders or folder_of(place.out, folders[cell.name], seed) not in done
+        for seed in seeds
+        if (one := settle_length(cell, preset, place.out)) is None
+        or folder_of(place.out, preset.directory(one), seed) not in done
     ]
     made = plan_made(lacking, preset, place)
     lost = lost_among([*made, *runs])

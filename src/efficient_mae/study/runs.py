@@ -29,6 +29,7 @@ from efficient_mae.data import DataChoice
 from efficient_mae.data.batches.generators import torch_seeded
 from efficient_mae.engine.machine.facts import available_cores
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.run_directory import METRICS
 from efficient_mae.interop import ImageStatistics, save_encoder
 from efficient_mae.methods import MethodConfig
 from efficient_mae.study.cells import Cell
@@ -76,7 +77,7 @@ class CellRun:
         command, place = self.commands[0][0], self.folder / self.commands[0][0]
         kept = {path.name for path in place.iterdir()} if place.is_dir() else set[str]()
         learned = command in ("pretrain", "tokenizer") and (self.folder / f"{command}.json").is_file()
-        return learned and kept <= {"metrics.jsonl", RESULTS}
+        return learned and kept <= {METRICS, RESULTS}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from efficient_mae.children import stopping_with_this_process
 from efficient_mae.console import say
 from efficient_mae.engine.logging import read_metrics
 from efficient_mae.engine.storage.durable import replace_file
+from efficient_mae.engine.storage.run_directory import METRICS
 from efficient_mae.errors import InputError
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.costs import forward_gmacs
@@ -47,34 +48,32 @@ def measure_speeds(cells: Sequence[Cell], preset: Preset, place: Place, jobs: in
         Why, by name, for those that failed.
     """
     held, failed = read_speeds(place.out), dict[str, str]()
-    budgets: dict[str, dict[str, Cell]] = {}
+    wanted: dict[str, dict[str, Cell]] = {}  # by budget, which is the first of them
     for cell in cells:
         if cell.as_long_as is not None and cell.measure == "time":
-            new = {preset.directory(one): one for one in (CELLS[cell.as_long_as], _by_epochs(cell))}
-            if new.keys() - held.keys():
-                budgets.setdefault(next(iter(new)), {}).update(new)
-    for budget, timed in budgets.items():
-        new = {name: cell for name, cell in timed.items() if name == budget or name not in held}
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in new}
+            pair = {preset.directory(one): one for one in (CELLS[cell.as_long_as], _by_epochs(cell))}
+            budget = next(iter(pair))
+            if new := {name: one for name, one in pair.items() if name not in held}:
+                wanted.setdefault(budget, {budget: pair[budget]}).update(new)
+    for budget, timed in wanted.items():
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in timed}
         for number in range(_ROUNDS):
-            for name, cell in new.items():
-                folder = place.out / "speeds" / name / f"round-{number}"
+            for name, cell in timed.items():
                 try:
-                    found[name].append(time_epoch(cell, preset, place, folder, jobs))
+                    one = time_epoch(cell, preset, place, place.out / "speeds" / name / f"round-{number}", jobs)
                 except InputError as error:
                     failed[name] = str(error)
-                    continue
-                say(f"{name}: {found[name][-1]['seconds']:.1f} seconds an epoch (round {number + 1} of {_ROUNDS})")
+                else:
+                    rounds[name].append(one)
+                    say(f"{name}: {one['seconds']:.1f} seconds an epoch (round {number + 1} of {_ROUNDS})")
         if budget in failed:
             continue
-        rounds = {name: one for name, one in found.items() if name not in failed}
-        seconds = {name: mean(one["seconds"] for one in of) for name, of in rounds.items()}
-        unit = held[budget]["seconds"] / seconds[budget] if budget in held else 1.0
-        for name, of in rounds.items():
-            if name not in held:
-                memory = max(one["memory"] for one in of)
-                in_rounds = [unit * one["seconds"] for one in of]
-                held[name] = {"seconds": unit * seconds[name], "memory": memory, "rounds": in_rounds}
+        now = mean(one["seconds"] for one in rounds[budget])
+        unit = held[budget]["seconds"] / now if budget in held else 1.0
+        for name in timed.keys() - held.keys() - failed.keys():
+            seconds = [unit * one["seconds"] for one in rounds[name]]
+            memory = max(one["memory"] for one in rounds[name])
+            held[name] = {"seconds": mean(seconds), "memory": memory, "rounds": seconds}
         replace_file(place.out / _FILE, json.dumps(held, indent=1).encode())
     return failed
 
@@ -83,7 +82,7 @@ def time_epoch(cell: Cell, preset: Preset, place: Place, folder: Path, jobs: int
     """Seconds of an epoch, as its first steps tell, and the most memory of the process that took them, GB."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    metrics = folder / "pretrain" / "metrics.jsonl"
+    metrics = folder / "pretrain" / METRICS
     settings = {**place.pretraining(cell, preset, seed=0), "epochs": 1, "warmup_epochs": 0, "log_every": 1}
     line = [*launcher(1), "pretrain", *flags({**settings, "out": folder / "pretrain"})]
     with (folder / "log.txt").open("wb") as log:

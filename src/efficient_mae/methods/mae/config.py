@@ -60,7 +60,7 @@ class MAEConfig(MethodConfig, MAESettings):
         given = cast(MAESettings, settings)
         width = given.decoder_embed_dim or size.decoder_embed_dim
         most = max(1, width // DECODER_HEAD_DIM)
-        heads = given.decoder_num_heads or max(heads for heads in divisors(width) if heads <= most)
+        heads = given.decoder_num_heads or max(heads for heads in _divisors(width) if heads <= most)
         return super().resolve(name, settings, decoder_embed_dim=width, decoder_num_heads=heads, **derived)
 
     def unit(self, device: torch.device) -> int:
@@ -118,7 +118,7 @@ class MAEConfig(MethodConfig, MAESettings):
         return MaskPlanner(self.grid_size, self.patch_size, self, unit, self.decoder)
 
 
-def divisors(number: int) -> list[int]:
+def _divisors(number: int) -> list[int]:
     """All numbers that divide it."""
     return [one for one in range(1, number + 1) if number % one == 0]
 
@@ -134,11 +134,13 @@ def check_objective(config: MAEConfig) -> None:
     if config.norm_pix_loss and config.patch_size**2 * config.in_chans == 1:
         raise InputError("norm_pix_loss=True: a patch of a single number has no variance; take norm_pix_loss=False")
     if config.decoder_embed_dim % config.decoder_num_heads:
-        fitting = ", ".join(map(str, divisors(config.decoder_embed_dim)))
+        fitting = ", ".join(map(str, _divisors(config.decoder_embed_dim)))
         raise InputError(
             f"decoder_num_heads={config.decoder_num_heads}: does not divide decoder_embed_dim="
             f"{config.decoder_embed_dim}; take one of {fitting}"
         )
+    if config.beta is None and not config.gamma:
+        return
     measured, masks = _near_difficulties(config)
     check_weights(config.gamma, flatten_weights(measured, config.gamma))
     if config.beta is not None and not select_targets(measured, config.patch_size, config.beta, masks).any():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
+from efficient_mae.engine.storage.run_directory import METRICS
 from efficient_mae.errors import InputError
 from efficient_mae.study.cells import ABLATION_RECIPE, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
@@ -191,7 +192,7 @@ def read_figures(folder: Path, judges: Collection[str], pretrained: bool = True)
     if pretrained:
         if not (folder / "pretrain.json").is_file():
             return {}
-        lines = (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()
+        lines = (folder / "pretrain" / METRICS).read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "loss" in row]
         last = [row["loss"] for row in rows if row["epoch"] > rows[-1]["epoch"] - 1]
         figures["loss"] = float(np.mean(last))

@@ -175,8 +175,8 @@ def _encoders(groups: dict[str, list[str]], config: ProbeConfig) -> Iterator[_En
             model, statistics = backbone_of(load(file)).float(), load_statistics(file)
             if config.pool == "token":
                 model.check_pool(config.pool)
-            yield _Encoder(name, model, hollow(model), statistics)
             one = _Encoder(name, None, hollow(model), statistics)
+            yield replace(one, model=model)
             shapes.setdefault(f"{type(model).__name__} {sorted(model.arguments.items())}", one)
             pixels.setdefault(pixel_name(model), one)
     if not config.baselines:
