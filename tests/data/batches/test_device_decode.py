@@ -92,6 +92,15 @@ def test_large_batches_are_decoded_in_turn(folder: Path, monkeypatch: pytest.Mon
     assert torch.equal(batch.to("cpu").images, at_once)
 
 
+def test_what_is_larger_than_allowed_is_left_to_the_workers(tmp_path: Path):
+    """They decode it reduced, or refuse it."""
+    photo(1, (900, 600)).save(tmp_path / "0.jpg", quality=90)
+    photo(0, (320, 214)).save(tmp_path / "1.jpg", quality=90)
+    transform = PretrainTransform((64, 80), Reading(3, max_megapixels=0.2), scale=(1.0, 1.0))
+    batch = DeviceDecodeDataset(open_source(str(tmp_path)), transform, 3).__getitems__([(0, 0), (0, 1)])
+    assert [isinstance(part, int) for part in batch.parts] == [True, False] and not batch.damaged
+
+
 def damaged_jpeg(kind: str) -> bytes:
     file = io.BytesIO()
     photo(0, (320, 214)).save(file, "JPEG", quality=90)

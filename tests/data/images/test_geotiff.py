@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from efficient_mae.data.images.rasters import open_raster
+from efficient_mae.data.images.formats import open_raster
 
 rasterio = pytest.importorskip("rasterio")
 

@@ -1,8 +1,11 @@
 """What a model sees of files of every type, number of bands and container: what was written, or why not."""
 
+import dataclasses
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +67,28 @@ def test_what_cannot_be_read_is_named(case: str, tmp_path: Path):
         EvalTransform((HEIGHT, WIDTH), reading)(source.open(0))
     assert reason in caught.value.reason and caught.value.reason and "\n" not in str(caught.value)
     assert caught.value.name == f"{tmp_path}/{name}"
+
+
+@pytest.mark.parametrize("case", READ)
+def test_no_more_pixels_are_decoded_than_allowed(case: str, tmp_path: Path):
+    """Of formats that are decoded whole, and of windows of the others."""
+    name, content, reading, _ = READ[case]
+    image = source_of(tmp_path, name, content).open(0)
+    few = dataclasses.replace(reading, max_megapixels=0.002)
+    with pytest.raises(UnreadableImage, match="too many pixels: 56 x 40, and max_megapixels is 0.002"):
+        EvalTransform((HEIGHT, WIDTH), few)(image)
+
+
+@pytest.mark.parametrize("case", ["RGB of 16 bits in PNG", "RGB of 16 bits in JPEG 2000"])
+def test_a_huge_claim_is_not_decoded(case: str, tmp_path: Path):
+    name, content, reading, _ = READ[case]
+    sides = struct.pack(">II", 56, 40) if name == "a.png" else struct.pack(">II", 40, 56)
+    start = content.index(sides)
+    huge = content[:start] + struct.pack(">II", 60_000, 60_000) + content[start + 8 :]
+    if name == "a.png":  # what it claims has a checksum
+        huge = huge[:29] + struct.pack(">I", zlib.crc32(huge[12:29])) + huge[33:]
+    with pytest.raises(UnreadableImage, match="too many pixels: 60,000 x 60,000"):
+        EvalTransform((HEIGHT, WIDTH), reading)(source_of(tmp_path, name, huge).open(0))
 
 
 def test_dicom(tmp_path: Path):

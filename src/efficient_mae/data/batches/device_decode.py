@@ -122,10 +122,14 @@ class DeviceDecodeDataset(TrainDataset):
     def __init__(self, source: Any, transform: PretrainTransform, seed: int, **options: Any) -> None:
         """Arguments as for TrainDataset."""
         super().__init__(source, transform, seed, **options)
-        self._draw, self._shape = transform.draw, transform.shape
+        self._draw, self._shape, self._pixels = (
+            transform.draw,
+            transform.shape,
+            1e6 * transform.reading.max_megapixels,
+        )
 
     def crop(self, index: int, epochs: Sequence[int], image: OpenedImage, number: int) -> Any:
-        if image.jpeg is None or not _suits_a_device(image):
+        if image.jpeg is None or not _suits_a_device(image) or image.size[0] * image.size[1] > self._pixels:
             return super().crop(index, epochs, image, number)
         crops = [self._draw(image.size, rng) for rng in self.rngs(index, epochs)]
         return CodedImage(image.name, len(image.jpeg), image.size, image.orientation, crops), image.jpeg
@@ -181,7 +185,8 @@ def _decode_and_cut(
             continue
         try:
             opened = open_image(data.numpy().tobytes(), image.name)
-            yield cut(opened, image.crops, Reading(shape[0]), shape[1:]).to(device)
+            reading = Reading(shape[0], max_megapixels=opened.size[0] * opened.size[1] / 1e6)  # looked at by a worker
+            yield cut(opened, image.crops, reading, shape[1:]).to(device)
         except UnreadableImage as error:
             yield error
 

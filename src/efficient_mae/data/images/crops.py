@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from efficient_mae.data.images.decode import REDUCTIONS, OpenedImage, damage_named, no_pixel_limit
 from efficient_mae.data.images.rasters import Raster
-from efficient_mae.data.images.reading import Reading
+from efficient_mae.data.images.reading import Reading, check_pixels
 
 # Pixels that a reduced JPEG keeps for each of a crop's result, along each side. At 1, crops of 224 pixels differ from
 # those of the whole image by up to 2 levels of 255 in the mean; at 1.5 by up to 1.3, in 5 % more time at 12 MP.
@@ -126,6 +126,7 @@ def resize_raster(
     margin = 0 if alone else math.ceil(3 * max(1, (right - left) / width, (bottom - top) / height))
     x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
     to_x, to_y = min(raster.size[0], math.ceil(right) + margin), min(raster.size[1], math.ceil(bottom) + margin)
+    check_pixels(to_x - x, to_y - y, reading.max_megapixels)
     pixels = reading.pixels(raster.window(y, x, to_y - y, to_x - x), raster)
     if alone:
         if pixels.shape[1:] != size:

@@ -19,9 +19,9 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.formats import open_picture
-from efficient_mae.data.images.rasters import WINDOWED, Raster, of_picture, open_raster
-from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading
+from efficient_mae.data.images.formats import WINDOWED, open_picture, open_raster
+from efficient_mae.data.images.rasters import Raster, Undecoded, of_picture
+from efficient_mae.data.images.reading import MAX_MEGAPIXELS, Reading, check_pixels
 from efficient_mae.errors import InputError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -87,11 +87,13 @@ class OpenedImage:
         size: (width, height) in pixels, upright.
         num_bytes: length of its file; 0 if it came from none.
         jpeg: its file, if that is a JPEG; else None.
-        mode: PIL's mode of the stored pixels, YCbCr for a JPEG's usual colours; of a raster, what it holds in words.
+        mode: PIL's mode of the stored pixels, YCbCr for a JPEG's usual colours; empty for a raster.
         orientation: of stored pixels, 1 to 8, as EXIF numbers them.
     """
 
-    def __init__(self, image: Image.Image | Raster, name: str, *, data: bytes = b"", num_bytes: int = 0) -> None:
+    def __init__(
+        self, image: Image.Image | Raster | Undecoded, name: str, *, data: bytes = b"", num_bytes: int = 0
+    ) -> None:
         """
         Args:
             image: opened from `data`, or there already and upright.
@@ -100,9 +102,9 @@ class OpenedImage:
         self.jpeg: bytes | None = None
         self.orientation = 1
         self._image: Image.Image | None = None
-        self._raster = image if isinstance(image, Raster) else None
-        if isinstance(image, Raster):
-            self.size, self.mode = image.size, image.kind
+        self._raster: Raster | Undecoded | None = None
+        if not isinstance(image, Image.Image):
+            self._raster, self.size, self.mode = image, image.size, ""
             return
         self._image, self.mode = image, image.mode
         if data:
@@ -130,10 +132,13 @@ class OpenedImage:
 
     def numbers(self, max_megapixels: float = MAX_MEGAPIXELS) -> Raster | None:
         """The image as it is stored, unless it is a picture of 8 bits; raises UnreadableImage as :meth:`raster`."""
-        if self._raster is None and _is_deep(self.mode):
-            with damage_named(self.name):
+        with damage_named(self.name):
+            if self._raster is None and self.mode.startswith(("F", "I")):  # PIL's for more than 8 bits
                 self._raster = of_picture(self._load(1, self.mode, max_megapixels)[0])
-        return self._raster
+            elif isinstance(self._raster, Undecoded):
+                check_pixels(*self.size, max_megapixels)
+                self._raster = self._raster.decode()
+            return self._raster
 
     def decode(
         self, in_chans: int | None = None, reduction: int = 1, max_megapixels: float = MAX_MEGAPIXELS
@@ -150,10 +155,10 @@ class OpenedImage:
             UnreadableImage: it is damaged or cut short, too large, or a raster.
             InputError: another number of channels.
         """
+        raster = self.numbers(max_megapixels)
         with damage_named(self.name):
-            if self._raster is not None or _is_deep(self.mode):
-                kind = self.mode if self._raster is None else self._raster.kind
-                raise ValueError(f"{kind}: no picture of 8 bits")
+            if raster is not None:
+                raise ValueError(f"{raster.kind}: no picture of 8 bits")
             mode = "L" if in_chans == 1 and self.jpeg is not None else self.mode
             image, reduction, (x, y) = self._load(reduction, mode, max_megapixels)
             image = _plain(image)
@@ -170,8 +175,7 @@ class OpenedImage:
         mode = image.mode if mode == "YCbCr" else mode
         if self.jpeg is None or image.draft(mode, (width // reduction, height // reduction)) is None:
             reduction = 1
-        if image.width * image.height > max_megapixels * 1e6:
-            raise ValueError(f"too many pixels: {width:,} x {height:,}, and max_megapixels is {max_megapixels:g}")
+        check_pixels(*image.size, max_megapixels)
         image.load()
         # The image's end within the last pixel of `image`; 0 where the reduction divides its size.
         spare = image.width - width / reduction, image.height - height / reduction
@@ -209,7 +213,7 @@ def open_image(data: bytes, name: str) -> OpenedImage:
     with damage_named(name, empty=not data):
         if (raster := open_raster(data)) is not None:
             if data.startswith(b"\x89PNG") and _orientation(open_picture(data), data) != 1:
-                raise ValueError(f"{raster.kind}, to be turned as EXIF says: not read")
+                raise ValueError("16 bits, to be turned as EXIF says: not read")
             return OpenedImage(raster, name, num_bytes=len(data))
     return _open_picture(data, name)
 
@@ -306,11 +310,6 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         value = exif.get(_ORIENTATION)
         return value if value in _TURNS else 1
     return 1
-
-
-def _is_deep(mode: str) -> bool:
-    """Whether pictures of PIL's mode hold more than 8 bits."""
-    return mode == "F" or mode.startswith("I")
 
 
 def _plain(image: Image.Image) -> Image.Image:

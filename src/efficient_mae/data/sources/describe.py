@@ -49,8 +49,10 @@ def describe_images(
     """
     sizes, kinds = [], Counter[str]()
     for image in _looked_at(source):
-        sizes.append(image.size)
-        kinds[_KINDS.get(image.mode, image.mode)] += 1
+        with suppress(UnreadableImage):
+            raster = image.numbers(reading.max_megapixels)
+            kinds[_KINDS.get(image.mode, image.mode) if raster is None else raster.kind] += 1
+            sizes.append(image.size)
     if not sizes:
         return ImageSummary(
             f"none of {min(len(source), _LOOKED_AT)} images that were looked at can be read", 0.0, False

@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from efficient_mae.console import printable
-from efficient_mae.data.images.formats import extensions
-from efficient_mae.data.images.rasters import ARRAYS
+from efficient_mae.data.images.formats import ARRAYS, extensions
 from efficient_mae.data.sources.choice import ANY, EACH, DataChoice
 from efficient_mae.data.sources.names import LABELS, is_hidden
 from efficient_mae.errors import InputError
