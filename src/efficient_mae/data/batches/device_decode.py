@@ -24,7 +24,7 @@ from efficient_mae.data.batches.batch import TrainBatch
 from efficient_mae.data.batches.datasets import TrainDataset
 from efficient_mae.data.images.crops import Crop, cut
 from efficient_mae.data.images.decode import OpenedImage, UnreadableImage, open_image
-from efficient_mae.data.images.reading import Reading
+from efficient_mae.data.images.reading import Reading, megapixels
 from efficient_mae.data.images.transforms import PretrainTransform
 from efficient_mae.errors import InputError
 
@@ -122,14 +122,10 @@ class DeviceDecodeDataset(TrainDataset):
     def __init__(self, source: Any, transform: PretrainTransform, seed: int, **options: Any) -> None:
         """Arguments as for TrainDataset."""
         super().__init__(source, transform, seed, **options)
-        self._draw, self._shape, self._pixels = (
-            transform.draw,
-            transform.shape,
-            1e6 * transform.reading.max_megapixels,
-        )
+        self._draw, self._shape, self._most = transform.draw, transform.shape, transform.reading.max_megapixels
 
     def crop(self, index: int, epochs: Sequence[int], image: OpenedImage, number: int) -> Any:
-        if image.jpeg is None or not _suits_a_device(image) or image.size[0] * image.size[1] > self._pixels:
+        if image.jpeg is None or not _suits_a_device(image) or megapixels(*image.size) > self._most:
             return super().crop(index, epochs, image, number)
         crops = [self._draw(image.size, rng) for rng in self.rngs(index, epochs)]
         return CodedImage(image.name, len(image.jpeg), image.size, image.orientation, crops), image.jpeg
@@ -185,7 +181,7 @@ def _decode_and_cut(
             continue
         try:
             opened = open_image(data.numpy().tobytes(), image.name)
-            reading = Reading(shape[0], max_megapixels=opened.size[0] * opened.size[1] / 1e6)  # looked at by a worker
+            reading = Reading(shape[0], max_megapixels=megapixels(*opened.size))  # not too many, a worker found
             yield cut(opened, image.crops, reading, shape[1:]).to(device)
         except UnreadableImage as error:
             yield error

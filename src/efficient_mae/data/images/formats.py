@@ -65,7 +65,7 @@ def open_raster(data: bytes | Path) -> Raster | Undecoded | None:
     """The image in a file if it is one of numbers that a picture of 8 bits would not keep; None if it is a picture.
 
     Args:
-        data: the file, or its content. The head is read, but of JPEG XL all.
+        data: the file, or its content. No pixels are decoded but of JPEG XL, whose size nothing at hand reads alone.
 
     Raises:
         ImportError: what reads it isn't installed.
@@ -85,7 +85,7 @@ def open_raster(data: bytes | Path) -> Raster | Undecoded | None:
         return _coded("png_decode", _content(data))
     if head.startswith(_JPEG_2000) and _jpeg_2000_bits(head) > 8:
         return _coded("jpeg2k_decode", _content(data))
-    if head.startswith(_JPEG_XL):  # nothing at hand reads its size alone
+    if head.startswith(_JPEG_XL):
         return _jpeg_xl(_content(data))
     if _has_brand(head, _AVIF) and _avif_is_deep(_content(data)):
         return _coded("avif_decode", _content(data))

@@ -26,9 +26,14 @@ class UnsuitedError(Exception):
     """An image's numbers are of a type or in bands that a reading has no place for."""
 
 
+def megapixels(width: int, height: int) -> float:
+    """Millions of pixels, of which `max_megapixels` is the most."""
+    return width * height / 1e6
+
+
 def check_pixels(width: int, height: int, max_megapixels: float) -> None:
     """Raise ValueError where so many pixels are not to be decoded."""
-    if width * height > max_megapixels * 1e6:
+    if megapixels(width, height) > max_megapixels:
         raise ValueError(f"too many pixels: {width:,} x {height:,}, and max_megapixels is {max_megapixels:g}")
 
 
@@ -43,8 +48,9 @@ class Reading(Settings):
             not a number as the first. Pixels are float32 then, those of 8-bit images divided by 255; without it they
             are uint8, and images of other types refused.
         bands: that are taken, in this order, counted from 1; None takes all. An alpha channel is a band then.
-        max_megapixels: largest image that is decoded, in millions of pixels; a JPEG may be decoded reduced, and of
-            formats that are read by the window it is the largest window. JPEG XL is decoded before its size is known.
+        max_megapixels: largest image that is decoded, in millions of pixels, as it is decoded: a JPEG may be reduced,
+            and of formats that are read by the window it is the largest window. JPEG XL is decoded before its size is
+            known.
 
     Raises:
         InputError: bands, or numbers of the range, that are not as many as are needed, or a range whose second

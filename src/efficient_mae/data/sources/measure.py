@@ -38,8 +38,8 @@ class ReadingSettings(Settings):
     bands: tuple[PositiveInt, ...] | None = None
     """bands of an image that the model sees, in this order, counted from 1 (null: as the weights say, or all)"""
     max_megapixels: Positive | None = None
-    """largest image that is decoded, in millions of pixels; JPEGs are decoded as small as will do (null: as the
-    weights say, or 89)"""
+    """largest image that is decoded, in millions of pixels, or crop of one in a TIFF or .npy, of which no more is;
+    JPEGs are decoded as small as will do (null: as the weights say, or 89)"""
 
     def reading(self, source: Source, in_chans: int, given: Reading | None = None) -> Reading:
         """How images of a source are read; measured where that is asked for.
