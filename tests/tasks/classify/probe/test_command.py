@@ -144,11 +144,17 @@ def test_what_the_user_can_mend(there: Path, tmp_path: Path, capsys: pytest.Capt
     for part, count in (("train", 95), ("val", 12)):
         write_images(rare / part / "a", count)
         write_images(rare / part / "b", 5)
+    for part, count in (("train", 1), ("val", 12)):
+        for name in "ab":
+            write_images(tmp_path / "single" / part / name, count)
+    single = {"data": tmp_path / "single", "k": 1}
     weights = there / "a-0.safetensors"
     for changed, said in (
         ({"data": unlabelled}, "has no labels"),
         ({"data": one_class}, "all 12 images are of one class"),
         ({"data": rare, "labels": 20}, "labels=20: a subset of so few has no two classes of two images; give more"),
+        (single, "labels=30: class 'a' has a single training image"),
+        ({**single, "labels": "null"}, "labels=2: a subset of so few has no two classes of two images"),
         (
             {"folds": 11},
             "folds=11: must lie between 2 and the 10 images of the largest class of a subset",

@@ -153,15 +153,15 @@ def _check(config: ProbeConfig, data: LabelledData, subsets: list[np.ndarray]) -
     if config.k > size and "knn" in config.judges:
         raise InputError(f"k={config.k}: must lie between 1 and the {size} labelled images of a subset")
     if "logistic" in config.judges:
+        # Of a class of one image none is left while that one is asked.
+        if any((np.bincount(labels[subset]) > 1).sum() < 2 for subset in subsets):
+            raise InputError(f"labels={size}: a subset of so few has no two classes of two images; give more")
         most = min(int(np.bincount(labels[subset]).max()) for subset in subsets)
         if not 2 <= config.folds <= most:
             raise InputError(
                 f"folds={config.folds}: must lie between 2 and the {most} images of the largest class of a subset, "
                 f"which has {size}"
             )
-        # Of a class of one image none is left while that one is asked.
-        if any((np.bincount(labels[subset]) > 1).sum() < 2 for subset in subsets):
-            raise InputError(f"labels={size}: a subset of so few has no two classes of two images; give more")
     if any(len(np.unique(labels[subset])) < 2 for subset in subsets):
         raise InputError(f"labels={size}: a subset of so few has images of one class alone; give more")
 

@@ -62,17 +62,17 @@ def draw_subsets(
         return [np.arange(len(classes))]
     counts = np.bincount(classes, minlength=len(data.classes))
     used = int((counts > 0).sum())
-    # The splitter wants an image of each class on either side.
-    if not used <= labels <= len(classes) - used:
-        raise InputError(
-            f"labels={labels}: must lie between {used} and {len(classes) - used}, so that of the {len(classes)} "
-            f"training images each of {used} classes is drawn and left; null takes all of them"
-        )
     if 1 in counts:
         name = data.classes[int(np.flatnonzero(counts == 1)[0])]
         raise InputError(
             f"labels={labels}: class {name!r} has a single training image, and to draw subsets it needs two; null "
             "takes all images"
+        )
+    # The splitter wants an image of each class on either side.
+    if not used <= labels <= len(classes) - used:
+        raise InputError(
+            f"labels={labels}: must lie between {used} and {len(classes) - used}, so that of the {len(classes)} "
+            f"training images each of {used} classes is drawn and left; null takes all of them"
         )
     split = StratifiedShuffleSplit(number, train_size=labels, random_state=seed % 2**32)
     return [np.sort(chosen) for chosen, _ in split.split(np.zeros(len(classes)), classes)]
