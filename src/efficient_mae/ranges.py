@@ -9,7 +9,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import reduce
 from itertools import repeat
@@ -31,6 +31,8 @@ Pixels = PositiveInt | tuple[PositiveInt, PositiveInt]
 # Infinity and NaN are within no bounds but those that say so.
 Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
+# Passes over data, of which the last may be a part of one.
+Epochs = PositiveInt | Positive
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Probability = Annotated[float, Ge(0), Le(1)]
 # A part of a whole: some of it, not none.
@@ -116,7 +118,7 @@ def check_range(name: str, value: Any, declared: Any) -> None:
         for bound in bounds:
             (limit,) = astuple(bound)
             if not _BOUNDS[type(bound)][1](number, limit):
-                wanted = "finite" if math.isinf(limit) else describe(declared)
+                wanted = "finite" if math.isinf(limit) else _in_words(bounds)
                 raise InputError(f"{place}={number}: must be {wanted}{_or_null(declared)}")
 
 
@@ -124,7 +126,11 @@ def describe(declared: Any) -> str:
     """The bounds in words: `at least 1`; empty where nothing is bounded but by infinity."""
     if get_origin(declared) is not Annotated:
         return " or ".join(dict.fromkeys(filter(None, map(describe, get_args(declared)))))
-    limits = [(_BOUNDS[type(bound)][0], *astuple(bound)) for bound in declared.__metadata__]
+    return _in_words(declared.__metadata__)
+
+
+def _in_words(bounds: Iterable[Any]) -> str:
+    limits = [(_BOUNDS[type(bound)][0], *astuple(bound)) for bound in bounds]
     return " and ".join(f"{words} {limit}" for words, limit in limits if not math.isinf(limit))
 
 

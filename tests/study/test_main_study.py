@@ -279,9 +279,13 @@ def test_a_seed_of_all_cells_is_told_before_all_are_run(
         assert "ridge_grid2" in measured and ("ridge_token" in measured) == (not is_counted)
 
 
-def test_too_few_labels_are_told_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    data = write_labelled(tmp_path / "data", train=16, test=6)
-    assert main(["study", "main", "--preset", "main", *flags(data=data, out=tmp_path / "s")]) == 2
+@pytest.mark.parametrize(("preset", "train", "subset"), [("main", 16, "1,000"), ("smoke", 11, "32")])
+def test_too_few_labels_are_told_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str, train: int, subset: str
+):
+    """Of 33 images and three classes 32 leave two classes without any."""
+    data = write_labelled(tmp_path / "data", train=train, test=6)
+    assert main(["study", "main", "--preset", preset, *flags(data=data, out=tmp_path / "s")]) == 2
     error = capsys.readouterr().err
-    assert "has 48 labelled training images" in error and "subsets of 1,000; give more" in error
+    assert f"subsets of {subset} labelled training images, and there are {3 * train} (labels=" in error
     assert len(error.splitlines()) == 1 and not (tmp_path / "s").exists()

@@ -97,11 +97,15 @@ def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
     assert settle_length(slow, preset, tmp_path) is None
     seconds = {"mae": 10.0, "simmim": 19.0, "cross": 8.1}
     (tmp_path / "speeds.json").write_text(json.dumps({name: {"seconds": one} for name, one in seconds.items()}))
-    epochs = preset.pretraining(CELLS["mae"])["epochs"]
+    budget = preset.pretraining(CELLS["mae"])
     for cell, name in ((slow, "simmim"), (quick, "cross")):
         settled = settle_length(cell, preset, tmp_path)
-        assert settled is not None and settled.settings["epochs"] == round(epochs * 10 / seconds[name])
-        assert preset.directory(settled) == cell.name
+        assert settled is not None and preset.directory(settled) == cell.name
+        epochs = round(budget["epochs"] * 10 / seconds[name])
+        assert isinstance(settled.settings["epochs"], int) and settled.settings["epochs"] == epochs
+        # As much of it is warm-up as of the budget; longer runs have no longer one.
+        warmup = preset.pretraining(settled)["warmup_epochs"]
+        assert warmup == budget["warmup_epochs"] * min(1, epochs / budget["epochs"])
     same = settle_length(CELLS["mae-same-time"], preset, tmp_path)
     assert same is not None and preset.directory(same) == "mae"
     # Where methods are compared at the preset's own rate, those of two studies are the same runs.
@@ -111,6 +115,45 @@ def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
     main = PRESETS["main"]
     both = [settle_length(CELLS[f"cross{which}-same-time"], main, tmp_path) for which in ("", "-0.85")]
     assert {one and main.directory(one) for one in both} == {"cross-0.85-same-time"}
+
+
+def test_a_whole_epoch_that_is_far_off_is_not_taken_unless_it_was_run(tmp_path: Path):
+    preset, cell = PRESETS["cpu"], CELLS["beit-same-time"]
+    (tmp_path / "speeds.json").write_text(json.dumps({"mae": {"seconds": 10}, "beit": {"seconds": 27}}))
+    settled = settle_length(cell, preset, tmp_path)
+    assert settled is not None and preset.directory(settled) == cell.name
+    assert settled.settings | {"epochs": 1.48, "warmup_epochs": 0.185} == settled.settings
+    record = tmp_path / "cells" / cell.name / "seed-1" / "pretrain.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(["--seed", "1", "--epochs", "1", "--warmup_epochs", "0.5"]))
+    settled = settle_length(cell, preset, tmp_path)
+    assert settled is not None and preset.directory(settled) == cell.name
+    assert settled.settings | {"epochs": 1, "warmup_epochs": 0.5} == settled.settings
+
+
+def test_the_committed_lengths_of_the_main_study_stay():
+    """They were whole epochs, as said in advance."""
+    out, preset = Path(__file__).parents[2] / "studies" / "results" / "main", PRESETS["main"]
+    lengths = {}
+    for cell in STUDIES["cost"].cells(paper=False):
+        if settled := settle_length(cell, preset, out):
+            lengths[preset.directory(settled)] = preset.pretraining(settled)["epochs"]
+    stay = {
+        "mae-0.75": 3, "efficient-mae-0.85": 3, "efficient-mae-0.85-same-cost": 4, "cross": 3,
+        "cross-0.85-same-cost": 5, "cross-0.85-same-time": 4,
+    }  # fmt: skip
+    assert lengths | stay == lengths
+
+
+def test_a_preset_asks_the_judges_that_it_has_settings_for():
+    judges = {preset.name: preset.judges_of(STUDIES["table3"]) for preset in PRESETS.values()}
+    assert judges["main"] == judges["main14"] == ("probe",)
+    assert judges["cpu"] == judges["gpu"] == ("probe", "finetune", "linear-probe", "knn")
+    assert judges["paper"] == ("finetune", "linear-probe", "knn")
+    assert PRESETS["main"].judges_of(STUDIES["main"]) == ("probe", "probe-token", "probe-quarters", "probe-blocks")
+    assert PRESETS["paper"].judges_of(STUDIES["table4"]) == ("finetune",)
+    assert PRESETS["cpu"].judges_of(STUDIES["table10"]) == ("segment", "detect")
+    assert PRESETS["photographs"].judges_of(STUDIES["fig2"]) == ()
 
 
 def test_cells_of_equal_cost_have_the_epochs_that_its_multiplications_buy(tmp_path: Path):

@@ -87,6 +87,32 @@ def test_a_finished_run_says_so_and_stays(run: Path, capsys: pytest.CaptureFixtu
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
 
 
+def test_training_may_end_within_an_epoch(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """2.4 epochs of 43 images in batches of 8 are 12 steps, wherever it was interrupted."""
+    settings = {"epochs": 2.4, "warmup_epochs": 0.4, "base_lr": 0.032, "checkpoint_every": 7, "panel_every": 2}
+    alone = pretrain(config(images, tmp_path / "alone", **settings))
+    last = rows(alone)[-1]
+    assert (last["step"], last["epoch"]) == (12, 2.4)
+    rates = {row["step"]: row["lr"] for row in rows(alone)}
+    # 2 steps of warm-up to 0.032 * 8 / 256, then half a cosine of 10, of which the last step has 9 behind it.
+    assert rates[12] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 9 / 10)) / 2)
+    assert sorted(path.name for path in (alone / "figures").glob("panel-*")) == [
+        "panel-epoch-0002.png", "panel-epoch-02.4.png"
+    ]  # fmt: skip
+    assert read_settings(alone).settings["epochs"] == 2.4
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at_checkpoint(patch, 2)
+        pretrain(config(images, tmp_path / "stopped", **settings))
+    again = pretrain(config(images, tmp_path / "stopped", **settings))
+    assert (again / "encoder.safetensors").read_bytes() == (alone / "encoder.safetensors").read_bytes()
+
+
+def test_less_than_a_step_is_no_training(images: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"epochs=0\.05: is less than a step; an epoch has 5"):
+        pretrain(config(images, tmp_path / "run", epochs=0.05))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_directory_of_another_configuration(run: Path):
     settings = settings_of(run)
     with pytest.raises(ValueError, match=r"another configuration: gamma 0.6 there, 0.5 here; seed 0 there, 3 here"):

@@ -58,8 +58,11 @@ class Hooks(ABC):
         """Called after each optimiser step, on every process."""
         return
 
-    def epoch_ended(self, epochs_done: int) -> None:
-        """Called after each epoch, on every process; again if the run is killed before its next checkpoint."""
+    def epoch_ended(self, epochs_done: float) -> None:
+        """Called after each epoch, and at the end of training if that is within one, on every process.
+
+        Again if the run is killed before its next checkpoint.
+        """
         return
 
     def finished(self) -> None:

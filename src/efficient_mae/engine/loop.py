@@ -157,8 +157,8 @@ class Loop:
         save: writes a checkpoint, given the number of steps done.
         on_damaged: told at every logged step of the unreadable images that were met since the last.
         on_skipped: told at every logged step of the steps that were skipped since the last.
-        on_epoch_end: told how many epochs are done; before the checkpoint of the same step, so that a run which is
-            killed in it calls it again.
+        on_epoch_end: told how many epochs are done, at the end a part of one too; before the checkpoint of the same
+            step, so that a run which is killed in it calls it again.
         requests: asked before each step whether the run is to stop after it, with a checkpoint, and whether all
             processes follow the timetable. All get the same answer.
         metrics: where figures are logged; None for all but the main process.
@@ -176,7 +176,7 @@ class Loop:
     save: Callable[[int], None]
     on_damaged: Callable[[list[tuple[str, str]]], None]
     on_skipped: Callable[[list[SkippedStep]], None]
-    on_epoch_end: Callable[[int], None]
+    on_epoch_end: Callable[[float], None]
     requests: StopRequests
     metrics: MetricsLog | None
     _damaged: list[tuple[str, str]] = field(default_factory=list)
@@ -215,11 +215,11 @@ class Loop:
                         self._write(row, skipped)
                     self.timetable.wrote_row()
                 display.advance(done)
-                if done % self.steps_per_epoch == 0:
+                if done % self.steps_per_epoch == 0 or done == self.total_steps:
                     if device.type == "cuda" and not logs:
                         torch.cuda.synchronize(device)  # what it still computes is training, what follows is none
                     with watch.stopped():
-                        self.on_epoch_end(done // self.steps_per_epoch)
+                        self.on_epoch_end(done / self.steps_per_epoch)
                 if saves:
                     with watch.stopped():
                         self.save(done)

@@ -34,7 +34,7 @@ from efficient_mae.engine.storage.damage_log import DamageLog
 from efficient_mae.engine.storage.data_record import DataRecord, other_images
 from efficient_mae.engine.storage.run_directory import SETTINGS, claimed_run_directory
 from efficient_mae.engine.timetable import Timetable
-from efficient_mae.errors import DivergedError
+from efficient_mae.errors import DivergedError, InputError
 
 
 class Run(Hooks):
@@ -51,6 +51,7 @@ class Run(Hooks):
         img_size, reading: (height, width) in pixels of what the model takes, and how images are read for it.
         model: what is trained, or holds what is trained.
         companions: modules that are saved and resumed beside the model, by name.
+        epochs: that training takes, in whole steps.
         rollbacks: times that the run went back.
         metrics: where figures are logged; None before `execute` and for all but the main process.
     """
@@ -68,7 +69,8 @@ class Run(Hooks):
             config: the settings, with everything settled (:func:`efficient_mae.engine.settings.settle`).
 
         Raises:
-            InputError: the global batch is larger than the data set or cannot be divided evenly.
+            InputError: the global batch is larger than the data set or cannot be divided evenly, or training would be
+                shorter than a step.
         """
         if config.batch_size is None or config.warmup_epochs is None:
             raise ValueError("batch_size and warmup_epochs must be settled before a run is made")
@@ -82,7 +84,10 @@ class Run(Hooks):
         self._data = DataRecord.of(source)
         check_division(config.batch_size, config.accum_iter, processes.world_size, len(source))
         self.steps_per_epoch = self._sampler(0).steps_per_epoch
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = round(config.epochs * self.steps_per_epoch)
+        if not self.total_steps:
+            raise InputError(f"epochs={config.epochs}: is less than a step; an epoch has {self.steps_per_epoch}")
+        self.epochs = self.total_steps / self.steps_per_epoch
 
     @property
     def is_sharded(self) -> bool:

@@ -14,7 +14,7 @@ from efficient_mae.engine.machine.distributed import resolve_precision
 from efficient_mae.engine.machine.parallel import PARALLEL
 from efficient_mae.engine.optim import BASE_BATCH_SIZE
 from efficient_mae.errors import InputError
-from efficient_mae.ranges import Location, NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Switch
+from efficient_mae.ranges import Epochs, Location, NonNegative, NonNegativeInt, Positive, PositiveInt, Seed, Switch
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (
@@ -47,8 +47,8 @@ class RunConfig(DataChoice, ReadingSettings):
     photographs-sample or fashion-mnist"""
     out: Location
     """run directory; the same command again resumes the run in it"""
-    epochs: PositiveInt = 100
-    """passes over the data"""
+    epochs: Epochs = 100
+    """passes over the data; 1.5 ends half-way through the second"""
     batch_size: PositiveInt | None = None
     """images of an optimiser step, over all processes (null: 256, or fewer where the data set is smaller)"""
     accum_iter: PositiveInt = 1
@@ -134,12 +134,12 @@ def without_usual_warmup(settings: Mapping[str, Any], usual_warmup: float) -> di
         usual_warmup: of the run's task.
     """
     epochs, kept = settings.get("epochs"), dict(settings)
-    if isinstance(epochs, int) and kept.get("warmup_epochs") == _warmup(usual_warmup, epochs):
+    if isinstance(epochs, int | float) and kept.get("warmup_epochs") == _warmup(usual_warmup, epochs):
         kept["warmup_epochs"] = None
     return kept
 
 
-def _warmup(usual: float, epochs: int) -> float:
+def _warmup(usual: float, epochs: float) -> float:
     return min(usual, epochs / 5)
 
 

@@ -134,7 +134,7 @@ def _run(
     Args:
         write: the study, as far as it is done, which judges have something to say of after each seed.
     """
-    gpus, judges = preset.gpus(place.device), chosen.judges_of(preset.is_paper)
+    gpus, judges = preset.gpus(place.device), preset.judges_of(chosen)
 
     def settled() -> list[Cell]:
         return [one for cell in cells if (one := settle_length(cell, preset, place.out)) is not None]
@@ -202,9 +202,9 @@ def _open_data(
         _claim(out, preset, data)
         return data, None
     labelled = open_labelled(data, choice=choice)
-    probed = [is_probe(judge) for judge in chosen.judges_of(preset.is_paper)]
+    probed = [is_probe(judge) for judge in preset.judges_of(chosen)]
     if any(probed):
-        check_labels(data, len(labelled.train), preset)
+        check_labels(data, labelled, preset)
     _claim(out, preset, data)
     if all(probed):  # which draws few labels itself
         return data, data

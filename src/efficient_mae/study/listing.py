@@ -68,7 +68,7 @@ def estimate(
         jobs: runs at a time.
         speed: of :func:`measure_speed`.
     """
-    judges = study.judges_of(preset.is_paper)
+    judges = preset.judges_of(study)
     flops = [training_flops(preset, cell, images, judges) for cell in cells] * seeds
     stages = 1 + len(judges)
     return {"flops": sum(flops), "seconds": round(estimated_seconds(flops, stages, speed, jobs))}

@@ -10,8 +10,11 @@ from efficient_mae.errors import InputError
 from efficient_mae.methods import MethodConfig
 from efficient_mae.recipes import recipe_settings, recipes
 from efficient_mae.study.cells import CELLS, Cell
+from efficient_mae.study.studies import POOLED, PROBE, Study
 from efficient_mae.study.transfer import SIZES
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
+
+_NO_LENGTH = {"epochs": None, "warmup_epochs": None}
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,20 @@ class Preset:
         settings = self.pretraining(cell)
         alike = [name for name, theirs, measure in known if measure is None and theirs == settings]
         # What lasts as long as another is given its epochs later, and two with the same budget the same.
-        settled = settings | {"epochs": None}
+        settled = settings | _NO_LENGTH
         alike += [
-            name
-            for name, theirs, measure in known
-            if measure == cell.measure and theirs | {"epochs": None} == settled
+            name for name, theirs, measure in known if measure == cell.measure and theirs | _NO_LENGTH == settled
         ]
         return alike[0] if alike else cell.name
+
+    def judges_of(self, study: Study) -> tuple[str, ...]:
+        """What judges a study's runs: of its judges those that this preset has settings for; the paper's own
+        fine-tunes instead of probing."""
+        if study.transfers or PROBE not in study.judges:
+            return study.judges
+        if self.is_paper:
+            return ("finetune", *(one for one in study.judges if one not in {PROBE, *POOLED, "finetune"}))
+        return tuple(one for one in study.judges if one in {*self.others, *POOLED})
 
     def settings(self, command: str, cell: Cell) -> dict[str, Any]:
         """The settings of another command that a cell needs, but for data, weights, directory and seed."""
@@ -133,28 +143,16 @@ _GUESTS = {"mask_unit": 4, "cell_size": 4, "regressor_depth": 1, "drop_path": 0.
 _RATE = {"base_lr": 4e-3}
 # A word a patch, learned from the crops that the methods see.
 _TOKENIZER = {"in_chans": 1, "crop_scale": _ZOOM["crop_scale"], "stride": 4, "num_blocks": 1, "panel_every": 1000}
+_WORDS = {**_TOKENIZER, "img_size": 28, "width": 64, "vocab_size": 256, "epochs": 4, "batch_size": 128}
 
 # What judges 28 x 28 pixels on few labels on a CPU, and makes words of them.
+_ON_FEW = {"batch_size": 50, "epochs": 15, "num_workers": 0}
 _SMALL = {
-    "finetune": {**_LIGHT_FINETUNE, "epochs": 15, "batch_size": 50, "base_lr": 5e-3, "num_workers": 0},
-    "linear-probe": {
-        "epochs": 15,
-        "batch_size": 50,
-        "base_lr": 10.0,
-        "crop_scale": (0.6, 1.0),
-        "eval_every": 1000,
-        "num_workers": 0,
-    },
+    "finetune": {**_LIGHT_FINETUNE, **_ON_FEW, "base_lr": 5e-3},
+    "linear-probe": {**_ON_FEW, "base_lr": 10.0, "crop_scale": (0.6, 1.0), "eval_every": 1000},
+    "knn": {},
     "probe": _FEW,
-    "tokenizer": {
-        **_TOKENIZER,
-        "img_size": 28,
-        "width": 64,
-        "vocab_size": 256,
-        "epochs": 4,
-        "batch_size": 128,
-        "num_workers": 0,
-    },
+    "tokenizer": {**_WORDS, "num_workers": 0},
 }
 
 _MAIN = {
@@ -177,6 +175,7 @@ _MAIN = {
     **_GUESTS,
     "regressor_depth": 2,
 }
+_MAIN_OTHERS = {"probe": _FEW, "tokenizer": {**_WORDS, "crop_scale": _MAIN["crop_scale"], "num_workers": 0}}
 
 PRESETS = {
     preset.name: preset
@@ -201,6 +200,7 @@ PRESETS = {
                 "finetune": {**_LIGHT_FINETUNE, "epochs": 1, "batch_size": 16, **_FEW},
                 "linear-probe": {"epochs": 1, "batch_size": 16, "crop_scale": (0.6, 1.0), **_FEW},
                 "probe": {"labels": 32, "subsets": 2, "folds": 2, "k": 5, **_FEW},
+                "knn": {},
                 "tokenizer": {**_TOKENIZER, "img_size": 20, "width": 8, "vocab_size": 16, "epochs": 1, **_FEW},
             },
             seeds=1,
@@ -235,7 +235,7 @@ PRESETS = {
             "main",
             "the main study: 7 x 7 patches, 4 blocks, 180,000 samples of fashion-mnist; a cell takes minutes",
             _MAIN,
-            _SMALL,
+            _MAIN_OTHERS,
             seeds=5,
             labels=1000,
             images=60_000,
@@ -244,7 +244,7 @@ PRESETS = {
             "main14",
             "the same with the paper's masks: 14 x 14 patches; a cell takes 20 minutes",
             {**_MAIN, "model": "vit_tiny_patch2", "cell_size": 2},
-            {**_SMALL, "tokenizer": {**_SMALL["tokenizer"], "stride": 2}},
+            {**_MAIN_OTHERS, "tokenizer": {**_MAIN_OTHERS["tokenizer"], "stride": 2}},
             seeds=8,
             labels=1000,
             images=60_000,
@@ -268,7 +268,7 @@ PRESETS = {
                 **_GUESTS,
                 "mask_unit": 16,
             },
-            {"finetune": {**_LIGHT_FINETUNE, "epochs": 15, "batch_size": 50, "base_lr": 5e-3, "num_workers": 0}},
+            {"probe": _FEW},
             seeds=3,
             labels=1000,
             images=48,
@@ -295,15 +295,9 @@ PRESETS = {
             {
                 "finetune": {**_LIGHT_FINETUNE, "epochs": 3, "batch_size": 256, "base_lr": 1e-3},
                 "linear-probe": {"epochs": 10, "batch_size": 256, "base_lr": 10.0, "crop_scale": (0.6, 1.0)},
-                "tokenizer": {
-                    **_TOKENIZER,
-                    "img_size": 28,
-                    "stride": 2,
-                    "width": 64,
-                    "vocab_size": 256,
-                    "epochs": 4,
-                    "batch_size": 512,
-                },
+                "probe": {},
+                "knn": {},
+                "tokenizer": {**_WORDS, "stride": 2, "batch_size": 512},
             },
             seeds=3,
             labels=None,

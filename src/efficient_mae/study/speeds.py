@@ -28,6 +28,8 @@ from efficient_mae.study.presets import Preset
 from efficient_mae.study.runs import Place, environment_of, flags, launcher
 
 _FILE, _ROUNDS = "speeds.json", 2
+# What of its time a cell may last too long or too short, where that is a whole number of epochs.
+_NEAR = 0.1
 # Of an epoch that has more, so many tell how long it is.
 _STEPS = 200
 # Seconds between two looks at how many there are: looking takes time from what is timed.
@@ -115,7 +117,11 @@ def speed_of(cell: Cell, preset: Preset, out: Path) -> dict[str, Any]:
 
 
 def settle_length(cell: Cell, preset: Preset, out: Path) -> Cell | None:
-    """A cell with as many epochs as it may take, at least one; None before the time of an epoch is measured."""
+    """A cell with the epochs that it may take; None before the time of an epoch is measured.
+
+    Whole epochs, whose runs others may share, where they come within a tenth of it; else to the hundredth of one. Of
+    fewer epochs the same share is warm-up. What has been run, by whatever rule, stays as long as it is.
+    """
     if cell.as_long_as is None:
         return cell
     other = CELLS[cell.as_long_as]
@@ -125,9 +131,18 @@ def settle_length(cell: Cell, preset: Preset, out: Path) -> Cell | None:
         own, budget = ours["seconds"], theirs["seconds"]
     else:
         return None
-    epochs = preset.pretraining(other)["epochs"] * budget / own
-    settled = {**cell.settings, "epochs": max(1, round(epochs))}
-    return dataclasses.replace(cell, settings=settled, as_long_as=None)
+    base = preset.pretraining(other)
+    exact = base["epochs"] * budget / own
+    whole = max(1, round(exact))
+    length = {"epochs": whole if abs(whole - exact) <= _NEAR * exact else round(exact, 2)}
+    if "warmup_epochs" in base and length["epochs"] < base["epochs"]:
+        length["warmup_epochs"] = round(base["warmup_epochs"] * length["epochs"] / base["epochs"], 3)
+    settled = dataclasses.replace(cell, settings={**cell.settings, **length}, as_long_as=None)
+    for record in sorted((out / "cells" / preset.directory(settled)).glob("seed-*/pretrain.json")):
+        typed = json.loads(record.read_bytes())
+        length = {one: json.loads(typed[typed.index(f"--{one}") + 1]) for one in length}
+        return dataclasses.replace(settled, settings={**settled.settings, **length})
+    return settled
 
 
 def _by_epochs(cell: Cell) -> Cell:

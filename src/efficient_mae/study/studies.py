@@ -42,7 +42,7 @@ class Study:
         rows: its lines, or the runs that a figure looks at.
         small: its lines in presets other than the paper's, where they differ.
         judges: that each run has, which takes labels: commands, and probes of other features by their names in
-            :data:`POOLED`. In the paper's own preset runs are fine-tuned instead of probed.
+            :data:`POOLED`; which of them a preset asks, :meth:`efficient_mae.study.presets.Preset.judges_of` says.
         one_seed: a single run of each cell is all it looks at.
         costs: what of a row is counted: `gflops`, `patches`.
         published: data and model of the paper's figures.
@@ -71,12 +71,6 @@ class Study:
     def rows_of(self, paper: bool) -> tuple[Row, ...]:
         """Its lines in the paper's own preset or in the others."""
         return self.rows if paper or not self.small else self.small
-
-    def judges_of(self, paper: bool) -> tuple[str, ...]:
-        """Its judges in the paper's own preset or in the others."""
-        if not paper or PROBE not in self.judges:
-            return self.judges
-        return ("finetune", *(judge for judge in self.judges if judge not in {PROBE, *POOLED, "finetune"}))
 
     def cells(self, paper: bool) -> list[Cell]:
         """The cells of its rows in the paper's own preset or in the others, each once."""
@@ -139,11 +133,11 @@ _METHODS = tuple(
 
 _TABLE_3_REMARK = (
     "Presets other than `paper` hold all methods of this package against each other, with encoders of the same "
-    "depth, width and patches: for as many epochs, and for as much time as MAE takes, in whole epochs. The minutes "
+    "depth, width and patches: for as many epochs, and for as much time as MAE takes, to a tenth. The minutes "
     "of an epoch, and the memory of the process, were measured beforehand, one method after another "
     "(`speeds.json`). The training of the tokenizer whose words BEiT and CAE learn is in neither. The untrained "
-    "encoder at the bottom is MAE's; k-NN tells each method's own. Judges but ridge regression, logistic regression "
-    "and centred k-NN see one subset of labels."
+    "encoder at the bottom is MAE's, and those that methods begin with otherwise have their names. Judges but ridge "
+    "regression, logistic regression and centred k-NN see one subset of labels."
 )
 
 # Columns DF and DM of rows 3 and 4 stand swapped in the paper: 14.2 GFLOPs can only be the row with decoder masking,
@@ -211,7 +205,11 @@ _EQUAL_COST = (
     _row("MAE, 0.75", "mae-0.75"),
     *(
         _row(f"{label}{budget}", f"{name}{ending}")
-        for name, label in (("efficient-mae-0.85", "Efficient MAE, 0.85"), ("cross-0.85", "cross decoder, 0.85"))
+        for name, label in (
+            ("mae-0.85", "MAE, 0.85"),
+            ("efficient-mae-0.85", "Efficient MAE, 0.85"),
+            ("cross-0.85", "cross decoder, 0.85"),
+        )
         for budget, ending in (("", ""), (", same multiplications", SAME_COST), (", same time", SAME_TIME))
     ),
 )
@@ -299,7 +297,7 @@ STUDIES = {
             "What Efficient MAE learns for what MAE costs",
             _EQUAL_COST,
             costs=("gflops",),
-            remark="For as many multiplications, and for as much time, as MAE takes: in whole epochs. The minutes of "
+            remark="For as many multiplications, and for as much time, as MAE takes, to a tenth. The minutes of "
             "an epoch were measured beforehand, one method after another (`speeds.json`).",
         ),
         Study(

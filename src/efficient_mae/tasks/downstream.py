@@ -275,8 +275,8 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
         start = "scratch" if self.config.weights is None else self.config.weights
         return f"{self.verb} from {start} on {len(self.source):,} images of {len(self.data.classes)} classes"
 
-    def epoch_ended(self, epochs_done: int) -> None:
-        last = epochs_done == self.config.epochs
+    def epoch_ended(self, epochs_done: float) -> None:
+        last = epochs_done == self.epochs
         if epochs_done % self.config.eval_every and not last:
             return
         judged = self.judged.eval()
@@ -284,8 +284,8 @@ class DownstreamRun(Run, Generic[Config, Labels, Evaluated]):
         judged.train(judged is self.model)
         if self.metrics:
             scores = evaluation.scores()
-            step = epochs_done * self.steps_per_epoch
-            self.metrics.write({"step": step, "epoch": float(epochs_done), **scores})
-            say(f"epoch {epochs_done}: " + "  ".join(f"{name} {value:.2%}" for name, value in scores.items()))
+            step = round(epochs_done * self.steps_per_epoch)
+            self.metrics.write({"step": step, "epoch": epochs_done, **scores})
+            say(f"epoch {epochs_done:g}: " + "  ".join(f"{name} {value:.2%}" for name, value in scores.items()))
             if last:
                 self.write_results(evaluation)

@@ -1,5 +1,6 @@
 """Pre-training: from a source of images to an encoder."""
 
+import math
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -180,7 +181,7 @@ class PretrainRun(Run):
             num_patches=model.grid_size[0] * model.grid_size[1],
             # The gradients of sharded blocks are gathered by hooks of their own.
             make_masks=model.planner(None if self.is_sharded else model.unit(self.processes.device)),
-            epochs=self.config.epochs,
+            epochs=math.ceil(self.config.epochs),
         )
 
     def prepare(self) -> Step:
@@ -222,9 +223,9 @@ class PretrainRun(Run):
             describe_run(file, model.backbone.state_dict(), model.backbone, self.statistics)
             save_encoder(file, model, self.statistics)
 
-    def epoch_ended(self, epochs_done: int) -> None:
+    def epoch_ended(self, epochs_done: float) -> None:
         config = self.config
-        last = epochs_done == config.epochs
+        last = epochs_done == self.epochs
         panel = epochs_done % config.panel_every == 0 or last
         knn = config.knn_every is not None and (epochs_done % config.knn_every == 0 or last)
         if not (knn or panel):
@@ -240,11 +241,11 @@ class PretrainRun(Run):
         """The model as the main process can use it by itself; every process calls this."""
         return cast(Method, self.whole(self.model, wanted=self.processes.is_main))
 
-    def _draw_panel(self, model: Method, epochs_done: int) -> None:
+    def _draw_panel(self, model: Method, epochs_done: float) -> None:
         config = self.config
         images = self._panel_images.to(self.processes.device)
         if not len(images):
-            say(f"epoch {epochs_done}: no picture, for none of the images looked at can be read")
+            say(f"epoch {epochs_done:g}: no picture, for none of the images looked at can be read")
             return
         plan = model.plan(len(images), generator=torch.Generator().manual_seed(config.seed))
         draw_panel(
@@ -253,8 +254,8 @@ class PretrainRun(Run):
             plan,
             self.statistics,
             colours=config.show_bands,
-            title=f"after epoch {epochs_done}",
-            path=self.out / "figures" / f"panel-epoch-{epochs_done:04d}.png",
+            title=f"after epoch {epochs_done:g}",
+            path=self.out / "figures" / f"panel-epoch-{epochs_done:04g}.png",
         )
 
     def _knn_monitor(self) -> KnnMonitor:
@@ -269,13 +270,13 @@ class PretrainRun(Run):
             num_workers=self.num_workers,
         )
 
-    def _log_knn(self, model: Method, epochs_done: int) -> None:
+    def _log_knn(self, model: Method, epochs_done: float) -> None:
         """Log the encoder's k-NN accuracy in a row of its own."""
         if self._knn is not None and self.metrics is not None:
             accuracy = self._knn(model.backbone)
-            step = epochs_done * self.steps_per_epoch
-            self.metrics.write({"step": step, "epoch": float(epochs_done), "knn": accuracy})
-            say(f"epoch {epochs_done}: k-NN accuracy {accuracy:.2%}")
+            step = round(epochs_done * self.steps_per_epoch)
+            self.metrics.write({"step": step, "epoch": epochs_done, "knn": accuracy})
+            say(f"epoch {epochs_done:g}: k-NN accuracy {accuracy:.2%}")
 
     @cached_property
     def _panel_images(self) -> Tensor:

@@ -17,7 +17,18 @@ from efficient_mae.engine.settings import RunConfig, settle
 from efficient_mae.errors import InputError
 from efficient_mae.interop import ImageStatistics
 from efficient_mae.methods import Method, MethodSettings, method_of
-from efficient_mae.ranges import Finite, Location, NonNegative, Positive, PositiveInt, Ratio, Seed, Share, Switch
+from efficient_mae.ranges import (
+    Epochs,
+    Finite,
+    Location,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Ratio,
+    Seed,
+    Share,
+    Switch,
+)
 
 # Settings that may differ when a run is resumed: none of them changes what is learned.
 OPERATIONAL = (*settings.OPERATIONAL, "grad_checkpointing", "cuda_graphs", "panel_every", "show_bands", "knn_every")
@@ -101,8 +112,8 @@ class PretrainConfig(ModelChoice, RunConfig):
     std: tuple[Positive, ...] | Literal["measure"] | None = None
     """standard deviation of each channel, or measure (null: that of weights; without them ImageNet's for RGB, else
     0.5)"""
-    epochs: PositiveInt = 200
-    """passes over the data"""
+    epochs: Epochs = 200
+    """passes over the data; 1.5 ends half-way through the second"""
     base_lr: Positive = 1.5e-4
     """learning rate at batch size 256; scales with the batch"""
     weight_decay: NonNegative = 0.05

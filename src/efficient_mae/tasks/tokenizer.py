@@ -225,19 +225,20 @@ class TokenizerRun(Run):
     def after_step(self) -> None:
         self.schedule.step += 1
 
-    def epoch_ended(self, epochs_done: int) -> None:
-        last = epochs_done == self.config.epochs
+    def epoch_ended(self, epochs_done: float) -> None:
+        last = epochs_done == self.epochs
         if not (self.processes.is_main and (last or epochs_done % self.config.panel_every == 0)):
             return
         use = codebook_use(self.model, self._looked_at)
         if self.metrics is not None:
             figures = {"perplexity": use.perplexity, "used": use.used, "mean_squared_error": use.mean_squared_error}
-            self.metrics.write({"step": epochs_done * self.steps_per_epoch, "epoch": float(epochs_done), **figures})
+            step = round(epochs_done * self.steps_per_epoch)
+            self.metrics.write({"step": step, "epoch": epochs_done, **figures})
         draw_token_panel(
             self.model,
             self._looked_at[:: max(1, len(self._looked_at) // _PANEL)][:_PANEL],
-            title=f"after epoch {epochs_done}",
-            path=self.out / "figures" / f"panel-epoch-{epochs_done:04d}.png",
+            title=f"after epoch {epochs_done:g}",
+            path=self.out / "figures" / f"panel-epoch-{epochs_done:04g}.png",
         )
 
     def finished(self) -> None:

@@ -1,5 +1,6 @@
 """A batch that does not fit the device, before its first step: which setting to lower, and what would fit."""
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -214,7 +215,8 @@ class BatchMemory:
 
     def _sample(self, images: int) -> TrainBatch:
         """A batch: of one image, which is read once; as of the last epoch, to which a curriculum leads."""
-        return self._dataset.__getitems__([(self._config.epochs - 1 + number, 0) for number in range(images)])
+        last = math.ceil(self._config.epochs) - 1
+        return self._dataset.__getitems__([(last + number, 0) for number in range(images)])
 
     @cached_property
     def _image_bytes(self) -> float:

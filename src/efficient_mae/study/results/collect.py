@@ -18,7 +18,7 @@ from efficient_mae.study.cells import ABLATION_RECIPE, Cell
 from efficient_mae.study.costs import paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, pretrained_config, recipe_settings
 from efficient_mae.study.probing import has_baselines
-from efficient_mae.study.results.probed import BASELINES, Comparison
+from efficient_mae.study.results.probed import BASELINES, Comparison, baselines_of
 from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_length, speed_of
 from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study
@@ -40,20 +40,23 @@ def collect_rows(
     Returns:
         For each row its `label`, `cell` and `settings`; `measured`, by name `mean`, `values` and, of two seeds and
         more, the 95 % interval, and `gmacs` of the model that ran, where methods are timed also its `epochs`,
-        `minutes` an epoch and `memory` (GB); `computed` costs of the paper's own model;
-        `paper`, its figures. `difference` is this row's accuracy less that of the first row measured: by the probe's
-        single answers where there are such, else seed by seed. The last rows are what encoders are held against, as
-        far as it was probed.
+        `minutes` an epoch and `memory` (GB); `computed` costs of the paper's own model; `paper`, its figures.
+        `difference` is this row's accuracy less the first row's, where that is there: by the probe's single answers
+        where there are such, else seed by seed. The last rows are what encoders are held against, as far as it was
+        probed.
     """
     rows: list[dict[str, Any]] = []
-    reference: dict[int, float] = {}
-    probed = probed or Comparison({})
-    first: str | None = None
-    judges = study.judges_of(preset.is_paper)
-    for row in study.rows_of(preset.is_paper):
+    probed, judges = probed or Comparison({}), preset.judges_of(study)
+    lines, cells = study.rows_of(preset.is_paper), study.cells(preset.is_paper)
+    first = cells[0].name if cells else ""
+    reference = dict[int, float]()
+    is_timed = any(cell.as_long_as is not None for cell in cells)
+    for row in lines:
         found: dict[str, Any] = {"label": row.label, "cell": None, "settings": {}, "measured": {}, "computed": {}}
         if row.cell is not None:
             measured, accuracies = _measured(row.cell, preset, out, seeds, judges)
+            if not is_timed:  # though cells that it shares with a study that is
+                measured = {name: value for name, value in measured.items() if name not in _OF_TIME}
             gains = gains_by_seed(accuracies, reference)
             found |= {
                 "cell": row.cell.name,
@@ -62,33 +65,34 @@ def collect_rows(
                 "difference": summary(gains) if gains else {},
                 "computed": _computed(study, row.cell) if row in study.rows else {},
             }
-            reference = reference or accuracies
+            if row.cell.name == first:
+                reference = accuracies
             if row.cell.name in probed.answers:
                 found["measured"][PROBE] = _plain(probed.accuracy(row.cell.name))
-                if first is not None and probed.seeds(first, row.cell.name):
+                if row.cell.name != first and probed.seeds(first, row.cell.name):
                     found["difference"] = _plain(probed.difference(first, row.cell.name))
-                first = first or row.cell.name
         rows.append(found | {"paper": dict(row.paper)})
     return rows + _baseline_rows(study, preset, out, probed, first)
 
 
-def _baseline_rows(
-    study: Study, preset: Preset, out: Path, probed: Comparison, first: str | None
-) -> list[dict[str, Any]]:
-    """Rows of what encoders are held against, less the first row that was probed."""
-    judges = study.judges_of(preset.is_paper)
-    beside = [cell for cell in study.cells(preset.is_paper) if has_baselines(cell, preset)]
+def _baseline_rows(study: Study, preset: Preset, out: Path, probed: Comparison, first: str) -> list[dict[str, Any]]:
+    """Rows of what encoders are held against, which are held against the first."""
+    judges = preset.judges_of(study)
+    beside: dict[str, tuple[int, Cell]] = {}
+    for place, _ in enumerate(BASELINES, start=1):  # raw pixels last
+        for cell in study.cells(preset.is_paper):
+            settled = settle_length(cell, preset, out)
+            if settled is not None and has_baselines(settled, preset):
+                beside.setdefault(baselines_of(cell, study, preset)[place - 1], (place, settled))
     rows = []
-    for place, label in enumerate(BASELINES, start=1):
+    for label, (place, cell) in beside.items():
         if label not in probed.answers:
             continue
         seeds = probed.seeds(label)
         measured: dict[str, Any] = {"seeds": list(seeds), PROBE: _plain(probed.accuracy(label))}
-        for cell in beside[:1]:
-            folder = out / "cells" / preset.directory(cell)
-            measured |= _means([_probed_figures(folder / f"seed-{seed}", judges, place) for seed in seeds])
-        common = first is not None and probed.seeds(first, label)
-        difference = _plain(probed.difference(first, label)) if first is not None and common else {}
+        folder = out / "cells" / preset.directory(cell)
+        measured |= _means([_probed_figures(folder / f"seed-{seed}", judges, place) for seed in seeds])
+        difference = _plain(probed.difference(first, label)) if probed.seeds(first, label) else {}
         row = {"label": label, "cell": None, "settings": {}, "measured": measured, "computed": {}}
         rows.append(row | {"difference": difference, "paper": {}})
     return rows
@@ -142,6 +146,9 @@ def _measured(
     measured |= _means([_probed_figures(folder / f"seed-{seed}", judges) for seed in by_seed])
     return measured, {seed: figures["top1"] for seed, figures in by_seed.items() if "top1" in figures}
 
+
+# What is told where methods are timed.
+_OF_TIME = ("minutes", "memory", "epochs")
 
 # Of each judge, its figures by our name and by the keys of its result.
 _FIGURES = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from efficient_mae.study.cells import COMPARED, Cell
 from efficient_mae.study.presets import Preset
 from efficient_mae.study.probing import ANSWERS
 from efficient_mae.study.speeds import settle_length
@@ -17,7 +18,8 @@ from efficient_mae.study.studies import PROBE, Study
 from efficient_mae.tasks.classify.probe.record import check_same_images, read_record
 from efficient_mae.tasks.classify.probe.statistics import Bootstrap, Difference, Estimate
 
-# What tables hold their rows against, in the order in which a probe judges it behind the encoder.
+# What tables hold their rows against, in the order in which a probe judges it behind the encoder. That of a method
+# whose encoder begins as another than the first row's goes by its name.
 BASELINES = ("untrained encoder", "raw pixels")
 # Whose answers are compared, and decide.
 _JUDGE = "ridge"
@@ -30,7 +32,7 @@ class Comparison:
     """Answers of cells and of what they are held against; every draw of seeds, subsets and images is for all rows.
 
     Attributes:
-        answers: by the cell's name, or what stands in :data:`BASELINES`.
+        answers: by the cell's name, or by that of :func:`baselines_of` one.
     """
 
     def __init__(self, answers: Mapping[str, Answers]) -> None:
@@ -76,6 +78,13 @@ class Comparison:
         return self._drawn[seeds]
 
 
+def baselines_of(cell: Cell, study: Study, preset: Preset) -> tuple[str, ...]:
+    """The names of what is judged beside a cell, in its order; of any cell, whether it is or not."""
+    encoder, pixels = BASELINES
+    is_usual = cell.method == study.cells(preset.is_paper)[0].method
+    return encoder if is_usual else f"{encoder} of {COMPARED[cell.method]}", pixels
+
+
 def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int]) -> Comparison:
     """What the probe said of a study's cells so far; empty where the study isn't judged by it.
 
@@ -85,9 +94,9 @@ def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int
     Raises:
         InputError: cells or seeds were judged on different images.
     """
-    if PROBE not in study.judges_of(preset.is_paper):
+    if PROBE not in preset.judges_of(study):
         return Comparison({})
-    records, places = {}, defaultdict[str, list[tuple[str, int]]](list)
+    records, places = {}, defaultdict[str, list[tuple[Cell, int]]](list)
     for cell in study.cells(preset.is_paper):
         if (settled := settle_length(cell, preset, out)) is None:
             continue
@@ -97,13 +106,13 @@ def read_comparison(study: Study, preset: Preset, out: Path, seeds: Sequence[int
                 name = str(folder / ANSWERS)
                 # What lasts as long as another may be the same run.
                 records[name] = records.get(name) or read_record(folder / ANSWERS)
-                places[name].append((cell.name, seed))
+                places[name].append((cell, seed))
     if records:
         check_same_images(records)
     answers: dict[str, dict[int, np.ndarray]] = {}
     for name, cells in places.items():
         judged = [right[_JUDGE][0] for right in records[name].right.values()]
         for cell, seed in cells:
-            for row, right in zip((cell, *BASELINES), judged, strict=False):
+            for row, right in zip((cell.name, *baselines_of(cell, study, preset)), judged, strict=False):
                 answers.setdefault(row, {})[seed] = right
     return Comparison(answers)

@@ -58,7 +58,7 @@ COLUMNS = (
     Column("GMACs, model run here", "measured", "gmacs", lambda value: f"{value:.3g}"),
     Column("minutes an epoch here", "measured", "minutes", lambda value: f"{value:.2g}"),
     Column("memory of the process here (GB)", "measured", "memory", _number(2)),
-    Column("epochs here", "measured", "epochs", _number(0)),
+    Column("epochs here", "measured", "epochs", lambda value: f"{value:g}"),
     Column("loss here", "measured", "loss", _number(3)),
     Column("loss, paper", "paper", "loss", _number(3)),
     Column("slope of loss against P²Dist here (1/pixel)", "measured", "slope", _number(4)),

@@ -130,7 +130,7 @@ def seeds_there(study: Study, preset: Preset, out: Path) -> int:
 
 def _counted(study: Study, preset: Preset, out: Path, seeds: Sequence[int], failed: Collection[str]) -> list[int]:
     """The seeds with which what decides has judged each cell, or it has failed; the others aren't looked at yet."""
-    cells, judges = study.cells(preset.is_paper), study.judges_of(preset.is_paper)
+    cells, judges = study.cells(preset.is_paper), preset.judges_of(study)
     deciding = (PROBE,) if PROBE in judges else judges
 
     def is_over(cell: Cell, seed: int) -> bool:
@@ -175,7 +175,7 @@ def _seeds_in_words(result: StudyResult) -> str:
 def _markdown(result: StudyResult, study: Study, preset: Preset, has_picture: bool) -> str:
     machine = result.machine
     summary = SIZES[preset.name].summary if study.transfers and preset.name in SIZES else preset.summary
-    by_answers = _BY_ANSWERS if PROBE in study.judges_of(preset.is_paper) else ""
+    by_answers = _BY_ANSWERS if PROBE in preset.judges_of(study) else ""
     parts = [f"# {result.study}: {result.title}"]
     if result.rows:
         parts.append(markdown_table(result.rows))
