@@ -14,6 +14,7 @@ from efficient_mae.study.studies import POOLED, PROBE, Study
 from efficient_mae.study.transfer import SIZES
 from efficient_mae.tasks.pretrain_config import PretrainConfig, build_model
 
+# Over settings, so that those of runs of other lengths are the same.
 _NO_LENGTH = {"epochs": None, "warmup_epochs": None}
 
 
@@ -26,7 +27,7 @@ class Preset:
         pretrain: settings of `emae pretrain` that its cells share as far as their methods have them, the model's name
             without that of the method; None takes each cell's own recipe.
         others: settings of the other commands that its cells need, by name: what judges them, and what is made
-            beforehand. The paper's takes the recipe that goes with the cell's.
+            beforehand; a judge without any isn't asked. The paper's takes the recipe that goes with the cell's.
         seeds: runs of each cell, unless told otherwise.
         labels: labelled images that judges see, spread over the data; None for all.
         images: in the training data that it is made for, where none are named (`emae study --list`).

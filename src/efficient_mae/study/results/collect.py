@@ -47,11 +47,11 @@ def collect_rows(
     """
     rows: list[dict[str, Any]] = []
     probed, judges = probed or Comparison({}), preset.judges_of(study)
-    lines, cells = study.rows_of(preset.is_paper), study.cells(preset.is_paper)
+    cells = study.cells(preset.is_paper)
     first = cells[0].name if cells else ""
     reference = dict[int, float]()
     is_timed = any(cell.as_long_as is not None for cell in cells)
-    for row in lines:
+    for row in study.rows_of(preset.is_paper):
         found: dict[str, Any] = {"label": row.label, "cell": None, "settings": {}, "measured": {}, "computed": {}}
         if row.cell is not None:
             measured, accuracies = _measured(row.cell, preset, out, seeds, judges)
@@ -78,12 +78,12 @@ def collect_rows(
 def _baseline_rows(study: Study, preset: Preset, out: Path, probed: Comparison, first: str) -> list[dict[str, Any]]:
     """Rows of what encoders are held against, which are held against the first."""
     judges = preset.judges_of(study)
+    settled = [one for cell in study.cells(preset.is_paper) if (one := settle_length(cell, preset, out)) is not None]
     beside: dict[str, tuple[int, Cell]] = {}
-    for place, _ in enumerate(BASELINES, start=1):  # raw pixels last
-        for cell in study.cells(preset.is_paper):
-            settled = settle_length(cell, preset, out)
-            if settled is not None and has_baselines(settled, preset):
-                beside.setdefault(baselines_of(cell, study, preset)[place - 1], (place, settled))
+    for place in range(len(BASELINES)):  # raw pixels last
+        for cell in settled:
+            if has_baselines(cell, preset):
+                beside.setdefault(baselines_of(cell, study, preset)[place], (1 + place, cell))
     rows = []
     for label, (place, cell) in beside.items():
         if label not in probed.answers:
