@@ -1,0 +1,83 @@
+"""Learning rates of the methods that MAE is compared with (docs/results.md), judged as in the pilot.
+
+    OMP_NUM_THREADS=1 python benchmarks/rates.py
+
+As benchmarks/pilot.py found MAE's: on the first 50,000 training images of Fashion-MNIST, judged on the other 10,000,
+its held-out images not opened, one seed. Each method has the epochs that MAE's time buys, as `emae study table3
+--preset main` measured them. Where the best rate of a method is the least or the greatest, half of it or twice as
+much is tried too. Each run's line goes to benchmarks/results/rates.jsonl as it is done, and what is there isn't run
+again.
+"""
+
+import datetime
+import json
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pilot import RATES, emae, write_split
+
+from efficient_mae.engine.machine.distributed import find_device
+from efficient_mae.engine.machine.facts import describe_machine
+from efficient_mae.study.cells import CELLS, SAME_TIME, Cell
+from efficient_mae.study.presets import find_preset
+from efficient_mae.study.speeds import settle_length
+
+RESULTS = Path(__file__).parent / "results" / "rates.jsonl"
+STUDIES = Path(__file__).parents[1] / "studies" / "results" / "main"
+METHODS = ("simmim", "maskfeat", "beit", "cae")
+PRESET, SEED, JOBS = find_preset("main"), 100, 2
+
+
+def settled(method: str) -> Cell:
+    cell = settle_length(CELLS[method + SAME_TIME], PRESET, STUDIES)
+    if cell is None:
+        raise SystemExit(f"{STUDIES / 'speeds.json'}: how long an epoch of {method} takes isn't there")
+    return cell
+
+
+def run(data: Path, method: str, rate: float) -> dict[str, Any]:
+    """Accuracy of a method's encoder at a rate."""
+    cell, out, began = settled(method), data / f"{method}-{rate:g}", time.monotonic()
+    made = {name: str(data / command) for name, command in cell.made.items()}
+    settings = {**PRESET.pretraining(cell), **made, "base_lr": rate, "seed": SEED, "out": str(out)}
+    emae(data, "pretrain", settings)
+    seconds = round(time.monotonic() - began)
+    judged = emae(data, "probe", {**PRESET.settings("probe", cell), "weights": str(out), "judges": ["ridge"]})
+    accuracy = judged["encoders"][0]["judgements"]["ridge"]["accuracy"]["mean"]
+    line = {"method": method, "base_lr": rate, "epochs": settings["epochs"], "accuracy": round(accuracy, 5)}
+    return {**line, "seconds": seconds}
+
+
+def best_of(lines: list[dict[str, Any]], method: str) -> float:
+    return max((line for line in lines if line["method"] == method), key=lambda line: line["accuracy"])["base_lr"]
+
+
+def main() -> None:
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+    where = {"machine": describe_machine(find_device("cpu")), "date": datetime.date.today().isoformat()}
+
+    def need(wanted: list[tuple[str, float]]) -> None:
+        there = {(line["method"], line["base_lr"]) for line in lines}
+        with ThreadPoolExecutor(JOBS) as pool:
+            for line in pool.map(lambda one: run(folder, *one), [one for one in wanted if one not in there]):
+                lines.append(line | where)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_split(folder)
+        tokenizer = PRESET.settings("tokenizer", CELLS["beit"])
+        emae(folder, "tokenizer", {**tokenizer, "seed": SEED, "out": str(folder / "tokenizer")})
+        need([(method, rate) for rate in RATES for method in METHODS])
+        beyond = {min(RATES): min(RATES) / 2, max(RATES): max(RATES) * 2}
+        best = {method: best_of(lines, method) for method in METHODS}
+        need([(method, beyond[rate]) for method, rate in best.items() if rate in beyond])
+    print(json.dumps({method: best_of(lines, method) for method in METHODS}))
+
+
+if __name__ == "__main__":
+    main()
