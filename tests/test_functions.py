@@ -151,7 +151,7 @@ def test_what_is_found_wrong_is_a_result(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda: emae.pretrain(data="x", out="y", epochs=-0.5), "epochs=-0.5: must be greater than 0"),
         (lambda: emae.pretrain(data="x", out="y", batch_size=2.5), "pretrain: batch_size=2.5: must be int | null"),
         (lambda: emae.pretrain(data="x", out="y", beta="big"), "pretrain: beta=big: must be float | null"),
-        (lambda: emae.pretrain(data="x", out="y", epochs=0), "epochs=0: must be at least 1"),
+        (lambda: emae.pretrain(data="x", out="y", epochs=0), "epochs=0: must be greater than 0"),
         (lambda: emae.pretrain(data="x", out="y", img_size=[16, 0]), "img_size[1]=0: must be at least 1"),
         (lambda: emae.pretrain(data=3, out="y"), "pretrain: data=3: must be str"),
         (lambda: emae.finetune(data="x", out="y", hflip="perhaps"), "finetune: hflip=perhaps: must be bool"),

@@ -32,7 +32,7 @@ Pixels = PositiveInt | tuple[PositiveInt, PositiveInt]
 Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 # Passes over data, of which the last may be a part of one.
-Epochs = PositiveInt | Positive
+Epochs = Annotated[int, Gt(0)] | Positive
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Probability = Annotated[float, Ge(0), Le(1)]
 # A part of a whole: some of it, not none.
