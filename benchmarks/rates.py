@@ -5,8 +5,8 @@
 As benchmarks/pilot.py found MAE's: on the first 50,000 training images of Fashion-MNIST, judged on the other 10,000,
 its held-out images not opened, one seed. Each method has the epochs that MAE's time buys, as `emae study table3
 --preset main` measured them. Where the best rate of a method is the least or the greatest, half of it or twice as
-much is tried too. Each run's line goes to benchmarks/results/rates.jsonl as it is done, and what is there isn't run
-again.
+much is tried too, until it no longer is. Each run's line goes to benchmarks/results/rates.jsonl as it is done, and
+what is there isn't run again.
 """
 
 import datetime
@@ -51,8 +51,11 @@ def run(data: Path, method: str, rate: float) -> dict[str, Any]:
     return {**line, "seconds": seconds}
 
 
-def best_of(lines: list[dict[str, Any]], method: str) -> float:
-    return max((line for line in lines if line["method"] == method), key=lambda line: line["accuracy"])["base_lr"]
+def best_and_next(lines: list[dict[str, Any]], method: str) -> tuple[float, float | None]:
+    """The best rate of a method, and the one beyond it if it is the least or the greatest."""
+    accuracies = {line["base_lr"]: line["accuracy"] for line in lines if line["method"] == method}
+    best = max(accuracies, key=accuracies.__getitem__)
+    return best, {min(accuracies): best / 2, max(accuracies): best * 2}.get(best)
 
 
 def main() -> None:
@@ -73,10 +76,9 @@ def main() -> None:
         tokenizer = PRESET.settings("tokenizer", CELLS["beit"])
         emae(folder, "tokenizer", {**tokenizer, "seed": SEED, "out": str(folder / "tokenizer")})
         need([(method, rate) for rate in RATES for method in METHODS])
-        beyond = {min(RATES): min(RATES) / 2, max(RATES): max(RATES) * 2}
-        best = {method: best_of(lines, method) for method in METHODS}
-        need([(method, beyond[rate]) for method, rate in best.items() if rate in beyond])
-    print(json.dumps({method: best_of(lines, method) for method in METHODS}))
+        while beyond := [(method, rate) for method in METHODS if (rate := best_and_next(lines, method)[1])]:
+            need(beyond)
+    print(json.dumps({method: best_and_next(lines, method)[0] for method in METHODS}))
 
 
 if __name__ == "__main__":
