@@ -20,6 +20,7 @@ from efficient_mae.tasks.classify.probe.command import ProbeConfig
 from efficient_mae.tasks.pretrain_config import PretrainConfig
 from efficient_mae.tasks.tokenizer import TokenizerConfig
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = [
     (preset, cell)
     for preset in PRESETS.values()
@@ -83,13 +84,21 @@ def test_methods_are_compared_with_the_same_encoder():
     by_epochs = [cell for cell in STUDIES["table3"].cells(paper=False) if cell.as_long_as is None]
     ours = {name for name, method in METHODS.items() if method.__module__.startswith("efficient_mae.")}
     assert {cell.method for cell in by_epochs} == ours
-    rates = {preset.pretraining(cell)["base_lr"] for preset in (PRESETS["cpu"],) for cell in by_epochs}
-    assert len(rates) == 1
+    assert len({PRESETS["cpu"].pretraining(cell)["base_lr"] for cell in by_epochs}) == 1
     for preset in PRESETS.values():
         if not preset.is_paper:
             sizes = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "in_chans")
             configs = [pretrained_config(preset.pretraining(cell)) for cell in by_epochs]
             assert len({tuple(getattr(config, name) for name in sizes) for config in configs}) == 1
+
+
+def test_each_method_of_the_main_study_has_the_rate_that_was_best_on_the_pilots_images():
+    lines = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "rates.jsonl").read_text().splitlines()]
+    for method in ("simmim", "maskfeat", "beit", "cae"):
+        found = {line["base_lr"]: line["accuracy"] for line in lines if line["method"] == method}
+        best = PRESETS["main"].pretraining(CELLS[f"{method}-same-time"])["base_lr"]
+        assert best == max(found, key=found.__getitem__)
+        assert min(found) < best < max(found)
 
 
 def test_cells_of_equal_time_have_the_epochs_that_fit_it(tmp_path: Path):
@@ -133,7 +142,7 @@ def test_a_whole_epoch_that_is_far_off_is_not_taken_unless_it_was_run(tmp_path: 
 
 def test_the_committed_lengths_of_the_main_study_stay():
     """They were whole epochs, as said in advance."""
-    out, preset = Path(__file__).parents[2] / "studies" / "results" / "main", PRESETS["main"]
+    out, preset = ROOT / "studies" / "results" / "main", PRESETS["main"]
     lengths = {}
     for cell in STUDIES["cost"].cells(paper=False):
         if settled := settle_length(cell, preset, out):

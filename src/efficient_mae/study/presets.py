@@ -242,7 +242,7 @@ PRESETS = {
             labels=1000,
             images=60_000,
             # As benchmarks/rates.py found, in the same way.
-            rates={"maskfeat": 4e-3},
+            rates={"simmim": 8e-3, "maskfeat": 4e-3, "beit": 1.6e-2},
         ),
         Preset(
             "main14",
