@@ -11,7 +11,6 @@ import datetime
 import gzip
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -51,6 +50,7 @@ MODEL = {
     "beta": None,
 }
 RUN = {"batch_size": 128, "warmup_epochs": 0.3, "precision": "bf16", "num_workers": 0, "panel_every": 1000}
+PROBE = {"precision": "fp32", "num_workers": 0}
 
 Setting = dict[str, Any]
 
@@ -73,16 +73,15 @@ def emae(data: Path, command: str, settings: Setting) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def run(data: Path, setting: Setting, seed: int) -> dict[str, Any]:
-    """Accuracy of an encoder that was pre-trained so."""
-    out = data / "run"
-    shutil.rmtree(out, ignore_errors=True)
-    began = time.monotonic()
-    emae(data, "pretrain", {**MODEL, **RUN, **setting, "seed": seed, "out": str(out)})
-    seconds = round(time.monotonic() - began)
-    judged = emae(data, "probe", {"weights": str(out), "judges": ["ridge"], "precision": "fp32", "num_workers": 0})
+def run(data: Path, settings: Setting, probe: Setting) -> dict[str, Any]:
+    """Accuracy of an encoder that was pre-trained so, and the seconds that it took."""
+    with tempfile.TemporaryDirectory(dir=data) as out:
+        began = time.monotonic()
+        emae(data, "pretrain", {**settings, "out": out})
+        seconds = round(time.monotonic() - began)
+        judged = emae(data, "probe", {**probe, "weights": out, "judges": ["ridge"]})
     accuracy = judged["encoders"][0]["judgements"]["ridge"]["accuracy"]["mean"]
-    return {"setting": setting, "seed": seed, "accuracy": round(accuracy, 5), "seconds": seconds}
+    return {"accuracy": round(accuracy, 5), "seconds": seconds}
 
 
 def by_setting(lines: Iterable[dict[str, Any]]) -> list[tuple[Setting, list[float]]]:
@@ -121,7 +120,8 @@ def main() -> None:
         for seed, setting in product(seeds, [json.loads(json.dumps(setting)) for setting in settings]):
             line = next((one for one in lines if (one["setting"], one["seed"]) == (setting, seed)), None)
             if line is None:
-                line = run(folder, setting, seed) | {"machine": machine, "date": date}
+                found = run(folder, {**MODEL, **RUN, **setting, "seed": seed}, PROBE)
+                line = {"setting": setting, "seed": seed, **found, "machine": machine, "date": date}
                 lines.append(line)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(line) + "\n")

@@ -12,16 +12,15 @@ what is there isn't run again.
 import datetime
 import json
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pilot import RATES, emae, write_split
+from pilot import RATES, emae, run, write_split
 
 from efficient_mae.engine.machine.distributed import find_device
 from efficient_mae.engine.machine.facts import describe_machine
-from efficient_mae.study.cells import CELLS, SAME_TIME, Cell
+from efficient_mae.study.cells import CELLS, SAME_TIME
 from efficient_mae.study.presets import find_preset
 from efficient_mae.study.speeds import settle_length
 
@@ -31,24 +30,15 @@ METHODS = ("simmim", "maskfeat", "beit", "cae")
 PRESET, SEED, JOBS = find_preset("main"), 100, 2
 
 
-def settled(method: str) -> Cell:
+def rated(data: Path, method: str, rate: float) -> dict[str, Any]:
+    """Accuracy of a method's encoder at a rate."""
     cell = settle_length(CELLS[method + SAME_TIME], PRESET, STUDIES)
     if cell is None:
         raise SystemExit(f"{STUDIES / 'speeds.json'}: how long an epoch of {method} takes isn't there")
-    return cell
-
-
-def run(data: Path, method: str, rate: float) -> dict[str, Any]:
-    """Accuracy of a method's encoder at a rate."""
-    cell, out, began = settled(method), data / f"{method}-{rate:g}", time.monotonic()
     made = {name: str(data / command) for name, command in cell.made.items()}
-    settings = {**PRESET.pretraining(cell), **made, "base_lr": rate, "seed": SEED, "out": str(out)}
-    emae(data, "pretrain", settings)
-    seconds = round(time.monotonic() - began)
-    judged = emae(data, "probe", {**PRESET.settings("probe", cell), "weights": str(out), "judges": ["ridge"]})
-    accuracy = judged["encoders"][0]["judgements"]["ridge"]["accuracy"]["mean"]
-    line = {"method": method, "base_lr": rate, "epochs": settings["epochs"], "accuracy": round(accuracy, 5)}
-    return {**line, "seconds": seconds}
+    settings = {**PRESET.pretraining(cell), **made, "base_lr": rate, "seed": SEED}
+    line = {"method": method, "base_lr": rate, "epochs": settings["epochs"]}
+    return line | run(data, settings, PRESET.settings("probe", cell))
 
 
 def best_and_next(lines: list[dict[str, Any]], method: str) -> tuple[float, float | None]:
@@ -64,8 +54,15 @@ def main() -> None:
 
     def need(wanted: list[tuple[str, float]]) -> None:
         there = {(line["method"], line["base_lr"]) for line in lines}
+        lacking = [one for one in wanted if one not in there]
+        if lacking and not (tokenizer := folder / "tokenizer").is_dir():
+            emae(
+                folder,
+                "tokenizer",
+                {**PRESET.settings("tokenizer", CELLS["beit"]), "seed": SEED, "out": str(tokenizer)},
+            )
         with ThreadPoolExecutor(JOBS) as pool:
-            for line in pool.map(lambda one: run(folder, *one), [one for one in wanted if one not in there]):
+            for line in pool.map(lambda one: rated(folder, *one), lacking):
                 lines.append(line | where)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
@@ -73,8 +70,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_split(folder)
-        tokenizer = PRESET.settings("tokenizer", CELLS["beit"])
-        emae(folder, "tokenizer", {**tokenizer, "seed": SEED, "out": str(folder / "tokenizer")})
         need([(method, rate) for rate in RATES for method in METHODS])
         while beyond := [(method, rate) for method in METHODS if (rate := best_and_next(lines, method)[1])]:
             need(beyond)

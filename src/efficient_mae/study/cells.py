@@ -22,7 +22,7 @@ class Cell:
         recipe: what the paper's preset starts from.
         paper: run by the paper's preset alone (True), by the others alone (False), or by all.
         made: of its settings, those that name a run of another command with the same seed: the command.
-        compared: with other methods, at the rate that the preset has for its own there.
+        compared: with other methods, at the rate that the preset has for its method then.
         as_long_as: the cell that it lasts as long as; None lasts its epochs.
         measure: of how long that is: time measured on this machine, or multiplications.
         transferred: to other tasks, at the sizes that the preset has for that.
