@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from efficient_mae.methods.tokenizer import DiscreteVAE, DiscreteVAEConfig, tokenizer_metadata
 
 
-def write_tokenizer(folder: Path, seed: int = 0) -> Path:
-    """Its file: grey images, 16 words, of 2 x 2 pixels."""
-    config = DiscreteVAEConfig(in_chans=1, vocab_size=16, stride=2, width=8, num_blocks=1)
+def write_tokenizer(folder: Path, seed: int = 0, stride: int = 2) -> Path:
+    """Its file: grey images, 16 words, of 2 x 2 pixels or what is said."""
+    config = DiscreteVAEConfig(in_chans=1, vocab_size=16, stride=stride, width=8, num_blocks=1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = DiscreteVAE(config)

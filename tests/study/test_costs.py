@@ -1,12 +1,15 @@
 """Costs that are counted, and times that are estimated, before anything is run."""
 
+from pathlib import Path
+
 import pytest
 
-from efficient_mae.bench.flops import encoder_gmacs
+from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.study.cells import CELLS
-from efficient_mae.study.costs import estimated_seconds, training_flops
+from efficient_mae.study.costs import estimated_seconds, pretraining_gmacs, training_flops
 from efficient_mae.study.listing import duration, measure_speed
 from efficient_mae.study.presets import PRESETS, pretrained_config
+from tests.methods.tokenizers import write_tokenizer
 
 
 def test_encoder_alone():
@@ -24,6 +27,14 @@ def test_training_costs_three_forward_passes_of_two_flops_a_multiply_accumulate(
     epochs = preset.settings("finetune", cell)["epochs"]
     assert tuned - alone == pytest.approx(6e9 * encoder_gmacs(config) * 1000 * epochs)
     assert training_flops(preset, cell, 20_000) == pytest.approx(2 * alone)
+
+
+@pytest.mark.parametrize("name", ["beit", "cae"])
+def test_a_model_of_tokens_counts_the_tokenizer_that_is_made_for_it(name: str, tmp_path: Path):
+    preset, cell = PRESETS["smoke"], CELLS[name]
+    tokenizer = write_tokenizer(tmp_path, stride=4)  # of the preset's size
+    as_run = pretrained_config({**preset.pretraining(cell), "tokenizer": str(tokenizer)})
+    assert pretraining_gmacs(preset, cell) == pytest.approx(count_gmacs(as_run), rel=1e-9)
 
 
 def test_several_jobs_share_the_device_but_not_their_starts():

@@ -1,6 +1,7 @@
 """What rows and whole studies cost, counted before anything is run."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from efficient_mae.backbones.patches import as_pair
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.methods import MethodConfig
+from efficient_mae.methods.tokenizer.dvae import DiscreteVAE, DiscreteVAEConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import PRESETS, Preset, pretrained_config, recipe_settings
 from efficient_mae.study.transfer import FOLDERS, PUBLISHED_IMAGES
@@ -65,10 +67,22 @@ def forward_gmacs(preset: Preset, cell: Cell) -> float:
     return _gmacs(preset.name, cell.name)[0]
 
 
+def pretraining_gmacs(preset: Preset, cell: Cell) -> float:
+    """Multiply-accumulates (1e9) of a forward pass in pre-training, for an image, those of the tokenizer that a cell
+    has made for it included: the paper counts BEiT's so."""
+    config, words = preset.model_config(cell), preset.settings("tokenizer", cell)
+    if "tokenizer" not in cell.made or not words:
+        return count_gmacs(config)
+    shape = {one.name: words[one.name] for one in fields(DiscreteVAEConfig) if one.name in words}
+    with torch.device("meta"):
+        tokenizer = DiscreteVAE(DiscreteVAEConfig(**shape))
+    return count_gmacs(config) + tokenizer.gmacs(config.grid_size)
+
+
 @cache
 def _gmacs(preset: str, cell: str) -> tuple[float, float]:
     """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
-    config = pretrained_config(PRESETS[preset].pretraining(CELLS[cell]))
+    config = PRESETS[preset].model_config(CELLS[cell])
     return count_gmacs(config, images=8), encoder_gmacs(config)
 
 

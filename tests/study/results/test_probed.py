@@ -11,6 +11,8 @@ from efficient_mae.study.presets import PRESETS
 from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.results.collect import collect_rows
 from efficient_mae.study.results.probed import read_comparison
+from efficient_mae.study.runs import flags
+from efficient_mae.study.speeds import settle_length
 from efficient_mae.study.studies import STUDIES
 from efficient_mae.tasks.classify.probe.record import Record
 
@@ -29,8 +31,8 @@ def out(tmp_path: Path) -> Path:
             (folder / "pretrain").mkdir(parents=True)
             (folder / "pretrain" / "metrics.jsonl").write_text('{"loss": 0.5, "epoch": 1}\n')
             (folder / "probe").mkdir()
-            for command in ("pretrain", "probe"):
-                (folder / f"{command}.json").write_text("[]")
+            (folder / "pretrain.json").write_text(json.dumps(flags(SMOKE.pretraining(CELLS[name]))))
+            (folder / "probe.json").write_text("[]")
             right = {f"row {row}": rng.random((1, 2, 400)) < chance for row, chance in enumerate(chances)}
             record = Record("the same", {row: {"ridge": one} for row, one in right.items()})
             record.write(str(folder / "probe.safetensors"))
@@ -57,6 +59,22 @@ def test_each_method_stands_beside_its_own_untrained_encoder(out: Path):
     trained = {row["cell"]: row["measured"]["probe"]["mean"] for row in rows if row["measured"] and row["cell"]}
     for name, (chance, *_) in CHANCES.items():
         assert trained[name] == pytest.approx(chance, abs=0.05)
+
+
+def test_an_untrained_encoder_that_was_judged_beside_runs_of_equal_time_alone_has_all_its_figures(out: Path):
+    seconds = {"mae": 10, "simmim": 37, "maskfeat": 15, "cross": 9}
+    speeds = {SMOKE.directory(CELLS[name]): {"seconds": taken, "memory": 1} for name, taken in seconds.items()}
+    (out / "speeds.json").write_text(json.dumps(speeds))
+    longer = settle_length(CELLS["simmim-same-time"], SMOKE, out)
+    assert longer is not None
+    (out / "cells" / "simmim").rename(folder := out / "cells" / SMOKE.directory(longer))
+    for seed in SEEDS:
+        (folder / f"seed-{seed}" / "pretrain.json").write_text(json.dumps(flags(longer.settings)))
+    probed = read_comparison(TABLE_3, SMOKE, out, SEEDS)
+    rows = {row["label"]: row for row in collect_rows(TABLE_3, SMOKE, out, SEEDS, probed)}
+    assert not rows["SimMIM (ViT)"]["measured"]
+    measured = rows["untrained encoder of SimMIM (ViT)"]["measured"]
+    assert (measured["logistic"]["mean"], measured["centred_knn"]["mean"]) == (11, 12)
 
 
 def test_a_table_of_one_method_has_one_untrained_encoder(out: Path):

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from efficient_mae.errors import InputError
 
@@ -41,6 +42,13 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, ids: Int64[Tensor, "B H W"]) -> Float[Tensor, "B C h w"] | None:
         """The images that tokens stand for, pixels from 0 to 1; None if it can't draw."""
+
+    def gmacs(self, grid_size: tuple[int, int]) -> float:
+        """Multiply-accumulates, 1e9, of the H x W tokens of an image; counting leaves it on the meta device."""
+        height, width = (side * self.stride for side in grid_size)
+        with FlopCounterMode(display=False) as counter:
+            self.to("meta").encode(torch.empty(1, self.in_chans, height, width, device="meta"))
+        return counter.get_total_flops() / 2e9
 
     @property
     @abstractmethod

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -11,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
+from efficient_mae.bench.flops import encoder_gmacs
 from efficient_mae.engine.storage.run_directory import METRICS
-from efficient_mae.errors import InputError
 from efficient_mae.study.cells import ABLATION_RECIPE, Cell
-from efficient_mae.study.costs import paper_config, predicted_patches
+from efficient_mae.study.costs import paper_config, predicted_patches, pretraining_gmacs
 from efficient_mae.study.presets import Preset, pretrained_config, recipe_settings
 from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.results.probed import BASELINES, Comparison, baselines_of
-from efficient_mae.study.runs import made_settings
 from efficient_mae.study.speeds import settle_length, speed_of
 from efficient_mae.study.studies import POOLED, PROBE, TABLE_1, Study
 from efficient_mae.tasks.classify.probe.statistics import Estimate
@@ -79,19 +76,20 @@ def _baseline_rows(study: Study, preset: Preset, out: Path, probed: Comparison, 
     """Rows of what encoders are held against, which are held against the first."""
     judges = preset.judges_of(study)
     settled = [one for cell in study.cells(preset.is_paper) if (one := settle_length(cell, preset, out)) is not None]
-    beside: dict[str, tuple[int, Cell]] = {}
+    beside: dict[str, tuple[int, list[Path]]] = {}
     for place in range(len(BASELINES)):  # raw pixels last
         for cell in settled:
             if has_baselines(cell, preset):
-                beside.setdefault(baselines_of(cell, study, preset)[place], (1 + place, cell))
+                _, folders = beside.setdefault(baselines_of(cell, study, preset)[place], (1 + place, []))
+                folders.append(out / "cells" / preset.directory(cell))
     rows = []
-    for label, (place, cell) in beside.items():
+    for label, (place, folders) in beside.items():
         if label not in probed.answers:
             continue
         seeds = probed.seeds(label)
         measured: dict[str, Any] = {"seeds": list(seeds), PROBE: _plain(probed.accuracy(label))}
-        folder = out / "cells" / preset.directory(cell)
-        measured |= _means([_probed_figures(folder / f"seed-{seed}", judges, place) for seed in seeds])
+        judged = [[_probed_figures(folder / f"seed-{seed}", judges, place) for folder in folders] for seed in seeds]
+        measured |= _means([next(filter(None, of_seed), {}) for of_seed in judged])
         difference = _plain(probed.difference(first, label)) if probed.seeds(first, label) else {}
         row = {"label": label, "cell": None, "settings": {}, "measured": measured, "computed": {}}
         rows.append(row | {"difference": difference, "paper": {}})
@@ -131,11 +129,9 @@ def _measured(
     if not by_seed:
         return {}, {}
     settings = preset.pretraining(settled)
-    made = made_settings(settled, out, next(iter(by_seed)))
     measured: dict[str, Any] = {"seeds": list(by_seed)}
     if cell.pretrained:
-        with suppress(InputError):  # a tokenizer that was not kept, whose words are the model's outputs
-            measured["gmacs"] = count_gmacs(pretrained_config(settings | made))
+        measured["gmacs"] = pretraining_gmacs(preset, settled)
     if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
         measured |= {"minutes": speed["seconds"] / 60, "memory": speed["memory"]}
     if speed or cell.as_long_as is not None:

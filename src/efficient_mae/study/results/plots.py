@@ -21,7 +21,8 @@ _MASKED = "#7f9fe6"
 
 def draw_accuracies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Accuracies of each row with their 95 % intervals, what each is better by than the first with its own, and the
-    paper's beside them, each on an axis of its own."""
+    paper's beside them, each on an axis of its own. Rows that have none of these, of cells not run, are left out."""
+    rows = [row for row in rows if row["measured"] or "top1" in row["paper"]] or rows
     measured = {
         "probe": "ridge here",
         "top1": "top-1 here",
