@@ -68,8 +68,8 @@ def forward_gmacs(preset: Preset, cell: Cell) -> float:
 
 
 def pretraining_gmacs(preset: Preset, cell: Cell) -> float:
-    """Multiply-accumulates (1e9) of a forward pass in pre-training, for an image, those of the tokenizer that a cell
-    has made for it included: the paper counts BEiT's so."""
+    """Multiply-accumulates (1e9) of a forward pass in pre-training, for an image: with those of the tokenizer, as the
+    paper counts BEiT's, where the preset says which is made for the cell."""
     config, words = preset.model_config(cell), preset.settings("tokenizer", cell)
     if "tokenizer" not in cell.made or not words:
         return count_gmacs(config)

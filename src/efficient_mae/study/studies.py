@@ -136,8 +136,9 @@ _TABLE_3_REMARK = (
     "depth, width and patches: for as many epochs, and for as much time as MAE takes, to a tenth. The minutes "
     "of an epoch, and the memory of the process, were measured beforehand, one method after another "
     "(`speeds.json`). The training of the tokenizer whose words BEiT and CAE learn is in neither. The untrained "
-    "encoder at the bottom is MAE's, and those that methods begin with otherwise have their names. Judges but ridge "
-    "regression, logistic regression and centred k-NN see one subset of labels."
+    "encoder at the bottom is MAE's, those of other methods have their names. Where the preset has a rate for a "
+    "method, it is trained at that. Rows without figures weren't run. Judges but ridge regression, logistic "
+    "regression and centred k-NN see one subset of labels."
 )
 
 # Columns DF and DM of rows 3 and 4 stand swapped in the paper: 14.2 GFLOPs can only be the row with decoder masking,

@@ -3,6 +3,7 @@
 B images, C channels, h x w pixels, H x W tokens of an image, K words of the vocabulary.
 """
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
@@ -44,10 +45,11 @@ class Tokenizer(nn.Module, ABC):
         """The images that tokens stand for, pixels from 0 to 1; None if it can't draw."""
 
     def gmacs(self, grid_size: tuple[int, int]) -> float:
-        """Multiply-accumulates, 1e9, of the H x W tokens of an image; counting leaves it on the meta device."""
+        """Multiply-accumulates, 1e9, of the H x W tokens of an image."""
         height, width = (side * self.stride for side in grid_size)
+        counted = copy.deepcopy(self).to("meta")
         with FlopCounterMode(display=False) as counter:
-            self.to("meta").encode(torch.empty(1, self.in_chans, height, width, device="meta"))
+            counted.encode(torch.empty(1, self.in_chans, height, width, device="meta"))
         return counter.get_total_flops() / 2e9
 
     @property

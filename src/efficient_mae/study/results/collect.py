@@ -1,6 +1,7 @@
 """What came of a study's runs, row by row, beside what the paper reports."""
 
 import json
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -89,7 +90,7 @@ def _baseline_rows(study: Study, preset: Preset, out: Path, probed: Comparison, 
         seeds = probed.seeds(label)
         measured: dict[str, Any] = {"seeds": list(seeds), PROBE: _plain(probed.accuracy(label))}
         judged = [[_probed_figures(folder / f"seed-{seed}", judges, place) for folder in folders] for seed in seeds]
-        measured |= _means([next(filter(None, of_seed), {}) for of_seed in judged])
+        measured |= _means([dict(ChainMap(*of_seed)) for of_seed in judged])  # the first's where several have one
         difference = _plain(probed.difference(first, label)) if probed.seeds(first, label) else {}
         row = {"label": label, "cell": None, "settings": {}, "measured": measured, "computed": {}}
         rows.append(row | {"difference": difference, "paper": {}})
