@@ -55,12 +55,10 @@ def main() -> None:
     def need(wanted: list[tuple[str, float]]) -> None:
         there = {(line["method"], line["base_lr"]) for line in lines}
         lacking = [one for one in wanted if one not in there]
-        if lacking and not (tokenizer := folder / "tokenizer").is_dir():
-            emae(
-                folder,
-                "tokenizer",
-                {**PRESET.settings("tokenizer", CELLS["beit"]), "seed": SEED, "out": str(tokenizer)},
-            )
+        tokenizer = folder / "tokenizer"
+        if lacking and not tokenizer.is_dir():
+            chosen = PRESET.settings("tokenizer", CELLS["beit"])
+            emae(folder, "tokenizer", {**chosen, "seed": SEED, "out": str(tokenizer)})
         with ThreadPoolExecutor(JOBS) as pool:
             for line in pool.map(lambda one: rated(folder, *one), lacking):
                 lines.append(line | where)

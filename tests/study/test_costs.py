@@ -6,7 +6,7 @@ import pytest
 
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.study.cells import CELLS
-from efficient_mae.study.costs import estimated_seconds, pretraining_gmacs, training_flops
+from efficient_mae.study.costs import estimated_seconds, forward_gmacs, training_flops
 from efficient_mae.study.listing import duration, measure_speed
 from efficient_mae.study.presets import PRESETS, pretrained_config
 from tests.methods.tokenizers import write_tokenizer
@@ -34,7 +34,7 @@ def test_a_model_of_tokens_counts_the_tokenizer_that_is_made_for_it(name: str, t
     preset, cell = PRESETS["smoke"], CELLS[name]
     tokenizer = write_tokenizer(tmp_path, stride=4)  # of the preset's size
     as_run = pretrained_config({**preset.pretraining(cell), "tokenizer": str(tokenizer)})
-    assert pretraining_gmacs(preset, cell) == pytest.approx(count_gmacs(as_run), rel=1e-9)
+    assert forward_gmacs(preset, cell) == pytest.approx(count_gmacs(as_run), rel=1e-9)
 
 
 def test_several_jobs_share_the_device_but_not_their_starts():

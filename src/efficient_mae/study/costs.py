@@ -1,7 +1,7 @@
 """What rows and whole studies cost, counted before anything is run."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,12 +14,13 @@ from efficient_mae.backbones.patches import as_pair
 from efficient_mae.bench.flops import count_gmacs, encoder_gmacs
 from efficient_mae.engine.machine.step_memory import hollow
 from efficient_mae.methods import MethodConfig
-from efficient_mae.methods.tokenizer.dvae import DiscreteVAE, DiscreteVAEConfig
+from efficient_mae.methods.tokenizer import DiscreteVAE, DiscreteVAEConfig
 from efficient_mae.study.cells import CELLS, Cell
 from efficient_mae.study.presets import PRESETS, Preset, pretrained_config, recipe_settings
 from efficient_mae.study.transfer import FOLDERS, PUBLISHED_IMAGES
 from efficient_mae.tasks.detect.model import Detector, DetectorConfig
 from efficient_mae.tasks.segment.model import UPerNet, UPerNetConfig
+from efficient_mae.tasks.tokenizer import TokenizerConfig
 
 # FLOPs of a training step for each multiply-accumulate of its forward pass: two, and the backward pass is two more.
 _TRAINING = 6
@@ -63,27 +64,22 @@ def training_flops(preset: Preset, cell: Cell, images: int, judges: Collection[s
 
 
 def forward_gmacs(preset: Preset, cell: Cell) -> float:
-    """Multiply-accumulates (1e9) of a forward pass of a cell's model, for an image of its pre-training."""
+    """Multiply-accumulates (1e9) of a forward pass of a cell's model, for an image of its pre-training: with those of
+    the tokenizer that is made for it, as the paper counts BEiT's."""
     return _gmacs(preset.name, cell.name)[0]
-
-
-def pretraining_gmacs(preset: Preset, cell: Cell) -> float:
-    """Multiply-accumulates (1e9) of a forward pass in pre-training, for an image: with those of the tokenizer, as the
-    paper counts BEiT's, where the preset says which is made for the cell."""
-    config, words = preset.model_config(cell), preset.settings("tokenizer", cell)
-    if "tokenizer" not in cell.made or not words:
-        return count_gmacs(config)
-    shape = {one.name: words[one.name] for one in fields(DiscreteVAEConfig) if one.name in words}
-    with torch.device("meta"):
-        tokenizer = DiscreteVAE(DiscreteVAEConfig(**shape))
-    return count_gmacs(config) + tokenizer.gmacs(config.grid_size)
 
 
 @cache
 def _gmacs(preset: str, cell: str) -> tuple[float, float]:
     """Of a cell's model: of a forward pass in pre-training, and of its encoder over a whole image."""
-    config = PRESETS[preset].model_config(CELLS[cell])
-    return count_gmacs(config, images=8), encoder_gmacs(config)
+    chosen, one = PRESETS[preset], CELLS[cell]
+    config, words = pretrained_config(chosen.pretraining(one)), 0.0
+    if "tokenizer" in one.made and (settings := chosen.settings("tokenizer", one)):
+        shape = DiscreteVAEConfig.of(TokenizerConfig(data="", out="", **settings))
+        with torch.device("meta"):
+            words = DiscreteVAE(shape).gmacs(config.grid_size)
+        config = replace(config, vocab_size=shape.vocab_size)
+    return count_gmacs(config) + words, encoder_gmacs(config)
 
 
 @cache

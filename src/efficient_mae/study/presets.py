@@ -1,7 +1,7 @@
 """How large a study is: the model, the data and the schedules that its cells are run with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -63,12 +63,6 @@ class Preset:
         if cell.compared and cell.method in self.rates:
             shared["base_lr"] = self.rates[cell.method]
         return {**shared, "model": model, **cell.settings}
-
-    def model_config(self, cell: Cell) -> MethodConfig:
-        """The model that a cell trains, with as many words as the tokenizer has that is made for it."""
-        config = pretrained_config(self.pretraining(cell))
-        words = {name: size for name, size in self.settings("tokenizer", cell).items() if name == "vocab_size"}
-        return replace(config, **words) if "tokenizer" in cell.made else config
 
     def directory(self, cell: Cell) -> str:
         """The name under which its runs are kept: that of the first cell that this preset runs alike."""

@@ -14,7 +14,7 @@ import numpy as np
 from efficient_mae.bench.flops import encoder_gmacs
 from efficient_mae.engine.storage.run_directory import METRICS
 from efficient_mae.study.cells import ABLATION_RECIPE, Cell
-from efficient_mae.study.costs import paper_config, predicted_patches, pretraining_gmacs
+from efficient_mae.study.costs import forward_gmacs, paper_config, predicted_patches
 from efficient_mae.study.presets import Preset, pretrained_config, recipe_settings
 from efficient_mae.study.probing import has_baselines
 from efficient_mae.study.results.probed import BASELINES, Comparison, baselines_of
@@ -132,7 +132,7 @@ def _measured(
     settings = preset.pretraining(settled)
     measured: dict[str, Any] = {"seeds": list(by_seed)}
     if cell.pretrained:
-        measured["gmacs"] = pretraining_gmacs(preset, settled)
+        measured["gmacs"] = forward_gmacs(preset, settled)
     if speed := speed_of(settled if cell.as_long_as is None else cell, preset, out):
         measured |= {"minutes": speed["seconds"] / 60, "memory": speed["memory"]}
     if speed or cell.as_long_as is not None:

@@ -14,7 +14,7 @@ from efficient_mae.interop import find_run_settings, load_statistics, load_whole
 from efficient_mae.masking import p2dist, random_masking
 from efficient_mae.report.difficulty_profile import difficulty_edges, loss_by_difficulty, patches_by_difficulty
 from efficient_mae.study.cells import CELLS
-from efficient_mae.study.presets import Preset
+from efficient_mae.study.presets import Preset, pretrained_config
 from efficient_mae.study.results.collect import summary
 from efficient_mae.study.results.plots import draw_difficulties, draw_masks
 from efficient_mae.tasks.panels import draw_panel
@@ -44,11 +44,11 @@ def figure_2(
         `edges` (pixels) and, by row, `counts` (an image), `loss` and `weighted_loss` (means over the seeds).
     """
     hardest = max(rows, key=lambda row: row["settings"]["mask_ratio"])
-    edges = difficulty_edges(preset.model_config(CELLS[hardest["cell"]]), bins=_BINS)
+    edges = difficulty_edges(pretrained_config(preset.pretraining(CELLS[hardest["cell"]])), bins=_BINS)
     counts, losses, weighted = {}, {}, {}
     for row in rows:
         cell = CELLS[row["cell"]]
-        config: Any = preset.model_config(cell)
+        config: Any = pretrained_config(preset.pretraining(cell))
         counts[row["label"]] = patches_by_difficulty(config, config.mask_ratio, edges)
         folder = out / "cells" / preset.directory(cell)
         profiles = [
@@ -116,7 +116,7 @@ def figure_4(preset: Preset, title: str, path: Path) -> list[dict[str, Any]]:
     Returns:
         For each, its `p2dist` (pixels) and the patch's `row` and `column`.
     """
-    config: Any = preset.model_config(CELLS["efficient-mae-0.85"])
+    config: Any = pretrained_config(preset.pretraining(CELLS["efficient-mae-0.85"]))
     mask = random_masking(200, config.grid_size, config.mask_ratio, torch.Generator().manual_seed(0))
     difficulty = torch.where(mask, p2dist(mask, config.patch_size, config.k), torch.nan).numpy()
     wanted = np.linspace(np.nanmin(difficulty), np.nanquantile(difficulty, 0.999), _EXAMPLES)
